@@ -1,0 +1,134 @@
+"""Every error that this package raises on purpose, in one tree.
+
+    FltrError
+    ├── ConfigurationError          a setting is missing, wrong or half given
+    ├── TransientError              may go away by itself: retry with backoff
+    │   └── StoreUnavailable        a database, Milvus or the blob store does not answer
+    ├── SchemaDrift                 a database is not as the specification says
+    ├── UnsupportedCapability       the server can't do what was asked (BM25 on an old Milvus)
+    ├── NotFound                    no such dataset, user or document
+    ├── DocumentError               permanent, this document's own: its status becomes `failed`
+    │   ├── Encrypted  Corrupt  Unsupported  Empty  NoTextLayer
+    │   └── TooLarge  TimeLimit  MemoryLimit  ParserCrash
+    └── CreditError                 the ledger says no
+        ├── InsufficientCredits     the pot can't cover it: the document waits
+        ├── InvalidAmount           ≤ 0, above the cap, or beyond int4
+        ├── PayerGone               the user was deleted, and the hold with them
+        └── PotGone                 the balance row was deleted while the payer still exists
+
+A message says what failed, on which document, why, and what to do. No message carries a secret.
+Retry policies look at the type (`TransientError` or not), never at the text.
+"""
+
+from typing import ClassVar
+
+
+class FltrError(Exception):
+    """Root of all errors raised on purpose."""
+
+
+class ConfigurationError(FltrError):
+    """A setting is missing, wrong or half given."""
+
+
+class TransientError(FltrError):
+    """May go away by itself; the work is retried with backoff."""
+
+
+class StoreUnavailable(TransientError):
+    """A database, Milvus or the blob store does not answer."""
+
+
+class SchemaDrift(FltrError):
+    """A database is not as the specification says; `fltr-pipeline db verify` lists the differences."""
+
+
+class UnsupportedCapability(FltrError):
+    """The connected server can't do what was asked."""
+
+
+class NotFound(FltrError):
+    """No such dataset, user or document."""
+
+
+class DocumentError(FltrError):
+    """A permanent failure that belongs to one document. `code` is stable and stored with the document."""
+
+    code: ClassVar[str] = "document_error"
+    user_error: ClassVar[bool] = True
+    """Whether the customer's file is the cause (refund policy), as opposed to our parser."""
+
+
+class Encrypted(DocumentError):
+    """Needs a password that we don't have."""
+
+    code = "encrypted"
+
+
+class Corrupt(DocumentError):
+    """Damaged beyond reading."""
+
+    code = "corrupt"
+
+
+class Unsupported(DocumentError):
+    """Of a kind that we don't read, or named as another kind than it is."""
+
+    code = "unsupported"
+
+
+class Empty(DocumentError):
+    """Has no bytes, or nothing but white space."""
+
+    code = "empty"
+
+
+class NoTextLayer(DocumentError):
+    """Has pages but no text on any of them (a scan)."""
+
+    code = "no_text_layer"
+
+
+class TooLarge(DocumentError):
+    """Above the size, page or text limit."""
+
+    code = "too_large"
+
+
+class TimeLimit(DocumentError):
+    """Parsing took longer than the limit."""
+
+    code = "time_limit"
+
+
+class MemoryLimit(DocumentError):
+    """Parsing took more memory than the limit."""
+
+    code = "memory_limit"
+
+
+class ParserCrash(DocumentError):
+    """The parser process died."""
+
+    code = "parser_crash"
+    user_error = False
+
+
+class CreditError(FltrError):
+    """The ledger refuses."""
+
+
+class InsufficientCredits(CreditError):
+    """The pot can't cover the hold."""
+
+
+class InvalidAmount(CreditError):
+    """An amount that is not positive, above the cap, or beyond int4."""
+
+
+class PayerGone(CreditError):
+    """The user was deleted; the database took the hold with them."""
+
+
+class PotGone(CreditError):
+    """The balance row was deleted while the payer still exists."""

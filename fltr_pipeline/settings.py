@@ -1,0 +1,110 @@
+"""Settings: read once from the environment (prefix `FLTR_`), validated, passed down as a value.
+
+Belongs here: every knob with its default, and where the five stores are. Does not: connecting to any of them.
+"""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from fltr_pipeline.errors import ConfigurationError
+
+STACK_FILE = "stack.json"
+"""Written under `FLTR_HOME` by the embedded stack while it runs."""
+
+
+class Endpoints(BaseModel):
+    """Where the stores are. All five come from the environment, or all five from the embedded stack."""
+
+    database_url: SecretStr
+    auth_database_url: SecretStr
+    dagster_database_url: SecretStr
+    milvus_uri: str
+    blob_url: str
+
+
+class Prices(BaseModel):
+    """The price list: whole credits, rounded up per started unit. A price of 0 makes no ledger row, the path is the same."""
+
+    version: str = "2026-11"
+    dataset_setup: int = Field(default=0, ge=0, description="once per dataset")
+    extract_per_10_pages: int = Field(default=1, ge=0, description="per 10 pages begun")
+    plan_per_document: int = Field(default=0, ge=0, description="per document")
+    embed_per_10k_tokens: int = Field(default=1, ge=0, description="per 10,000 tokens begun that are really embedded")
+
+
+class Settings(BaseSettings):
+    """All settings. `Settings()` reads the environment; tests pass values."""
+
+    model_config = SettingsConfigDict(env_prefix="FLTR_", env_nested_delimiter="__", extra="ignore", frozen=True)
+
+    home: Path = Field(default=Path(".fltr"), description="Folder of the embedded stack: data, logs, state.")
+    database_url: SecretStr | None = Field(default=None, description="The `fltr` database.")
+    auth_database_url: SecretStr | None = Field(
+        default=None, description="The `fltr_auth` database, as the least-privilege role."
+    )
+    dagster_database_url: SecretStr | None = Field(
+        default=None, description="Dagster's own database; must start with `postgresql+psycopg2://`."
+    )
+    milvus_uri: str | None = Field(default=None, description="Milvus, e.g. `http://milvus:19530`.")
+    milvus_token: SecretStr | None = Field(default=None, description="Milvus token or `user:password`.")
+    blob_url: str | None = Field(default=None, description="Raw uploads: a folder, or an fsspec URL such as `s3://bucket`.")
+
+    embedding_model: str = Field(
+        default="all-MiniLM-L6-v2",
+        description="A sentence-transformers model: the default ships with the package; a folder or a hub name otherwise.",
+    )
+    embedding_batch_size: int = Field(default=32, ge=1, description="Chunks per forward pass.")
+    embedding_threads: int = Field(default=0, ge=0, description="CPU threads for the model; 0 lets torch choose.")
+    chunk_tokens: int = Field(default=254, ge=16, description="Most tokens in a chunk, special tokens not counted; capped by the model's window.")
+    chunk_overlap: int = Field(default=0, ge=0, description="Tokens of the previous chunk repeated at the start of the next.")
+
+    pdf_engine: Literal["pypdfium2", "pypdf"] = Field(default="pypdfium2", description="What reads a PDF's text first.")
+    parse_workers: int = Field(default=2, ge=1, description="Parser processes per run.")
+    parse_seconds: float = Field(default=120.0, gt=0, description="Wall-clock limit per document.")
+    parse_memory_mb: int = Field(default=2048, ge=256, description="Memory limit of a parser process.")
+    max_document_mb: int = Field(default=200, ge=1, description="Larger files fail as `too_large`.")
+
+    batch_size: int = Field(default=100, ge=1, description="Documents claimed and charged per transaction.")
+    run_documents: int = Field(default=500, ge=1, description="Documents in one run that the sensor launches.")
+    max_concurrent_runs: int = Field(default=2, ge=1, description="Runs in flight; the sensor keeps Dagster's queue this short.")
+    lease_seconds: int = Field(default=120, ge=5, description="A claim not renewed for this long is taken over.")
+    max_attempts: int = Field(default=5, ge=1, description="Transient failures of a document before it is `failed`.")
+
+    charging: bool = Field(default=True, description="Off while another application still charges `document_upload`.")
+    prices: Prices = Field(default_factory=Prices, description="The price list; set one price with `FLTR_PRICES__<name>`.")
+
+    @model_validator(mode="after")
+    def _all_stores_or_none(self) -> Self:
+        given = {name: getattr(self, name) is not None for name in Endpoints.model_fields}
+        if any(given.values()) and not all(given.values()):
+            missing = ", ".join(f"FLTR_{name.upper()}" for name, there in given.items() if not there)
+            raise ValueError(f"half a production configuration: also set {missing}, or unset the others for the embedded stack")
+        return self
+
+    @property
+    def production(self) -> bool:
+        """Whether the stores are named in the environment (the embedded stack also does so for its own children)."""
+        return self.database_url is not None
+
+    @cached_property
+    def endpoints(self) -> Endpoints:
+        """Where the stores are: from the environment, else from the running embedded stack.
+
+        Raises:
+            ConfigurationError: nothing is configured and no embedded stack runs under `home`.
+        """
+        if self.production:
+            return Endpoints.model_validate({name: getattr(self, name) for name in Endpoints.model_fields})
+        path = self.home / STACK_FILE
+        try:
+            return Endpoints.model_validate(json.loads(path.read_text())["endpoints"])
+        except FileNotFoundError:
+            raise ConfigurationError(
+                f"no database is configured and no embedded stack runs under {self.home}: "
+                "start one with `fltr-pipeline up`, or set the FLTR_*_URL variables"
+            ) from None
