@@ -6,10 +6,14 @@
     │   └── StoreUnavailable        a database, Milvus or the blob store does not answer
     ├── SchemaDrift                 a database is not as the specification says
     ├── UnsupportedCapability       the server can't do what was asked (BM25 on an old Milvus)
+    ├── StackError                  the embedded stack can't start or stop a service
     ├── NotFound                    no such dataset, user or document
+    ├── WindowExceeded              a text has more tokens than the embedding model reads
+    ├── InvalidValue                an id, vector or text that a store can't be given: a caller's mistake
     ├── DocumentError               permanent, this document's own: its status becomes `failed`
     │   ├── Encrypted  Corrupt  Unsupported  Empty  NoTextLayer
-    │   └── TooLarge  TimeLimit  MemoryLimit  ParserCrash
+    │   ├── TooLarge  TimeLimit  MemoryLimit  ParserCrash
+    │   └── MissingUpload
     └── CreditError                 the ledger says no
         ├── InsufficientCredits     the pot can't cover it: the document waits
         ├── InvalidAmount           ≤ 0, above the cap, or beyond int4
@@ -47,8 +51,20 @@ class UnsupportedCapability(FltrError):
     """The connected server can't do what was asked."""
 
 
+class StackError(FltrError):
+    """The embedded stack can't start or stop a service; the message says where its log is."""
+
+
 class NotFound(FltrError):
     """No such dataset, user or document."""
+
+
+class InvalidValue(FltrError, ValueError):
+    """An id, vector or text that a store can't be given; a caller's mistake, never worth a retry."""
+
+
+class WindowExceeded(FltrError):
+    """A text has more tokens than the embedding model reads; it is never cut silently."""
 
 
 class DocumentError(FltrError):
@@ -112,6 +128,12 @@ class ParserCrash(DocumentError):
 
     code = "parser_crash"
     user_error = False
+
+
+class MissingUpload(DocumentError):
+    """Marked as uploaded, but there is neither a blob nor inline text."""
+
+    code = "missing_upload"
 
 
 class CreditError(FltrError):

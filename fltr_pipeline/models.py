@@ -49,12 +49,15 @@ class Stage(StrEnum):
 
 
 class ReprocessMode(StrEnum):
-    """Which documents of a dataset a person asks to have done again."""
+    """Which documents of a dataset to do again; each mode includes the ones before it.
 
-    PENDING = "pending"
-    FAILED = "failed"
-    STALE = "stale"
-    ALL = "all"
+    The names are lower case because Dagster's launchpad takes an enumeration's names, not its values.
+    """
+
+    pending = "pending"
+    failed = "failed"
+    stale = "stale"
+    all = "all"
 
 
 @dataclass(frozen=True, slots=True)

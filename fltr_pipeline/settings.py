@@ -28,13 +28,15 @@ class Endpoints(BaseModel):
 
 
 class Prices(BaseModel):
-    """The price list: whole credits, rounded up per started unit. A price of 0 makes no ledger row, the path is the same."""
+    """The price list: whole credits per unit begun. A price of 0 makes no ledger row, the path is the same."""
 
     version: str = "2026-11"
-    dataset_setup: int = Field(default=0, ge=0, description="once per dataset")
-    extract_per_10_pages: int = Field(default=1, ge=0, description="per 10 pages begun")
-    plan_per_document: int = Field(default=0, ge=0, description="per document")
-    embed_per_10k_tokens: int = Field(default=1, ge=0, description="per 10,000 tokens begun that are really embedded")
+    dataset_setup: int = Field(default=0, ge=0, description="Credits, once per dataset.")
+    extract: int = Field(default=1, ge=0, description="Credits per `extract_pages` pages begun.")
+    extract_pages: int = Field(default=100, ge=1, description="Pages in a unit of extraction; 3,000 characters where a format has no pages.")
+    plan: int = Field(default=0, ge=0, description="Credits per document chunked.")
+    embed: int = Field(default=1, ge=0, description="Credits per `embed_tokens` tokens begun.")
+    embed_tokens: int = Field(default=100_000, ge=1, description="Tokens in a unit of embedding; only what is really embedded counts.")
 
 
 class Settings(BaseSettings):

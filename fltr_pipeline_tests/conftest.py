@@ -13,6 +13,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from fltr_pipeline.stores.schema import init_databases
+from fltr_pipeline_tests.milvus_lite import MilvusLite
+from fltr_pipeline_tests.world import World
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
 
@@ -51,4 +55,43 @@ def new_database(postgres_server: str) -> Iterator[Callable[[], str]]:
     yield make
     with psycopg.connect(postgres_server, autocommit=True) as connection:
         for name in made:
+            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'.encode())
+
+
+@pytest.fixture(scope="session")
+def milvus_uri(short_tmp: Path) -> Iterator[str]:
+    """The address of a real Milvus Lite server; a test uses collections of its own names."""
+    with MilvusLite(short_tmp / "milvus") as server:
+        yield server.uri
+
+
+@pytest.fixture(scope="session")
+def templates(postgres_server: str) -> tuple[str, str]:
+    """Names of two databases as `db init` and the embedded stack make them, to copy from."""
+    names = (f"fltr_{uuid.uuid4().hex[:8]}", f"auth_{uuid.uuid4().hex[:8]}")
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        for name in names:
+            connection.execute(f'CREATE DATABASE "{name}"'.encode())
+    fltr, auth = (postgres_server.replace("/postgres?", f"/{name}?", 1) for name in names)
+    init_databases(fltr, auth)
+    return names
+
+
+@pytest.fixture
+def world(
+    postgres_server: str, templates: tuple[str, str], milvus_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
+    """Both databases, fresh; Milvus; a blob folder; and the environment that names them, as a run would see it."""
+    names = {template: f"t_{uuid.uuid4().hex[:12]}" for template in templates}
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        for template, name in names.items():
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'.encode())
+    fltr, auth = (postgres_server.replace("/postgres?", f"/{name}?", 1) for name in names.values())
+    world = World(fltr_admin=fltr, auth_admin=auth, milvus_uri=milvus_uri, blobs=tmp_path / "blobs")
+    for name, value in world.environment.items():
+        monkeypatch.setenv(name, value)
+    yield world
+    world.close()
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        for name in names.values():
             connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'.encode())

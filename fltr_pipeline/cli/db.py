@@ -1,0 +1,146 @@
+"""`fltr-pipeline db`: create the schemas, verify them, add a person to the development copy.
+
+Belongs here: options, tables on the terminal, exit codes. Does not: SQL or verdicts (`stores.schema`).
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from typing import Annotated, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fltr_pipeline.errors import ConfigurationError, FltrError
+from fltr_pipeline.settings import Endpoints, Settings
+from fltr_pipeline.stores import schema
+from fltr_pipeline.stores.schema.compare import Severity
+from fltr_pipeline.stores.schema.connection import as_role
+from fltr_pipeline.stores.schema.development import INT4_MAX
+from fltr_pipeline.stores.schema.development import add_user as add_development_user
+from fltr_pipeline.stores.schema.verify import VerificationReport, verify_auth, verify_fltr
+
+app = typer.Typer(no_args_is_help=True, help="The schemas of both databases: create, verify.")
+
+EMBEDDED_ADMINISTRATOR = "postgres"
+"""The administrator's role on the embedded server, which trusts connections on its own socket."""
+
+_MARKS = {Severity.OK: "[green]✓[/]", Severity.HARMLESS: "[yellow]~[/]", Severity.HARMFUL: "[red]✗[/]"}
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+class DatabaseName(StrEnum):
+    """What `--database` takes."""
+
+    FLTR = "fltr"
+    FLTR_AUTH = "fltr_auth"
+
+
+@app.command()
+def init(
+    dev_auth: Annotated[
+        bool,
+        typer.Option("--dev-auth", help="Also make an empty FLTR_AUTH_DATABASE_URL a development copy of fltr_auth."),
+    ] = False,
+) -> None:
+    """Create what is absent in fltr; safe to repeat. The embedded stack also gets its copy of fltr_auth."""
+    with _errors_told():
+        settings = Settings()
+        endpoints = settings.endpoints
+        fltr = endpoints.database_url.get_secret_value()
+        schema.init_fltr(fltr)
+        verify_fltr(fltr).require()
+        typer.echo("fltr: as specified")
+        if dev_auth or not settings.production:
+            schema.init_auth_copy(_auth_administrator(settings, endpoints))
+            typer.echo("fltr_auth: a development copy, as specified")
+
+
+@app.command()
+def verify(
+    database: Annotated[DatabaseName | None, typer.Option(help="Only this one; both by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold both databases against the specification. Exit code 1 on drift; harmless differences are listed only."""
+    with _errors_told():
+        endpoints = Settings().endpoints
+        reports = []
+        if database in {None, DatabaseName.FLTR}:
+            reports.append(verify_fltr(endpoints.database_url.get_secret_value()))
+        if database in {None, DatabaseName.FLTR_AUTH}:
+            reports.append(verify_auth(endpoints.auth_database_url.get_secret_value()))
+    if as_json:
+        typer.echo(json.dumps([_as_json(report) for report in reports], ensure_ascii=False, indent=2))
+    else:
+        for report in reports:
+            _show(report)
+    if any(not report.conforms for report in reports):
+        raise typer.Exit(1)
+
+
+@app.command("add-user")
+def add_user(
+    email: Annotated[str, typer.Argument(help="The user's e-mail address; one that exists is left as it is.")],
+    name: Annotated[str | None, typer.Option(help="By default the address up to the @.")] = None,
+    credits: Annotated[int, typer.Option(min=0, max=INT4_MAX, help="What they start with.")] = 0,  # noqa: A002
+    as_json: AsJson = False,
+) -> None:
+    """Add a user to the embedded stack's copy of fltr_auth. In production the web application does this."""
+    local_part, at, domain = email.partition("@")
+    if not (local_part and at and domain):
+        raise typer.BadParameter(f"{email!r} is not an e-mail address")
+    with _errors_told():
+        settings = Settings()
+        if settings.production:
+            raise ConfigurationError(
+                "users of a configured fltr_auth are the web application's: `db add-user` is for the embedded stack"
+            )
+        user_id = add_development_user(
+            _auth_administrator(settings, settings.endpoints), email, name or local_part, credits
+        )
+    typer.echo(json.dumps({"id": user_id, "email": email.lower()}) if as_json else user_id)
+
+
+def _auth_administrator(settings: Settings, endpoints: Endpoints) -> str:
+    """In production the URL as given; on the embedded server the administrator beside our own role."""
+    url = endpoints.auth_database_url.get_secret_value()
+    return url if settings.production else as_role(url, EMBEDDED_ADMINISTRATOR)
+
+
+def _as_json(report: VerificationReport) -> dict[str, object]:
+    findings = [asdict(finding) for finding in report.findings]
+    return {"database": report.database, "conforms": report.conforms, "findings": findings}
+
+
+def _show(report: VerificationReport) -> None:
+    table = Table("", "what", "expected", "found", "how to mend", title=report.database, title_justify="left")
+    for finding in report.findings:
+        words = (finding.subject, finding.expected, finding.found, finding.mend)
+        table.add_row(_MARKS[finding.severity], *map(escape, words))
+    console = Console()
+    console.print(table)
+    verdict = "as specified" if report.conforms else f"{len(report.harmful)} harmful differences"
+    console.print(f"{report.database}: {verdict}, {len(report.harmless)} harmless differences")
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    """An error of ours is a sentence on stderr and exit code 1, never a traceback."""
+    try:
+        yield
+    except ValidationError as error:
+        # Its own text quotes the input, and the passwords in it.
+        _fail("; ".join(detail["msg"] for detail in error.errors(include_input=False)))
+    except FltrError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,102 @@
+"""What all commands share on the terminal: results on stdout, progress and errors on stderr, JSON for programs.
+
+Belongs here: how things are said. Does not: what any command says.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from fltr_pipeline.errors import ConfigurationError, FltrError
+
+if TYPE_CHECKING:
+    from fltr_pipeline.settings import Settings
+
+JSON_OPTION = "--json"
+AsJson = Annotated[bool, typer.Option(JSON_OPTION, help="Print JSON for programs.")]
+"""The option of each command whose result a program may read."""
+
+
+def out() -> Console:
+    """For results."""
+    return Console(soft_wrap=True, highlight=False)
+
+
+def err() -> Console:
+    """For progress and errors."""
+    return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout; `value` holds plain data."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    sys.stdout.flush()
+
+
+def print_error(message: str, *, kind: str, as_json: bool) -> None:
+    """One error on stderr: red, or as `{"error": {"type": …, "message": …}}`."""
+    if as_json:
+        sys.stderr.write(json.dumps({"error": {"type": kind, "message": message}}, ensure_ascii=False) + "\n")
+    else:
+        err().print(f"[red]{escape(message)}[/]")
+
+
+def read_settings() -> "Settings":
+    """The settings of this process.
+
+    Raises:
+        ConfigurationError: one is wrong, or half a production configuration is given; no value is repeated.
+    """
+    from pydantic import ValidationError
+
+    from fltr_pipeline.settings import Settings
+
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise ConfigurationError("; ".join(_problem(item) for item in error.errors(include_input=False))) from None
+
+
+def _problem(item: Any) -> str:
+    name = "__".join(str(part) for part in item["loc"]).upper()
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return f"FLTR_{name}: {message}" if name else message
+
+
+@contextmanager
+def errors_told(*, as_json: bool) -> Iterator[None]:
+    """An error raised on purpose becomes one message and exit code 1; anything else is a bug and keeps its traceback."""
+    try:
+        yield
+    except FltrError as error:
+        print_error(str(error), kind=type(error).__name__, as_json=as_json)
+        raise SystemExit(1) from None
+
+
+class Progress:
+    """Tells what happens to what: a spinner with the latest on a terminal, one plain line each elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status = console.status("") if console.is_terminal else None
+
+    def __enter__(self) -> "Progress":
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def __call__(self, subject: str, event: str) -> None:
+        """Says that `event` happens to `subject`."""
+        if self._status is not None:
+            self._status.update(f"{escape(subject)}: {escape(event)}")
+        self._console.print(f"{subject}: {event}", markup=False)

@@ -1,0 +1,33 @@
+"""The code location: the only place that assembles. Loading it connects to nothing and reads no secret."""
+
+from collections.abc import Mapping
+
+import dagster as dg
+
+from fltr_pipeline.defs import checks, jobs, schedules, sensors
+from fltr_pipeline.defs.datasets import AUTH_TABLES
+from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
+
+
+def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
+    """All definitions; `overrides` replaces resources by name (tests)."""
+    return dg.Definitions(
+        assets=[*jobs.ASSETS, *AUTH_TABLES],
+        asset_checks=checks.SCHEMA_CHECKS,
+        jobs=[jobs.ingest, jobs.reprocess_dataset, jobs.verify_schemas],
+        sensors=[sensors.uploaded_documents],
+        schedules=[schedules.nightly_backfill, schedules.daily_schema_check],
+        resources={
+            "fltr": FltrResource(),
+            "credits": CreditsResource(),
+            "milvus": MilvusResource(),
+            "embedder": EmbedderResource(),
+            "blobs": BlobsResource(),
+            **(overrides or {}),
+        },
+        # A process per step would import everything four times; a run is one worker.
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_defs()

@@ -1,0 +1,55 @@
+"""Asset `datasets`: the owner exists, the collection stands, the set-up is charged. And the checks of both schemas."""
+
+import dagster as dg
+
+from fltr_pipeline.defs.op import RETRY, metadata_of, services_of, typed_failures, worker_of
+from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
+from fltr_pipeline.pipeline.setup import ground, set_up
+from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
+
+AUTH_TABLES = [
+    dg.AssetSpec(
+        ["fltr_auth", name],
+        description=description,
+        group_name="fltr_auth",
+        kinds={"postgres"},
+    )
+    for name, description in {
+        "users": "Who owns datasets. The web application's table; the pipeline reads id and e-mail.",
+        "user_credits": "Balances of users. The web application's table; the pipeline moves `credits`.",
+        "credit_transactions": "The ledger. The web application's table; the pipeline appends holds and closes.",
+    }.items()
+]
+
+
+@dg.asset(
+    partitions_def=DATASET_PARTITIONS,
+    deps=[dg.AssetKey(["fltr_auth", "users"]), dg.AssetKey(["fltr_auth", "user_credits"])],
+    group_name="fltr",
+    kinds={"postgres", "milvus"},
+    retry_policy=RETRY,
+)
+def datasets(
+    context: dg.AssetExecutionContext,
+    fltr: FltrResource,
+    credits: CreditsResource,  # noqa: A002
+    milvus: MilvusResource,
+    embedder: EmbedderResource,
+    blobs: BlobsResource,
+) -> dg.MaterializeResult[None]:
+    """A customer's dataset, ready to take documents: its owner can be charged and its collection is there."""
+    with typed_failures():
+        services = services_of(fltr, credits, milvus, embedder, blobs)
+        billing = credits.billing(services.fltr)
+        abandoned = billing.release_abandoned(context.partition_key)
+        base = ground(services, context.partition_key)
+        if base.payer is None:
+            context.log.warning("the owner %s of dataset %r has no account in fltr_auth", base.dataset.user_id, base.dataset.name)
+        report = set_up(services, billing, worker_of(context, services), base)
+    return dg.MaterializeResult(
+        metadata={
+            "dataset": base.dataset.name,
+            "owner_exists": base.payer is not None,
+            **metadata_of(report, abandoned_charges_closed=abandoned),
+        }
+    )

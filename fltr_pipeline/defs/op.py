@@ -1,0 +1,98 @@
+"""What the four asset ops share: their services, their worker, their errors and their metadata.
+
+Belongs here: the step from a Dagster context to a `pipeline` use case and back. Does not: what an op does.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+
+from fltr_pipeline.errors import FltrError, TransientError
+from fltr_pipeline.models import ReprocessMode
+from fltr_pipeline.pipeline.billing import Billing
+from fltr_pipeline.pipeline.services import Services
+from fltr_pipeline.pipeline.setup import ground
+from fltr_pipeline.pipeline.stage import StageRun, StageWork
+from fltr_pipeline.pipeline.worker import Report, Worker
+from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
+from fltr_pipeline.settings import Settings
+
+RETRY = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+"""For stores that don't answer. What is permanent says so by its type and is not retried."""
+
+_FAILURES_SHOWN = 200
+
+
+class WorkConfig(dg.Config):
+    """How much one op does."""
+
+    max_documents: int = 1_000_000
+    """Stop after this many documents; the sensor goes on with the rest."""
+
+
+class ReprocessConfig(WorkConfig):
+    """What to do again before working on what waits."""
+
+    mode: ReprocessMode = ReprocessMode.stale
+    """Each includes the ones before it: `pending` (only what waits), `failed`, `stale` (made with another
+    configuration), `all`."""
+    charge: bool = False
+    """Charge the redo of ready documents: for a redo that the customer asked for. One that we cause is free."""
+
+
+def services_of(
+    fltr: FltrResource, credits: CreditsResource, milvus: MilvusResource, embedder: EmbedderResource, blobs: BlobsResource
+) -> Services:
+    """What the resources vend, as the use cases take it."""
+    return Services(Settings(), fltr.engine(), credits.ledger(), milvus.vectors(), blobs.blobs(), embedder.model())
+
+
+def worker_of(context: dg.AssetExecutionContext, services: Services) -> Worker:
+    """This run, as the holder of leases."""
+    return Worker(services.fltr, context.run_id, services.settings.lease_seconds)
+
+
+def run_stage(
+    context: dg.AssetExecutionContext, services: Services, billing: Billing, work: StageWork, max_documents: int
+) -> Report:
+    """Work on the partition's dataset at one stage, through reserve and settle."""
+    base = ground(services, context.partition_key)
+    return StageRun(
+        fltr=services.fltr, billing=billing, work=work, worker=worker_of(context, services), dataset=base.dataset,
+        payer=base.payer, batch_size=services.settings.batch_size, max_attempts=services.settings.max_attempts,
+    ).run(max_documents)  # fmt: skip
+
+
+@contextmanager
+def typed_failures() -> Iterator[None]:
+    """Give Dagster our errors as failures: retried if transient, final if not; the message is the whole story."""
+    try:
+        yield
+    except FltrError as error:
+        raise dg.Failure(description=str(error), allow_retries=isinstance(error, TransientError)) from error
+
+
+def metadata_of(report: Report, **more: int) -> dict[str, dg.MetadataValue]:
+    """Numbers that the UI plots over time, and the failures as a table."""
+    numbers: dict[str, int] = {
+        "documents_done": report.done,
+        "documents_failed": len(report.failures),
+        "documents_awaiting_credits": report.awaiting_credits,
+        "documents_lost": report.lost,
+        "credits_reserved": report.credits_reserved,
+        "credits_charged": report.credits_charged,
+        "credits_returned": report.credits_returned,
+        **report.counts,
+        **more,
+    }
+    metadata: dict[str, dg.MetadataValue] = {name: dg.MetadataValue.int(n) for name, n in numbers.items()}
+    metadata["seconds"] = dg.MetadataValue.float(round(report.seconds, 3))
+    metadata["documents_per_second"] = dg.MetadataValue.float(round(report.done / max(report.seconds, 1e-9), 3))
+    if report.failures:
+        shown = [
+            dg.TableRecord({"document": f.filename, "code": f.code, "reason": f.message, "id": f.document_id})
+            for f in report.failures[:_FAILURES_SHOWN]
+        ]
+        metadata["failures"] = dg.MetadataValue.table(shown)
+    return metadata

@@ -1,0 +1,33 @@
+"""Milvus Lite as a server, so that several processes may use it (a `.db` path locks to one).
+
+Belongs here: running it. Does not: collections (`stores.vectors`).
+"""
+
+import sys
+from pathlib import Path
+
+from fltr_pipeline.embedded import rpc
+from fltr_pipeline.embedded.processes import HOME_VARIABLE, HOST, SERVICE_VARIABLE, ServiceSpec, plain_environment
+
+NAME = "milvus"
+GET_VERSION = "/milvus.proto.milvus.MilvusService/GetVersion"
+
+
+def spec(home: Path, port: int) -> ServiceSpec:
+    """Milvus Lite on `port`, its data under `home/milvus`."""
+    data = home / "milvus"
+    data.mkdir(exist_ok=True)
+    command = (sys.executable, "-m", "milvus_lite", "server")
+    return ServiceSpec(
+        name=NAME,
+        command=(*command, "--data-dir", str(data), "--host", HOST, "--port", str(port)),
+        environment={
+            **plain_environment(),
+            HOME_VARIABLE: str(home),
+            SERVICE_VARIABLE: NAME,
+            "PYTHONUNBUFFERED": "1",
+        },
+        cwd=data,
+        address=f"http://{HOST}:{port}",
+        ready=lambda _: rpc.answers(port, GET_VERSION),
+    )

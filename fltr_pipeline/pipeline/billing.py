@@ -1,0 +1,194 @@
+"""The cycle that every op goes through: charge written, hold reserved, work done, hold settled.
+
+Belongs here: the order between `pipeline.charges` and the ledger. Does not: prices (credits.pricing), or the ledger's SQL.
+A charge of 0 credits makes no ledger row but takes the same path.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy import Engine
+
+from fltr_pipeline.credits.ledger import Close, Closed, CloseState, Hold, HoldState, Ledger, Payer, Pot
+from fltr_pipeline.models import Op
+from fltr_pipeline.settings import Prices
+from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.fltr import charges as store
+from fltr_pipeline.stores.fltr.charges import Charge
+
+_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """What an op on one subject will cost at most. `fence` is None for a dataset."""
+
+    subject_id: str
+    generation: int
+    fence: int | None
+    amount: int
+    job_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A subject that could not be paid for, and why."""
+
+    subject_id: str
+    state: HoldState
+    amount: int
+    pot: Pot
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What may be worked on, by subject, and what may not."""
+
+    granted: Mapping[str, Charge]
+    refused: Sequence[Refusal]
+    reserved: int
+    """Credits held for the granted ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How the work on a charge ended. `price` is its actual cost; at most what is reserved is charged."""
+
+    charge: Charge
+    price: int
+    used: int
+    reason: str
+
+    @property
+    def charged(self) -> int:
+        """min(actual, reserved)."""
+        return min(self.price, self.charge.amount)
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What the ledger says after closing."""
+
+    closed: Mapping[str, Closed]
+    """By subject."""
+    refused: Sequence[Refusal]
+    """Subjects whose hold had been released meanwhile and that could not be reserved again: not paid, don't publish."""
+    charged: int
+    returned: int
+
+
+@dataclass(frozen=True, slots=True)
+class Billing:
+    """Reserve and settle for one op. `charging` off makes every quote 0 (another application charges meanwhile)."""
+
+    fltr: Engine
+    ledger: Ledger
+    prices: Prices
+    charging: bool
+
+    def reserve(self, op: Op, dataset_id: str, payer: Payer, quotes: Sequence[Quote]) -> Reservation:
+        """Write the charges under the fences, then reserve them; a retry finds its earlier charge and hold.
+
+        Subjects whose fence was lost are in neither answer.
+        """
+        unit_price = {
+            Op.DATASET_SETUP: self.prices.dataset_setup, Op.DOCUMENT_EXTRACT: self.prices.extract,
+            Op.DOCUMENT_PLAN: self.prices.plan, Op.DOCUMENT_EMBED: self.prices.embed,
+        }[op]  # fmt: skip
+        drafts = [
+            Charge(
+                subject_id=q.subject_id, op=op, generation=q.generation, dataset_id=dataset_id,
+                amount=q.amount if self.charging else 0, user_id=payer.user_id, pot_kind=payer.pot.kind,
+                pot_id=payer.pot.id, price_version=self.prices.version, unit_price=unit_price, job_id=q.job_id,
+            )
+            for q in quotes
+        ]  # fmt: skip
+        fences = {q.subject_id: q.fence for q in quotes if q.fence is not None}
+        with transaction(self.fltr) as tx:
+            charges = store.write_charges(tx, drafts, fences)
+        return self._hold(charges)
+
+    def _hold(self, charges: Sequence[Charge]) -> Reservation:
+        """Reserve; a hold that an earlier attempt released is tried again under the next sequence."""
+        granted: dict[str, Charge] = {}
+        refused: list[Refusal] = []
+        todo = list(charges)
+        for _ in range(_TRIES):
+            paid = [c for c in todo if c.amount == 0 or c.state == "settled"]
+            granted |= {c.subject_id: c for c in paid}
+            released = [c for c in todo if c.amount > 0 and c.state == "released"]
+            holds = {hold_of(c).id: c for c in todo if c.amount > 0 and c.state == "open"}
+            states = self.ledger.reserve([hold_of(c) for c in holds.values()]) if holds else {}
+            for hold_id, charge in holds.items():
+                state = states[hold_id]
+                if state in {HoldState.OPEN, HoldState.SETTLED}:
+                    granted[charge.subject_id] = charge
+                elif state is HoldState.RELEASED:
+                    released.append(charge)
+                else:
+                    refused.append(Refusal(charge.subject_id, state, charge.amount, Pot(charge.pot_kind, charge.pot_id)))
+            if not released:
+                break
+            with transaction(self.fltr) as tx:
+                todo = store.next_sequence(tx, released)
+        return Reservation(granted, refused, sum(c.amount for c in granted.values() if c.state == "open"))
+
+    def settle(self, settlements: Sequence[Settlement]) -> Settled:
+        """Close each hold as its work ended and record it; a hold released meanwhile is reserved again and settled first."""
+        todo, refused = {s.charge.subject_id: s for s in settlements}, list[Refusal]()
+        closed: dict[str, Closed] = {}
+        for _ in range(_TRIES):
+            closed |= self._close(list(todo.values()))
+            lost = {i: s for i, s in todo.items() if s.charged > 0 and closed[i].state is CloseState.RELEASED}
+            if not lost:
+                break
+            again = self._hold([replace(s.charge, state="released") for s in lost.values()])
+            refused += again.refused
+            todo = {i: replace(lost[i], charge=c) for i, c in again.granted.items()}
+        now = [s.charge for s in settlements if s.charge.state == "open"]  # not those that an earlier attempt paid
+        charged = sum(closed[c.subject_id].charged for c in now)
+        return Settled(closed, refused, charged, max(0, sum(c.amount for c in now) - charged))
+
+    def release(self, charges: Sequence[Charge], reason: str) -> int:
+        """Give the holds back whole; returns the credits that went back."""
+        settled = self.settle([Settlement(c, 0, 0, reason) for c in charges])
+        return settled.returned
+
+    def release_abandoned(self, dataset_id: str, limit: int = 1000) -> int:
+        """Close the charges whose document is gone or no longer at work on that generation; returns how many."""
+        with transaction(self.fltr) as tx:
+            abandoned = store.abandoned_charges(tx, dataset_id, limit)
+        self.release(abandoned, "abandoned")
+        return len(abandoned)
+
+    def _close(self, settlements: Sequence[Settlement]) -> dict[str, Closed]:
+        closes = {
+            s.charge.subject_id: Close(
+                hold_of(s.charge), s.charged, CloseState.SETTLED if s.charged else CloseState.RELEASED, s.reason, s.used
+            )
+            for s in settlements
+            if s.charge.amount > 0
+        }
+        by_hold = self.ledger.close(list(closes.values())) if closes else {}
+        closed = {i: by_hold[c.hold.id] for i, c in closes.items()}
+        for s in settlements:
+            closed.setdefault(s.charge.subject_id, Closed(CloseState.SETTLED, 0))
+        with transaction(self.fltr) as tx:
+            store.close_charges(
+                tx,
+                [
+                    (s.charge, "released" if closed[s.charge.subject_id].state is CloseState.RELEASED else "settled",
+                     closed[s.charge.subject_id].charged)
+                    for s in settlements
+                ],
+            )  # fmt: skip
+        return closed
+
+
+def hold_of(charge: Charge) -> Hold:
+    """The ledger's hold for a charge, as it was frozen."""
+    return Hold(
+        subject_id=charge.subject_id, op=charge.op, generation=charge.generation, sequence=charge.sequence,
+        amount=charge.amount, payer=Payer(charge.user_id, Pot(charge.pot_kind, charge.pot_id)), job_id=charge.job_id,
+        price_version=charge.price_version, unit_price=charge.unit_price,
+    )  # fmt: skip

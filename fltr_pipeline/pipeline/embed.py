@@ -1,0 +1,106 @@
+"""Embedding and publishing: from a plan to a searchable document. The fourth asset's work."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from fltr_pipeline.credits import pricing
+from fltr_pipeline.errors import StoreUnavailable
+from fltr_pipeline.models import Op, Stage, VectorRow
+from fltr_pipeline.pipeline.services import Services
+from fltr_pipeline.pipeline.stage import Result
+from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.fltr import generations
+from fltr_pipeline.stores.fltr.charges import Charge
+from fltr_pipeline.stores.fltr.claims import Claim
+from fltr_pipeline.stores.fltr.generations import FreshChunk
+
+_LOG = logging.getLogger(__name__)
+_SLICE = 512  # chunks embedded and inserted at a time: bounds memory, paces the progress log
+_SWEEP = 1000  # keys deleted from Milvus at a time
+
+
+class Embed:
+    """Embeds the new chunks, proves that each is there, decides; publishes after the settlement; sweeps last."""
+
+    op = Op.DOCUMENT_EMBED
+    stage = Stage.EMBED
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
+        """By the tokens to embed, known exactly."""
+        with transaction(self._services.fltr) as tx:
+            tokens = generations.fresh_tokens(tx, claimed)
+        return {i: pricing.embed_price(self._services.settings.prices, n) for i, n in tokens.items()}
+
+    def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
+        """Insert under this worker's keys, read back every one, and decide.
+
+        Raises:
+            StoreUnavailable: Milvus does not answer, or did not keep what it accepted.
+        """
+        with transaction(self._services.fltr) as tx:
+            fresh = generations.assign_keys(tx, claimed)
+        if fresh:
+            self._embed(claimed[0].dataset_id, fresh)
+        with transaction(self._services.fltr) as tx:
+            held = generations.decide(tx, claimed)
+        tokens: Counter[str] = Counter()
+        chunks: Counter[str] = Counter()
+        for chunk in fresh:
+            tokens[chunk.document_id] += chunk.tokens
+            chunks[chunk.document_id] += 1
+        return [
+            Result(
+                claim, charges[claim.document_id].amount, tokens[claim.document_id],
+                {"chunks_embedded": chunks[claim.document_id], "tokens_embedded": tokens[claim.document_id]},
+            )
+            for claim in claimed
+            if claim.document_id in held
+        ]  # fmt: skip
+
+    def finish(self, results: Sequence[Result]) -> set[str]:
+        """Publish."""
+        with transaction(self._services.fltr) as tx:
+            return generations.publish(tx, [r.claim for r in results])
+
+    def _embed(self, dataset_id: str, fresh: Sequence[FreshChunk]) -> None:
+        vectors, started = self._services.vectors, time.monotonic()
+        done = 0
+        for part in _slices(fresh):
+            encoded = self._services.model.encode([c.text for c in part])
+            vectors.insert(
+                [VectorRow(c.key, dataset_id, c.document_id, c.text, v) for c, v in zip(part, encoded, strict=True)]
+            )
+            done += len(part)
+            rate = done / max(time.monotonic() - started, 1e-9)
+            _LOG.info("embedded %d of %d chunks (%.0f/s, %.0f s to go)", done, len(fresh), rate, (len(fresh) - done) / rate)
+        missing = {c.key for c in fresh} - vectors.present([c.key for c in fresh], dataset_id)
+        if missing:
+            raise StoreUnavailable(
+                f"Milvus accepted {len(fresh)} vectors of dataset {dataset_id} but {len(missing)} can't be read back; the batch is tried again"
+            )
+
+
+def sweep(services: Services, dataset_id: str) -> int:
+    """Delete from Milvus what no generation holds any more, verify its absence, and return how many keys went."""
+    swept = 0
+    while True:
+        with transaction(services.fltr) as tx:
+            keys = generations.retired_keys(tx, dataset_id, _SWEEP)
+        if not keys:
+            return swept
+        services.vectors.delete(keys)
+        if left := services.vectors.present(keys, dataset_id):
+            raise StoreUnavailable(f"Milvus still shows {len(left)} deleted vectors of dataset {dataset_id}; they are swept again later")
+        with transaction(services.fltr) as tx:
+            generations.forget_retired(tx, keys)
+        swept += len(keys)
+
+
+def _slices(chunks: Sequence[FreshChunk]) -> Iterator[Sequence[FreshChunk]]:
+    for start in range(0, len(chunks), _SLICE):
+        yield chunks[start : start + _SLICE]

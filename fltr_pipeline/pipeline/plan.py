@@ -1,0 +1,79 @@
+"""Planning: from staged text to chunks, and which of them are new. The third asset's work."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from fltr_pipeline.models import Op, Stage
+from fltr_pipeline.pipeline.services import Services
+from fltr_pipeline.pipeline.stage import Result
+from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.fltr import claims, generations
+from fltr_pipeline.stores.fltr.charges import Charge
+from fltr_pipeline.stores.fltr.claims import Claim
+from fltr_pipeline.stores.fltr.generations import PlannedChunk
+from fltr_pipeline.text.chunk import chunk_text
+from fltr_pipeline.text.model import Tokenizer
+
+
+class Plan:
+    """Chunks each text and keeps the vectors of chunks whose text did not change."""
+
+    op = Op.DOCUMENT_PLAN
+    stage = Stage.PLAN
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
+        """The same for each document."""
+        return {c.document_id: self._services.settings.prices.plan for c in claimed}
+
+    def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:  # noqa: ARG002
+        """Chunk, compare with the live generation, and write the manifest rows."""
+        fingerprint = self._services.fingerprint
+        plans: list[tuple[Claim, list[PlannedChunk]]] = []
+        with transaction(self._services.fltr) as tx:
+            kept = generations.live_keys(tx, [c.document_id for c in claimed], fingerprint)
+        for claim in claimed:
+            with transaction(self._services.fltr) as tx:
+                text = generations.staged_text(tx, claim)
+            if text is not None:
+                plans.append((claim, self._plan(text, kept.get(claim.document_id, {}))))
+        with transaction(self._services.fltr) as tx:
+            held = generations.store_plan(tx, plans, fingerprint)
+        return [self._result(claim, chunks) for claim, chunks in plans if claim.document_id in held]
+
+    def finish(self, results: Sequence[Result]) -> set[str]:
+        """Park the documents for embedding."""
+        with transaction(self._services.fltr) as tx:
+            return claims.advance(tx, [r.claim for r in results], Stage.EMBED)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return self._services.model.tokenizer
+
+    def _plan(self, text: str, kept: Mapping[str, Sequence[str]]) -> list[PlannedChunk]:
+        """Pair chunks with live vectors of the same text, each vector at most once."""
+        settings, model = self._services.settings, self._services.model
+        most = min(settings.chunk_tokens + model.special_tokens, model.window)
+        free = {digest: list(keys) for digest, keys in kept.items()}
+        planned = []
+        for chunk in chunk_text(text, self._tokenizer, max_tokens=most, overlap=settings.chunk_overlap):
+            digest = hashlib.sha256(chunk.text.encode()).hexdigest()
+            keys = free.get(digest)
+            planned.append(
+                PlannedChunk(
+                    ordinal=chunk.ordinal, key=keys.pop(0) if keys else None, digest=digest, page=chunk.page,
+                    start=chunk.start, end=chunk.end, tokens=chunk.tokens,
+                )
+            )  # fmt: skip
+        return planned
+
+    def _result(self, claim: Claim, chunks: Sequence[PlannedChunk]) -> Result:
+        reused = sum(c.key is not None for c in chunks)
+        counts = {
+            "chunks": len(chunks), "chunks_reused": reused, "chunks_new": len(chunks) - reused,
+            "tokens": sum(c.tokens for c in chunks), "tokens_new": sum(c.tokens for c in chunks if c.key is None),
+        }  # fmt: skip
+        return Result(claim, self._services.settings.prices.plan, 1, counts)

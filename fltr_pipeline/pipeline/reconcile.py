@@ -1,0 +1,46 @@
+"""Do the three systems agree? Comparing the manifest with Milvus, by key.
+
+Belongs here: finding drift. Does not yet repair it beyond the sweep of retired keys (embed.sweep).
+"""
+
+from dataclasses import dataclass
+
+from fltr_pipeline.pipeline.services import Services
+from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.fltr import generations
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How the manifest and Milvus differ for a dataset."""
+
+    live: int
+    """Keys that the manifest says are searchable."""
+    missing: frozenset[str]
+    """In the manifest, not in Milvus."""
+    orphans: frozenset[str]
+    """In Milvus; neither live, nor in flight, nor waiting for the sweep."""
+
+    @property
+    def none(self) -> bool:
+        """Whether both hold the same."""
+        return not self.missing and not self.orphans
+
+
+def compare(services: Services, dataset_id: str) -> Drift:
+    """List the keys on both sides; counts of a vector store can't be trusted after deletes.
+
+    Milvus is read between two readings of the manifest, so that a document published or retired meanwhile is no drift.
+    """
+    with transaction(services.fltr) as tx:
+        before = generations.manifest_keys(tx, dataset_id)
+        transient = generations.transient_keys(tx, dataset_id)
+    stored = set(services.vectors.keys(dataset_id))
+    with transaction(services.fltr) as tx:
+        after = generations.manifest_keys(tx, dataset_id)
+        transient |= generations.transient_keys(tx, dataset_id)
+    return Drift(
+        live=len(after),
+        missing=frozenset((before & after) - stored),
+        orphans=frozenset(stored - before - after - transient),
+    )

@@ -1,0 +1,27 @@
+"""Doing it again: which documents a mode names, and which datasets a nightly backfill is for."""
+
+from fltr_pipeline.models import ReprocessMode
+from fltr_pipeline.pipeline.services import Services
+from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.fltr import datasets
+
+RETRYABLE = ("gave_up", "parser_crash", "time_limit", "memory_limit", "payer_gone", "pot_gone")
+"""Failures that another night may mend; the others are the document's own."""
+
+
+def requeue(services: Services, dataset_id: str, mode: ReprocessMode, *, charge: bool) -> int:
+    """Queue what the mode names; returns how many documents."""
+    with transaction(services.fltr) as tx:
+        return datasets.requeue(tx, dataset_id, mode, fingerprint=services.fingerprint, billable=charge)
+
+
+def remaining(services: Services, dataset_id: str) -> int:
+    """Documents of the dataset that can be worked on now."""
+    with transaction(services.fltr) as tx:
+        return sum(b.waiting for b in datasets.backlog(tx) if b.dataset_id == dataset_id)
+
+
+def datasets_to_backfill(services: Services) -> list[str]:
+    """Datasets with stale or retryable documents."""
+    with transaction(services.fltr) as tx:
+        return datasets.backfill_candidates(tx, fingerprint=services.fingerprint, retryable=RETRYABLE)

@@ -1,0 +1,41 @@
+"""Search: what the vector store finds, checked against the manifest and given its place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fltr_pipeline.pipeline.services import Services
+from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.fltr import generations
+from fltr_pipeline.stores.fltr.generations import Place
+
+Mode = Literal["dense", "bm25", "hybrid"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A live chunk that answers the query; a larger score is better."""
+
+    score: float
+    place: Place
+
+
+def search(services: Services, dataset_id: str, query: str, *, k: int = 10, mode: Mode = "dense") -> Sequence[Hit]:
+    """The `k` best live chunks of the dataset.
+
+    Vectors that are no longer, or not yet, in the manifest don't count; more are fetched to make up for them.
+
+    Raises:
+        UnsupportedCapability: bm25 or hybrid on a server that has dense search only.
+        StoreUnavailable: Milvus or the database does not answer.
+    """
+    vector = None if mode == "bm25" else services.model.encode([query])[0]
+    wanted = k
+    while True:
+        found = services.vectors.search(dataset_id, vector=vector, text=query, k=wanted, mode=mode)
+        with transaction(services.fltr) as tx:
+            live = generations.places(tx, dataset_id, [(h.key, h.document_id) for h in found])
+        hits = [Hit(h.score, live[h.key]) for h in found if h.key in live]
+        if len(hits) >= k or len(found) < wanted or wanted >= 16 * k:
+            return hits[:k]
+        wanted *= 4

@@ -1,0 +1,87 @@
+"""Uploading: what our command line does, and what any other uploader must do in the same order.
+
+The contract: write the blob (or `content`), then set status `uploaded` and `updated_at` in one statement.
+"""
+
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fltr_pipeline.errors import NotFound
+from fltr_pipeline.pipeline.services import Services
+from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.fltr import datasets
+from fltr_pipeline.stores.fltr.datasets import Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """One file that is in."""
+
+    document_id: str
+    filename: str
+    size: int
+    replaced: bool
+
+
+def find_dataset(services: Services, name_or_id: str) -> Dataset:
+    """The dataset of that name or id.
+
+    Raises:
+        NotFound: there is none, or several have that name.
+    """
+    with transaction(services.fltr) as tx:
+        found = datasets.named(tx, name_or_id)
+        if not found:
+            found = [d for d in datasets.every(tx) if d.id == name_or_id]
+        names = [] if found else sorted({d.name for d in datasets.every(tx)})
+    if not found:
+        known = f"there are: {', '.join(names[:20])}" if names else "there is none yet: `fltr-pipeline upload` creates one"
+        raise NotFound(f"no dataset is named {name_or_id!r}; {known}")
+    if len(found) > 1:
+        raise NotFound(f"{len(found)} datasets are named {name_or_id!r}; name one by its id: {', '.join(d.id for d in found)}")
+    return found[0]
+
+
+def dataset_of(services: Services, user_id: str, name: str) -> Dataset:
+    """The user's dataset of that name, created if there is none."""
+    with transaction(services.fltr) as tx:
+        for dataset in datasets.named(tx, name):
+            if dataset.user_id == user_id:
+                return dataset
+        dataset = Dataset(str(uuid.uuid4()), user_id, name)
+        datasets.create(tx, dataset)
+    return dataset
+
+
+def files_below(paths: Sequence[Path]) -> list[tuple[str, Path]]:
+    """(filename, path) of each file; a folder gives its files, named by their path below it, hidden ones left out.
+
+    Raises:
+        NotFound: a path does not exist.
+    """
+    found: list[tuple[str, Path]] = []
+    for path in paths:
+        if path.is_dir():
+            below = sorted(p for p in path.rglob("*") if p.is_file())
+            relative = [(p.relative_to(path), p) for p in below]
+            found += [(r.as_posix(), p) for r, p in relative if not any(part.startswith(".") for part in r.parts)]
+        elif path.is_file():
+            found.append((path.name, path))
+        else:
+            raise NotFound(f"{path} does not exist")
+    return found
+
+
+def upload(services: Services, dataset: Dataset, files: Sequence[tuple[str, Path]]) -> Iterator[Uploaded]:
+    """Store each file and mark it as uploaded, one by one; a file of a known name replaces that document."""
+    with transaction(services.fltr) as tx:
+        known = datasets.find_documents(tx, dataset.id, [name for name, _ in files])
+    for name, path in files:
+        replaced = name in known
+        document_id = known.setdefault(name, str(uuid.uuid4()))
+        services.blobs.put(dataset.id, document_id, name, path)
+        with transaction(services.fltr) as tx:
+            datasets.upload(tx, dataset.id, [(document_id, name)])
+        yield Uploaded(document_id, name, path.stat().st_size, replaced)

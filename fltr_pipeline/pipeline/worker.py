@@ -1,0 +1,81 @@
+"""A run as a worker: it holds leases, renews them while it lives, and counts what it did.
+
+Belongs here: identity, heartbeat, report. Does not: what the work is (stage and its three kinds).
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from sqlalchemy import Engine
+
+from fltr_pipeline.errors import TransientError
+from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.fltr import claims
+from fltr_pipeline.stores.fltr.datasets import FailedDocument
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One run's hands on one database."""
+
+    fltr: Engine
+    run_id: str
+    lease_seconds: float
+
+    @contextmanager
+    def heartbeat(self) -> Iterator[None]:
+        """Renew the run's leases from a thread, three times per lease.
+
+        A missed beat is only logged: if the lease runs out, the fence keeps this worker from writing.
+        """
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(self.lease_seconds / 3):
+                try:
+                    with transaction(self.fltr) as tx:
+                        claims.heartbeat(tx, run_id=self.run_id, lease_seconds=self.lease_seconds)
+                except TransientError as error:
+                    _LOG.warning("heartbeat of run %s missed: %s", self.run_id, error)
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+@dataclass
+class Report:
+    """What an op did; becomes the materialisation's metadata."""
+
+    done: int = 0
+    awaiting_credits: int = 0
+    lost: int = 0
+    """Documents that another worker took over, or whose input changed, while we worked on them."""
+    credits_reserved: int = 0
+    credits_charged: int = 0
+    credits_returned: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    """Pages, chunks, tokens: whatever the stage counts."""
+    failures: list[FailedDocument] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def claimed(self) -> int:
+        """Documents that this op took into its hands."""
+        return self.done + self.awaiting_credits + self.lost + len(self.failures)
+
+    @property
+    def seconds(self) -> float:
+        """Since the report was begun."""
+        return time.monotonic() - self.started

@@ -1,0 +1,16 @@
+"""The vectors."""
+
+import dagster as dg
+
+from fltr_pipeline.pipeline.services import open_model, open_vectors
+from fltr_pipeline.settings import Settings
+from fltr_pipeline.stores.vectors import VectorStore
+
+
+class MilvusResource(dg.ConfigurableResource[VectorStore]):
+    """Vends the collection of the configured model (`FLTR_MILVUS_URI`, or the embedded stack's)."""
+
+    def vectors(self) -> VectorStore:
+        """The shared collection, partitioned by dataset; connects when first used."""
+        settings = Settings()
+        return open_vectors(settings, open_model(settings))

@@ -1,0 +1,187 @@
+"""The raw uploads: one object per document, in a folder or in any store that fsspec reaches (S3, R2, ...).
+
+Belongs here: keys, bytes, and that no half-written blob can be read. Does not: what is in them.
+The contract with other uploaders is the key alone: `{dataset_id}/{document_id}/{filename}`.
+"""
+
+import os
+import shutil
+import unicodedata
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fltr_pipeline.errors import ConfigurationError, FltrError, InvalidValue, NotFound, StoreUnavailable
+from fltr_pipeline.stores.ids import checked_id
+
+FILENAME_BYTES = 200
+"""File systems take 255 bytes, S3 keys 1,024."""
+SUFFIX_BYTES = 20
+
+# Not an id, so no dataset's folder: what is being written lies here, in the same file system as where it will go.
+_UNFINISHED = "~unfinished"
+
+
+def safe_filename(filename: str) -> str:
+    """The filename as one harmless path component: unicode and a short suffix kept, length limited in bytes."""
+    name = filename.encode("utf-8", "replace").decode()
+    name = "".join("_" if c in "/\\" or unicodedata.category(c) == "Cc" else c for c in name).strip()
+    if not name.strip("."):
+        name = "_" * len(name) or "unnamed"
+    suffix = PurePosixPath(name).suffix
+    if len(suffix.encode()) > SUFFIX_BYTES:
+        suffix = ""
+    stem = name.removesuffix(suffix).encode()[: FILENAME_BYTES - len(suffix.encode())]
+    return stem.decode("utf-8", "ignore") + suffix
+
+
+@dataclass(frozen=True)
+class BlobStore:
+    """The blob store at a folder or an fsspec URL. Opened at the first use; safe to share by threads.
+
+    Each method raises:
+        StoreUnavailable: the store does not answer or refuses.
+        InvalidValue: an id, or a key, that is none of ours.
+        ConfigurationError: no such kind of store, or its driver is not installed.
+    """
+
+    url: str = field(repr=False)
+
+    def put(self, dataset_id: str, document_id: str, filename: str, data: bytes | Path) -> str:
+        """Store bytes, or a local file's bytes, and return their key. Replaces a blob of the same key in one step.
+
+        Raises:
+            InvalidValue: `data` is a path without a file.
+        """
+        if isinstance(data, Path) and not data.is_file():
+            raise InvalidValue(f"there is no file {data}")
+        key = f"{_folder(dataset_id, document_id)}/{safe_filename(filename)}"
+        with self._translated(key):
+            if self._is_local:
+                self._put_local(key, data)
+            elif isinstance(data, Path):
+                self._fs.put_file(str(data), self._path(key))
+            else:
+                self._fs.pipe_file(self._path(key), data)
+        return key
+
+    def read(self, key: str) -> bytes:
+        """The bytes of a blob.
+
+        Raises:
+            NotFound: there is none of this key.
+        """
+        path = self._path(_checked_key(key))
+        with self._translated(key):
+            return bytes(self._fs.cat_file(path))
+
+    def size(self, key: str) -> int:
+        """The size of a blob in bytes.
+
+        Raises:
+            NotFound: there is none of this key.
+        """
+        path = self._path(_checked_key(key))
+        with self._translated(key):
+            self._fs.invalidate_cache(path.rpartition("/")[0])
+            return int(self._fs.size(path))
+
+    def find(self, dataset_id: str, document_id: str) -> str | None:
+        """The key of the document's blob, the newest if there are several, None if there is none."""
+        folder = _folder(dataset_id, document_id)
+        path = self._path(folder)
+        with self._translated(folder):
+            self._fs.invalidate_cache(path)
+            try:
+                files = [entry["name"] for entry in self._fs.ls(path, detail=True) if entry["type"] == "file"]
+            except FileNotFoundError:
+                self._refuse_missing_root()
+                return None
+            if not files:
+                return None
+            newest = max(files, key=lambda name: (self._fs.modified(name), name))
+            return f"{folder}/{newest.rpartition('/')[2]}"
+
+    def delete_document(self, dataset_id: str, document_id: str) -> None:
+        """Remove all blobs of a document; it is fine if there are none."""
+        folder = _folder(dataset_id, document_id)
+        with self._translated(folder):
+            try:
+                self._fs.rm(self._path(folder), recursive=True)
+            except FileNotFoundError:
+                self._refuse_missing_root()
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        from fsspec.core import url_to_fs  # noqa: PLC0415
+
+        try:
+            filesystem, root = url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise ConfigurationError(f"FLTR_BLOB_URL can't be opened: {error}") from error
+        return filesystem, root.rstrip("/")
+
+    @property
+    def _fs(self) -> Any:  # noqa: ANN401
+        return self._opened[0]
+
+    @property
+    def _is_local(self) -> bool:
+        return "file" in self._fs.protocol
+
+    def _path(self, key: str) -> str:
+        # Joined as text: path classes read `..`, `#` or `s3://` in a filename as more than a filename.
+        return f"{self._opened[1]}/{key}"
+
+    def _put_local(self, key: str, data: bytes | Path) -> None:
+        target = Path(self._path(key))
+        unfinished = Path(self._path(_UNFINISHED)) / uuid.uuid4().hex
+        for folder in (target.parent, unfinished.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with unfinished.open("xb") as file:
+                if isinstance(data, Path):
+                    with data.open("rb") as source:
+                        shutil.copyfileobj(source, file)
+                else:
+                    file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(target)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def _refuse_missing_root(self) -> None:
+        # An unmounted volume looks like a store without blobs; taken for that, it would fail every document for good.
+        if self._is_local and not Path(self._opened[1]).is_dir():
+            raise StoreUnavailable(f"the blob store's folder {self._opened[1]} is not there: is its volume mounted?")
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FltrError:
+            raise
+        except (FileNotFoundError, IsADirectoryError) as error:
+            self._refuse_missing_root()
+            document = key.split("/")[1]
+            raise NotFound(f"document {document} has no blob {key!r} in the blob store") from error
+        except Exception as error:  # each fsspec driver has its own network errors, with no common class
+            raise StoreUnavailable(f"the blob store failed on {key!r}: {type(error).__name__}: {error}") from error
+
+
+def _folder(dataset_id: str, document_id: str) -> str:
+    return f"{checked_id(dataset_id, 'dataset id')}/{checked_id(document_id, 'document id')}"
+
+
+def _checked_key(key: str) -> str:
+    dataset_id, _, rest = key.partition("/")
+    document_id, _, filename = rest.partition("/")
+    folder = _folder(dataset_id, document_id)
+    if filename in {"", ".", ".."} or "/" in filename or "\0" in filename:
+        raise InvalidValue(f"{filename[:80]!r} is not the filename of a blob in {folder}")
+    return key

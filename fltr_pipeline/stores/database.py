@@ -1,0 +1,81 @@
+"""PostgreSQL engines, and the two ways in which rows travel as one parameter.
+
+Belongs here: what both databases need. Does not: any table's name.
+
+Ids may be text, varchar or uuid, as whoever created the tables chose. An id or an array of ids is therefore sent without
+a type (`= ANY(:ids)` with an array literal takes the column's own type and its index), and read as `id::text`.
+"""
+
+import functools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import SecretStr
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from fltr_pipeline.errors import ConfigurationError, StoreUnavailable
+
+
+@functools.cache
+def _engine(url: str) -> Engine:
+    scheme, _, rest = url.partition("://")
+    if scheme not in {"postgresql", "postgres", "postgresql+psycopg"}:
+        raise ConfigurationError(f"a database URL must start with postgresql://, not {scheme}://")
+    return create_engine(
+        f"postgresql+psycopg://{rest}",
+        pool_size=4,
+        max_overflow=4,
+        pool_timeout=30,
+        pool_pre_ping=True,
+        # UTC, whatever the server's zone: `timestamp` columns of the web application hold UTC.
+        connect_args={"options": "-c timezone=UTC -c application_name=fltr_pipeline", "connect_timeout": 10},
+    )
+
+
+def engine_for(url: SecretStr) -> Engine:
+    """The process's one engine for this URL; connects when first used.
+
+    Raises:
+        ConfigurationError: the URL is not PostgreSQL's.
+    """
+    return _engine(url.get_secret_value())
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """One READ COMMITTED transaction.
+
+    Raises:
+        StoreUnavailable: the server does not answer, went away, or the pool is exhausted.
+    """
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except (OperationalError, InterfaceError, PoolTimeout) as error:
+        # Class 40 (deadlock, serialization) means that the server is well; the caller may simply run it again.
+        name = engine.url.database
+        raise StoreUnavailable(f"database {name} did not complete a transaction ({_reason(error)}); it is tried again") from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise StoreUnavailable(f"the connection to database {engine.url.database} was cut; it is tried again") from error
+        raise
+
+
+def _reason(error: Exception) -> str:
+    """The first line of the driver's message: never the SQL's parameters."""
+    origin = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return str(origin).strip().splitlines()[0] if str(origin).strip() else type(origin).__name__
+
+
+def id_array(ids: Iterable[str]) -> str:
+    """An array literal for `= ANY(:ids)`, of whatever type the column has."""
+    return "{" + ",".join('"' + i.replace("\\", "\\\\").replace('"', '\\"') + '"' for i in ids) + "}"
+
+
+def recordset(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as one JSON parameter for `json_to_recordset` or `json_populate_recordset`."""
+    return json.dumps(list(rows), separators=(",", ":"), ensure_ascii=False)

@@ -1,0 +1,130 @@
+"""Charges: what an op on a generation costs, written before the ledger is touched.
+
+Belongs here: `pipeline.charges`. Does not: the ledger's own rows (stores.auth).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from fltr_pipeline.models import Op
+from fltr_pipeline.stores.database import recordset
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """One op on one generation of one subject (a document; the dataset itself for `dataset_setup`). Amounts in credits."""
+
+    subject_id: str
+    op: Op
+    generation: int
+    dataset_id: str
+    amount: int
+    user_id: str
+    pot_kind: str
+    pot_id: str
+    price_version: str
+    unit_price: int
+    job_id: str | None
+    sequence: int = 1
+    state: str = "open"
+    charged: int | None = None
+
+
+# The first writer's amount, pot and price stand; a retry reads them back and uses them as they are.
+_WRITE = text("""
+    INSERT INTO pipeline.charges
+        (subject_id, op, generation, dataset_id, amount, user_id, pot_kind, pot_id, price_version, unit_price, job_id)
+    SELECT r.subject_id, r.op, r.generation, r.dataset_id, r.amount, r.user_id, r.pot_kind, r.pot_id, r.price_version,
+           r.unit_price, r.job_id
+    FROM json_populate_recordset(NULL::pipeline.charges, :rows) AS r
+    LEFT JOIN pipeline.documents p ON p.document_id = r.subject_id
+    JOIN json_to_recordset(:rows) AS f(subject_id text, fence bigint) ON f.subject_id = r.subject_id
+    WHERE f.fence IS NULL OR p.fence = f.fence
+    ORDER BY r.subject_id
+    ON CONFLICT (subject_id, op, generation) DO NOTHING
+""")
+
+_READ = text("""
+    SELECT c.* FROM pipeline.charges c
+    JOIN json_to_recordset(:rows) AS r(subject_id text, op text, generation int) USING (subject_id, op, generation)
+""")
+
+_NEXT_SEQUENCE = text("""
+    UPDATE pipeline.charges c SET sequence = c.sequence + 1, state = 'open', charged = NULL, closed_at = NULL
+    FROM json_to_recordset(:rows) AS r(subject_id text, op text, generation int, sequence int)
+    WHERE c.subject_id = r.subject_id AND c.op = r.op AND c.generation = r.generation AND c.sequence = r.sequence
+""")
+
+_CLOSE = text("""
+    UPDATE pipeline.charges c SET state = r.state, charged = r.charged, closed_at = now()
+    FROM json_to_recordset(:rows) AS r(subject_id text, op text, generation int, sequence int, state text, charged int)
+    WHERE c.subject_id = r.subject_id AND c.op = r.op AND c.generation = r.generation AND c.sequence = r.sequence
+      AND c.state = 'open'
+""")
+
+# Index: pipeline.charges_open. Abandoned: the document is gone, or is no longer at work on that generation.
+_ABANDONED = text("""
+    SELECT c.* FROM pipeline.charges c
+    LEFT JOIN pipeline.documents p ON p.document_id = c.subject_id
+    WHERE c.dataset_id = :dataset_id AND c.state = 'open' AND c.op <> 'dataset_setup'
+      AND (p.document_id IS NULL OR p.stage IS NULL OR p.generation <> c.generation)
+    ORDER BY c.subject_id
+    LIMIT :limit
+""")
+
+
+def write_charges(tx: Connection, charges: Sequence[Charge], fences: dict[str, int]) -> list[Charge]:
+    """Write the charges that don't exist yet, under the fences, and return all as they stand in the database.
+
+    A charge whose document's fence was lost is not written and, if no earlier attempt wrote it, not returned.
+    """
+    rows = recordset(
+        {
+            "subject_id": c.subject_id, "op": c.op.value, "generation": c.generation, "dataset_id": c.dataset_id,
+            "amount": c.amount, "user_id": c.user_id, "pot_kind": c.pot_kind, "pot_id": c.pot_id,
+            "price_version": c.price_version, "unit_price": c.unit_price, "job_id": c.job_id,
+            "fence": fences.get(c.subject_id),
+        }
+        for c in charges
+    )  # fmt: skip
+    tx.execute(_WRITE, {"rows": rows})
+    found = {r["subject_id"]: _charge(dict(r)) for r in tx.execute(_READ, {"rows": rows}).mappings()}
+    return [found[c.subject_id] for c in charges if c.subject_id in found]
+
+
+def next_sequence(tx: Connection, charges: Sequence[Charge]) -> list[Charge]:
+    """Reopen released charges under the next sequence (a new hold id); returns them as they now stand."""
+    rows = _ids(charges)
+    tx.execute(_NEXT_SEQUENCE, {"rows": rows})
+    return [_charge(dict(r)) for r in tx.execute(_READ, {"rows": rows}).mappings()]
+
+
+def close_charges(tx: Connection, closed: Sequence[tuple[Charge, str, int]]) -> None:
+    """Record how the charges ended: (charge, `settled` or `released`, credits charged)."""
+    rows = recordset(
+        {
+            "subject_id": c.subject_id, "op": c.op.value, "generation": c.generation, "sequence": c.sequence,
+            "state": state, "charged": charged,
+        }
+        for c, state, charged in closed
+    )  # fmt: skip
+    tx.execute(_CLOSE, {"rows": rows})
+
+
+def abandoned_charges(tx: Connection, dataset_id: str, limit: int) -> list[Charge]:
+    """Open charges whose work nobody will finish."""
+    return [_charge(dict(r)) for r in tx.execute(_ABANDONED, {"dataset_id": dataset_id, "limit": limit}).mappings()]
+
+
+def _ids(charges: Sequence[Charge]) -> str:
+    return recordset(
+        {"subject_id": c.subject_id, "op": c.op.value, "generation": c.generation, "sequence": c.sequence} for c in charges
+    )
+
+
+def _charge(row: dict[str, object]) -> Charge:
+    names = Charge.__dataclass_fields__
+    values = {k: v for k, v in row.items() if k in names} | {"op": Op(str(row["op"]))}
+    return Charge(**values)  # type: ignore[arg-type]

@@ -1,0 +1,305 @@
+"""Claims: who works on which document, and how a document leaves a worker's hands.
+
+Belongs here: fence, lease, stage, status, job. Does not: text, chunks (generations) or amounts (charges).
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from fltr_pipeline.models import Stage
+from fltr_pipeline.stores.database import id_array, recordset
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A document in a worker's hands until its lease runs out."""
+
+    document_id: str
+    dataset_id: str
+    filename: str
+    generation: int
+    live_generation: int | None
+    fence: int
+    job_id: str
+    billable: bool
+    attempts: int
+    """Transient failures in a row, a worker's death among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a document's attempt ended without a result."""
+
+    claim: Claim
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A document whose pot can't cover the next step."""
+
+    claim: Claim
+    credits_needed: int
+    pot_kind: str
+    pot_id: str
+
+
+# Index: documents_waiting (public.documents (dataset_id, created_at) where status in uploaded, awaiting_credits).
+_LOCK_UPLOADED = text("""
+    SELECT id::text AS document_id, filename, updated_at::text AS input_version
+    FROM public.documents
+    WHERE dataset_id = :dataset_id AND status = 'uploaded'
+    ORDER BY created_at, id
+    LIMIT :limit
+    FOR UPDATE SKIP LOCKED
+""")
+
+# A new input is a new generation; the same input claimed again (its worker died before it got anywhere) is not.
+_TAKE_UPLOADED = text("""
+    INSERT INTO pipeline.documents AS p (document_id, dataset_id, input_version, stage, run_id, lease_until)
+    SELECT r.document_id, :dataset_id, r.input_version, 'extract', :run_id, now() + make_interval(secs => :lease)
+    FROM json_to_recordset(:rows) AS r(document_id text, input_version text)
+    ORDER BY r.document_id
+    ON CONFLICT (document_id) DO UPDATE SET
+        dataset_id = excluded.dataset_id, input_version = excluded.input_version,
+        generation = p.generation + (p.stage IS NULL OR p.input_version <> excluded.input_version)::int,
+        stage = 'extract', billable = true, fence = p.fence + 1,
+        run_id = excluded.run_id, lease_until = excluded.lease_until,
+        attempts = 0, retry_at = NULL, credits_needed = NULL, error_code = NULL, error_message = NULL, error_at = NULL
+    RETURNING p.document_id, p.generation, p.live_generation, p.fence, p.job_id, p.billable, p.attempts
+""")
+
+# Index: pipeline.documents_by_stage.
+_PARKED = text("""
+    SELECT document_id, lease_until IS NOT NULL AS taken_over
+    FROM pipeline.documents
+    WHERE dataset_id = :dataset_id AND stage = :stage
+      AND (lease_until IS NULL OR lease_until < now())
+      AND (retry_at IS NULL OR retry_at <= now())
+      AND NOT (credits_needed IS NOT NULL AND run_id = :run_id)
+    ORDER BY document_id
+    LIMIT :limit
+""")
+
+_LOCK_PUBLIC = text("""
+    SELECT id::text AS document_id, filename, status FROM public.documents WHERE id = ANY(:ids) ORDER BY id FOR UPDATE
+""")
+
+_TAKE_PARKED = text("""
+    UPDATE pipeline.documents p
+    SET fence = fence + 1, run_id = :run_id, lease_until = now() + make_interval(secs => :lease),
+        attempts = attempts + (lease_until IS NOT NULL)::int, credits_needed = NULL, retry_at = NULL
+    WHERE document_id = ANY(:ids) AND stage = :stage
+      AND (lease_until IS NULL OR lease_until < now()) AND (retry_at IS NULL OR retry_at <= now())
+    RETURNING document_id, generation, live_generation, fence, job_id, billable, attempts
+""")
+
+# A document that was deleted, or uploaded anew, has nothing more to do at the stage where it stood.
+_DEQUEUE = text("""
+    UPDATE pipeline.documents SET stage = NULL, lease_until = NULL, credits_needed = NULL, fence = fence + 1
+    WHERE document_id = ANY(:ids) AND (lease_until IS NULL OR lease_until < now())
+""")
+
+_CLOSE_JOBS = text("""
+    UPDATE public.processing_jobs SET status = :status, updated_at = now()
+    WHERE id = ANY(:ids) AND status IN ('queued', 'running', 'indexed')
+""")
+
+_START_JOBS = text("UPDATE public.processing_jobs SET status = 'running', updated_at = now() WHERE id = ANY(:ids) AND status = 'queued'")
+
+_INSERT_JOBS = text("""
+    INSERT INTO public.processing_jobs (id, document_id, status, created_at, updated_at)
+    SELECT r.id, r.document_id, :status, now(), now()
+    FROM json_populate_recordset(NULL::public.processing_jobs, :rows) AS r
+""")
+
+_SET_JOBS = text("""
+    UPDATE pipeline.documents p SET job_id = r.id
+    FROM json_to_recordset(:rows) AS r(id text, document_id text) WHERE p.document_id = r.document_id
+""")
+
+# `updated_at` is the uploader's: with the status `uploaded` it is the input version, so no write of ours touches it.
+_SET_STATUS = text("UPDATE public.documents SET status = :status WHERE id = ANY(:ids) AND status = ANY(:before)")
+
+_ADVANCE = text("""
+    UPDATE pipeline.documents p
+    SET stage = :stage, lease_until = NULL, attempts = 0
+    FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
+    WHERE p.document_id = r.document_id AND p.fence = r.fence
+    RETURNING p.document_id
+""")
+
+_RETRY = text("""
+    UPDATE pipeline.documents p
+    SET lease_until = NULL, attempts = p.attempts + 1, error_code = 'transient', error_message = :message, error_at = now(),
+        retry_at = now() + make_interval(secs => least(600, 5 * power(2, p.attempts)))
+    FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
+    WHERE p.document_id = r.document_id AND p.fence = r.fence
+    RETURNING p.document_id
+""")
+
+_FAIL = text("""
+    UPDATE pipeline.documents p
+    SET stage = NULL, lease_until = NULL, retry_at = NULL,
+        error_code = r.code, error_message = r.message, error_at = now()
+    FROM json_to_recordset(:rows) AS r(document_id text, fence bigint, code text, message text)
+    WHERE p.document_id = r.document_id AND p.fence = r.fence
+    RETURNING p.document_id
+""")
+
+_WAIT = text("""
+    UPDATE pipeline.documents p
+    SET lease_until = NULL, credits_needed = r.credits_needed, pot_kind = r.pot_kind, pot_id = r.pot_id
+    FROM json_to_recordset(:rows) AS r(document_id text, fence bigint, credits_needed int, pot_kind text, pot_id text)
+    WHERE p.document_id = r.document_id AND p.fence = r.fence
+    RETURNING p.document_id
+""")
+
+# Index: pipeline.documents_leased.
+_HEARTBEAT = text("""
+    UPDATE pipeline.documents SET lease_until = now() + make_interval(secs => :lease)
+    WHERE run_id = :run_id AND lease_until IS NOT NULL
+""")
+
+# Index: pipeline.documents_leased.
+_EXPIRE_RUNS = text("""
+    UPDATE pipeline.documents SET lease_until = now() - interval '1 second'
+    WHERE run_id = ANY(:run_ids) AND lease_until IS NOT NULL
+    RETURNING document_id
+""")
+
+
+def claim(tx: Connection, *, dataset_id: str, stage: Stage, run_id: str, limit: int, lease_seconds: float) -> list[Claim]:
+    """Take up to `limit` documents that wait at `stage`; several workers may call this at once.
+
+    New uploads come first at the first stage; then what was parked, and what a dead worker left behind (its job is closed
+    and a new one begun). Documents that await credits are offered once per run.
+    """
+    claims: list[Claim] = []
+    if stage is Stage.EXTRACT:
+        claims = _claim_uploaded(tx, dataset_id, run_id, limit, lease_seconds)
+    if len(claims) < limit:
+        claims += _claim_parked(tx, dataset_id, stage, run_id, limit - len(claims), lease_seconds)
+    return claims
+
+
+def _claim_uploaded(tx: Connection, dataset_id: str, run_id: str, limit: int, lease: float) -> list[Claim]:
+    rows = {r["document_id"]: r for r in tx.execute(_LOCK_UPLOADED, {"dataset_id": dataset_id, "limit": limit}).mappings()}
+    if not rows:
+        return []
+    inputs = [{"document_id": i, "input_version": r["input_version"]} for i, r in rows.items()]
+    taken = tx.execute(
+        _TAKE_UPLOADED, {"dataset_id": dataset_id, "run_id": run_id, "lease": lease, "rows": recordset(inputs)}
+    ).mappings()
+    states = {r["document_id"]: r for r in taken}
+    close_jobs(tx, [r["job_id"] for r in states.values() if r["job_id"]], "canceled")
+    jobs = insert_jobs(tx, list(states), "running")
+    tx.execute(_SET_STATUS, {"ids": id_array(states), "status": "processing", "before": ["uploaded", "awaiting_credits"]})
+    return [
+        Claim(
+            document_id=i, dataset_id=dataset_id, filename=rows[i]["filename"], generation=s["generation"],
+            live_generation=s["live_generation"], fence=s["fence"], job_id=jobs[i], billable=s["billable"], attempts=s["attempts"],
+        )
+        for i, s in ((i, states[i]) for i in rows)
+    ]  # fmt: skip
+
+
+def _claim_parked(tx: Connection, dataset_id: str, stage: Stage, run_id: str, limit: int, lease: float) -> list[Claim]:
+    parameters = {"dataset_id": dataset_id, "stage": stage.value, "run_id": run_id, "limit": limit}
+    waiting = {r.document_id: r.taken_over for r in tx.execute(_PARKED, parameters)}
+    if not waiting:
+        return []
+    names = {r.document_id: r.filename for r in tx.execute(_LOCK_PUBLIC, {"ids": id_array(waiting)}) if r.status != "uploaded"}
+    if lost := [i for i in waiting if i not in names]:
+        tx.execute(_DEQUEUE, {"ids": lost})
+    taken = tx.execute(_TAKE_PARKED, {"ids": list(names), "stage": stage.value, "run_id": run_id, "lease": lease}).mappings()
+    states = {r["document_id"]: r for r in taken}
+    over = [i for i in states if waiting[i] or states[i]["job_id"] is None]
+    close_jobs(tx, [states[i]["job_id"] for i in over if states[i]["job_id"]], "failed")
+    jobs = insert_jobs(tx, over, "running")
+    kept = {i: s["job_id"] for i, s in states.items() if i not in jobs}
+    tx.execute(_START_JOBS, {"ids": id_array(kept.values())})
+    tx.execute(_SET_STATUS, {"ids": id_array(states), "status": "processing", "before": ["uploaded", "awaiting_credits"]})
+    jobs |= kept
+    return [
+        Claim(
+            document_id=i, dataset_id=dataset_id, filename=names[i], generation=s["generation"],
+            live_generation=s["live_generation"], fence=s["fence"], job_id=jobs[i], billable=s["billable"], attempts=s["attempts"],
+        )
+        for i, s in states.items()
+    ]  # fmt: skip
+
+
+def insert_jobs(tx: Connection, document_ids: Sequence[str], status: str) -> dict[str, str]:
+    """A new job row per document; returns document id → job id."""
+    rows = [{"id": str(uuid.uuid4()), "document_id": i} for i in document_ids]
+    if rows:
+        tx.execute(_INSERT_JOBS, {"rows": recordset(rows), "status": status})
+        tx.execute(_SET_JOBS, {"rows": recordset(rows)})
+    return {r["document_id"]: r["id"] for r in rows}
+
+
+def close_jobs(tx: Connection, job_ids: Sequence[str], status: str) -> None:
+    """End the jobs that are still open."""
+    if job_ids:
+        tx.execute(_CLOSE_JOBS, {"ids": id_array(job_ids), "status": status})
+
+
+def _fenced(claims: Sequence[Claim]) -> str:
+    return recordset({"document_id": c.document_id, "fence": c.fence} for c in sorted(claims, key=lambda c: c.document_id))
+
+
+def advance(tx: Connection, claims: Sequence[Claim], stage: Stage) -> set[str]:
+    """Park the documents at their next stage, for any worker to take."""
+    return set(tx.execute(_ADVANCE, {"rows": _fenced(claims), "stage": stage.value}).scalars())
+
+
+def retry_later(tx: Connection, claims: Sequence[Claim], message: str) -> set[str]:
+    """Park the documents where they are, to be tried again after a backoff of 5 s doubling to 10 min."""
+    return set(tx.execute(_RETRY, {"rows": _fenced(claims), "message": message}).scalars())
+
+
+def fail(tx: Connection, failures: Sequence[Failure]) -> set[str]:
+    """End the attempts. A document with a good version stays `ready` in it; a newer upload stays `uploaded`."""
+    lock_documents(tx, [f.claim.document_id for f in failures])
+    rows = recordset(
+        {"document_id": f.claim.document_id, "fence": f.claim.fence, "code": f.code, "message": f.message} for f in failures
+    )
+    done = set(tx.execute(_FAIL, {"rows": rows}).scalars())
+    tx.execute(_SET_STATUS, {"ids": id_array(done), "status": "failed", "before": ["processing", "awaiting_credits"]})
+    close_jobs(tx, [f.claim.job_id for f in failures if f.claim.document_id in done], "failed")
+    return done
+
+
+def wait_for_credits(tx: Connection, waits: Sequence[Wait]) -> set[str]:
+    """Park the documents until their pot can pay. A document with a good version stays `ready` in it."""
+    lock_documents(tx, [w.claim.document_id for w in waits])
+    rows = recordset(
+        {
+            "document_id": w.claim.document_id, "fence": w.claim.fence,
+            "credits_needed": w.credits_needed, "pot_kind": w.pot_kind, "pot_id": w.pot_id,
+        }
+        for w in waits
+    )  # fmt: skip
+    done = set(tx.execute(_WAIT, {"rows": rows}).scalars())
+    tx.execute(_SET_STATUS, {"ids": id_array(done), "status": "awaiting_credits", "before": ["processing"]})
+    return done
+
+
+def lock_documents(tx: Connection, document_ids: Sequence[str]) -> dict[str, str]:
+    """Lock the `public.documents` rows in id order; returns id → status of those that exist."""
+    return {r.document_id: r.status for r in tx.execute(_LOCK_PUBLIC, {"ids": id_array(document_ids)})}
+
+
+def heartbeat(tx: Connection, *, run_id: str, lease_seconds: float) -> None:
+    """Renew the leases of all documents in the run's hands."""
+    tx.execute(_HEARTBEAT, {"run_id": run_id, "lease": lease_seconds})
+
+
+def expire_runs(tx: Connection, run_ids: Sequence[str]) -> list[str]:
+    """Let the leases of runs known to be dead run out now; returns the documents that may be taken over."""
+    return list(tx.execute(_EXPIRE_RUNS, {"run_ids": list(run_ids)}).scalars())

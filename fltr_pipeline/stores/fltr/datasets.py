@@ -1,0 +1,270 @@
+"""Datasets, uploads, and the counts that the sensor, `status` and the schedules read.
+
+Belongs here: reads over a whole dataset or over all of them, and what an uploader writes. Does not: claims.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, text
+
+from fltr_pipeline.models import ReprocessMode
+from fltr_pipeline.stores.database import id_array, recordset
+from fltr_pipeline.stores.fltr.claims import insert_jobs
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A row of `public.datasets`."""
+
+    id: str
+    user_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits in a dataset."""
+
+    dataset_id: str
+    user_id: str
+    waiting: int
+    oldest: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Awaiting:
+    """Documents of a dataset that one pot could not pay for."""
+
+    dataset_id: str
+    user_id: str
+    pot_kind: str
+    pot_id: str
+    documents: int
+    least: int
+    """Credits that the cheapest of them needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailedDocument:
+    """A document whose last attempt failed."""
+
+    document_id: str
+    filename: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetStatus:
+    """A dataset at a glance."""
+
+    dataset: Dataset
+    documents: dict[str, int]
+    """Documents by status."""
+    pages: int
+    chunks: int
+    tokens: int
+    seconds: float | None
+    """From the first upload to the last publish."""
+    failures: tuple[FailedDocument, ...]
+
+
+_BY_ID = text("SELECT id::text, user_id::text, name FROM public.datasets WHERE id = ANY(:ids)")
+_BY_NAME = text("SELECT id::text, user_id::text, name FROM public.datasets WHERE name = :name ORDER BY created_at, id")
+_ALL = text("SELECT id::text, user_id::text, name FROM public.datasets ORDER BY created_at, id")
+
+_INSERT_DATASET = text("""
+    INSERT INTO public.datasets (id, user_id, name, description, created_at, updated_at)
+    SELECT r.id, r.user_id, r.name, r.description, now(), now() FROM json_populate_recordset(NULL::public.datasets, :rows) AS r
+""")
+
+# Index: documents_waiting (status = 'uploaded'), then pipeline.documents_by_stage.
+_BACKLOG = text("""
+    SELECT w.dataset_id, s.user_id::text AS user_id, sum(w.waiting)::int AS waiting, min(w.oldest) AS oldest
+    FROM (
+        SELECT dataset_id::text AS dataset_id, count(*) AS waiting, min(updated_at)::timestamptz AS oldest
+        FROM public.documents WHERE status = 'uploaded' GROUP BY 1
+        UNION ALL
+        SELECT dataset_id, count(*), NULL FROM pipeline.documents
+        WHERE stage IS NOT NULL AND credits_needed IS NULL
+          AND (lease_until IS NULL OR lease_until < now()) AND (retry_at IS NULL OR retry_at <= now())
+        GROUP BY 1
+    ) w
+    JOIN public.datasets s ON s.id::text = w.dataset_id
+    GROUP BY 1, 2
+    ORDER BY 1
+""")
+
+# Index: pipeline.documents_awaiting.
+_AWAITING = text("""
+    SELECT p.dataset_id, s.user_id::text AS user_id, p.pot_kind, p.pot_id, count(*)::int AS documents,
+           min(p.credits_needed) AS least
+    FROM pipeline.documents p JOIN public.datasets s ON s.id::text = p.dataset_id
+    WHERE p.credits_needed IS NOT NULL AND p.lease_until IS NULL AND p.stage IS NOT NULL
+    GROUP BY 1, 2, 3, 4
+    ORDER BY 1
+""")
+
+_COUNTS = text("SELECT status, count(*)::int AS n FROM public.documents WHERE dataset_id = :dataset_id GROUP BY 1 ORDER BY 1")
+
+_TOTALS = text("""
+    SELECT coalesce(sum(g.pages), 0)::int AS pages, coalesce(sum(g.chunks), 0)::int AS chunks,
+           coalesce(sum(g.tokens), 0)::int AS tokens, max(g.published_at) AS last
+    FROM pipeline.documents p
+    JOIN pipeline.generations g ON g.document_id = p.document_id AND g.generation = p.live_generation
+    WHERE p.dataset_id = :dataset_id AND p.live_generation IS NOT NULL
+""")
+
+_FIRST_UPLOAD = text("SELECT min(created_at)::timestamptz FROM public.documents WHERE dataset_id = :dataset_id")
+
+_FAILURES = text("""
+    SELECT d.id::text AS document_id, d.filename, coalesce(p.error_code, 'unknown') AS code, coalesce(p.error_message, '') AS message
+    FROM public.documents d LEFT JOIN pipeline.documents p ON p.document_id = d.id::text
+    WHERE d.dataset_id = :dataset_id AND d.status = 'failed'
+    ORDER BY d.filename LIMIT :limit
+""")
+
+_FIND_DOCUMENTS = text("""
+    SELECT filename, min(id::text) AS id FROM public.documents
+    WHERE dataset_id = :dataset_id AND filename = ANY(:filenames) GROUP BY 1
+""")
+
+_INSERT_DOCUMENTS = text("""
+    INSERT INTO public.documents (id, dataset_id, filename, status, created_at, updated_at)
+    SELECT r.id, r.dataset_id, r.filename, 'uploaded', now(), now()
+    FROM json_populate_recordset(NULL::public.documents, :rows) AS r
+    ON CONFLICT (id) DO UPDATE SET status = 'uploaded', updated_at = clock_timestamp()
+""")
+
+_CONTENT = text("SELECT content FROM public.documents WHERE id = ANY(:ids)")
+
+_REQUEUE_FAILED = text("""
+    UPDATE public.documents SET status = 'uploaded'
+    WHERE dataset_id = :dataset_id AND status = 'failed'
+    RETURNING id::text
+""")
+
+# Index: pipeline.documents_live. A document in flight or uploaded anew is on its way already.
+_REQUEUE_LIVE = text("""
+    UPDATE pipeline.documents p
+    SET stage = 'extract', generation = p.generation + 1, billable = :billable, input_version = d.updated_at::text,
+        lease_until = NULL, retry_at = NULL, attempts = 0, credits_needed = NULL, job_id = NULL
+    FROM pipeline.generations g, public.documents d
+    WHERE p.dataset_id = :dataset_id AND p.live_generation IS NOT NULL AND p.stage IS NULL
+      AND g.document_id = p.document_id AND g.generation = p.live_generation
+      AND d.dataset_id = :dataset_id AND d.id::text = p.document_id AND d.status = 'ready'
+      AND (:everything OR g.fingerprint IS DISTINCT FROM :fingerprint)
+    RETURNING p.document_id
+""")
+
+# What a nightly backfill is for: another configuration than today's, or a failure that was not the document's own.
+_BACKFILL = text("""
+    SELECT DISTINCT p.dataset_id
+    FROM pipeline.documents p
+    LEFT JOIN pipeline.generations g ON g.document_id = p.document_id AND g.generation = p.live_generation
+    JOIN public.documents d ON d.id::text = p.document_id
+    WHERE p.stage IS NULL
+      AND ((d.status = 'ready' AND g.fingerprint IS DISTINCT FROM :fingerprint)
+           OR (d.status = 'failed' AND p.error_code = ANY(:retryable)))
+    ORDER BY 1
+""")
+
+_MARK_SET_UP = text("""
+    INSERT INTO pipeline.datasets (dataset_id, user_id, collection) VALUES (:dataset_id, :user_id, :collection)
+    ON CONFLICT (dataset_id) DO UPDATE SET user_id = excluded.user_id, collection = excluded.collection
+""")
+
+
+def get(tx: Connection, dataset_id: str) -> Dataset | None:
+    """The dataset of that id."""
+    row = tx.execute(_BY_ID, {"ids": id_array([dataset_id])}).first()
+    return None if row is None else Dataset(*row)
+
+
+def named(tx: Connection, name: str) -> list[Dataset]:
+    """The datasets of that name, oldest first; names are not unique."""
+    return [Dataset(*row) for row in tx.execute(_BY_NAME, {"name": name})]
+
+
+def every(tx: Connection) -> list[Dataset]:
+    """All datasets, oldest first."""
+    return [Dataset(*row) for row in tx.execute(_ALL)]
+
+
+def create(tx: Connection, dataset: Dataset) -> None:
+    """Insert the dataset."""
+    row = {"id": dataset.id, "user_id": dataset.user_id, "name": dataset.name, "description": ""}
+    tx.execute(_INSERT_DATASET, {"rows": recordset([row])})
+
+
+def mark_set_up(tx: Connection, dataset: Dataset, collection: str) -> None:
+    """The dataset's collection is there and was verified."""
+    tx.execute(_MARK_SET_UP, {"dataset_id": dataset.id, "user_id": dataset.user_id, "collection": collection})
+
+
+def backlog(tx: Connection) -> list[Backlog]:
+    """What waits, by dataset: new uploads, parked stages, and what dead workers left behind."""
+    return [Backlog(r.dataset_id, r.user_id, r.waiting, r.oldest) for r in tx.execute(_BACKLOG)]
+
+
+def awaiting(tx: Connection) -> list[Awaiting]:
+    """What awaits credits, by dataset and pot."""
+    return [Awaiting(*row) for row in tx.execute(_AWAITING)]
+
+
+def status(tx: Connection, dataset: Dataset, *, failures: int = 1000) -> DatasetStatus:
+    """The dataset at a glance, with its first `failures` failures by filename."""
+    key = {"dataset_id": dataset.id}
+    totals = tx.execute(_TOTALS, key).one()
+    first = tx.execute(_FIRST_UPLOAD, key).scalar()
+    return DatasetStatus(
+        dataset=dataset,
+        documents={r.status: r.n for r in tx.execute(_COUNTS, key)},
+        pages=totals.pages,
+        chunks=totals.chunks,
+        tokens=totals.tokens,
+        seconds=(totals.last - first).total_seconds() if totals.last and first else None,
+        failures=tuple(FailedDocument(*row) for row in tx.execute(_FAILURES, key | {"limit": failures})),
+    )
+
+
+def find_documents(tx: Connection, dataset_id: str, filenames: Sequence[str]) -> dict[str, str]:
+    """Ids of the dataset's documents of these names."""
+    rows = tx.execute(_FIND_DOCUMENTS, {"dataset_id": dataset_id, "filenames": list(filenames)})
+    return {r.filename: r.id for r in rows}
+
+
+def upload(tx: Connection, dataset_id: str, documents: Sequence[tuple[str, str]]) -> None:
+    """(document id, filename): insert as `uploaded`, or mark as uploaded anew. Their blobs must be there already."""
+    rows = [{"id": i, "dataset_id": dataset_id, "filename": name} for i, name in sorted(documents)]
+    tx.execute(_INSERT_DOCUMENTS, {"rows": recordset(rows)})
+
+
+def content(tx: Connection, document_id: str) -> str | None:
+    """The document's text as it stands."""
+    return tx.execute(_CONTENT, {"ids": id_array([document_id])}).scalar()
+
+
+def requeue(tx: Connection, dataset_id: str, mode: ReprocessMode, *, fingerprint: str, billable: bool) -> int:
+    """Queue documents again; each mode includes the ones before it: pending, failed, stale, all.
+
+    Failed documents become `uploaded`; ready ones stay ready and searchable while a new generation is made.
+    """
+    if mode is ReprocessMode.pending:
+        return 0
+    failed = list(tx.execute(_REQUEUE_FAILED, {"dataset_id": dataset_id}).scalars())
+    if mode is ReprocessMode.failed:
+        return len(failed)
+    parameters = {
+        "dataset_id": dataset_id, "billable": billable, "fingerprint": fingerprint, "everything": mode is ReprocessMode.all,
+    }  # fmt: skip
+    live = list(tx.execute(_REQUEUE_LIVE, parameters).scalars())
+    insert_jobs(tx, live, "queued")
+    return len(failed) + len(live)
+
+
+def backfill_candidates(tx: Connection, *, fingerprint: str, retryable: Sequence[str]) -> list[str]:
+    """Datasets with stale documents, or with failures of a code in `retryable`."""
+    return list(tx.execute(_BACKFILL, {"fingerprint": fingerprint, "retryable": list(retryable)}).scalars())

@@ -1,0 +1,61 @@
+"""One short-lived connection for schema work.
+
+Belongs here: opening it and saying plainly why it failed. Does not: pools for the running pipeline (`stores.database`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import IsolationLevel, conninfo
+
+from fltr_pipeline.errors import ConfigurationError, StoreUnavailable
+
+Connection = psycopg.Connection[Any]
+
+_SCHEMES = ("postgresql://", "postgres://", "postgresql+psycopg://", "postgresql+psycopg2://")
+
+
+def libpq_url(url: str) -> str:
+    """The URL without SQLAlchemy's driver name.
+
+    Raises:
+        ConfigurationError: it is not a PostgreSQL URL.
+    """
+    scheme, separator, rest = url.partition("://")
+    if scheme + separator not in _SCHEMES:
+        raise ConfigurationError("a database URL must start with postgresql:// or postgresql+psycopg://")
+    return f"postgresql://{rest}"
+
+
+def as_role(url: str, role: str) -> str:
+    """The same database as another role, without a password: for servers that trust local connections."""
+    parts = conninfo.conninfo_to_dict(libpq_url(url))
+    host, port, name = (str(parts.get(key, "")) for key in ("host", "port", "dbname"))
+    return f"postgresql://{role}@/{name}?host={host}" + (f"&port={port}" if port else "")
+
+
+@contextmanager
+def transaction(url: str, *, isolation: IsolationLevel = IsolationLevel.READ_COMMITTED) -> Iterator[Connection]:
+    """One transaction on a connection of its own, in UTC; rolled back when the block raises.
+
+    Raises:
+        ConfigurationError: not a PostgreSQL URL.
+        StoreUnavailable: the server does not answer, refuses the login or goes away.
+    """
+    try:
+        with _connect(url) as connection:
+            connection.isolation_level = isolation
+            yield connection
+    except psycopg.OperationalError as error:
+        # The driver's message names host, database and role, never the password.
+        raise StoreUnavailable(f"PostgreSQL does not answer: {error}") from error
+
+
+def _connect(url: str) -> Connection:
+    try:
+        return psycopg.connect(libpq_url(url), connect_timeout=10, options="-c timezone=UTC")
+    except psycopg.ProgrammingError:
+        # The driver's message quotes the URL, and the password in it.
+        raise ConfigurationError("a database URL can't be parsed; %-encode special characters in it") from None

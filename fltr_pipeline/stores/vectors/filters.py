@@ -1,0 +1,27 @@
+"""Every filter expression that is sent to Milvus is made here, from checked ids.
+
+Belongs here: expressions. Does not: sending them. (Templates, `filter_params`, fail on Milvus Lite 3.2.)
+"""
+
+import json
+from collections.abc import Iterable
+
+from fltr_pipeline.stores.ids import checked_id
+
+
+def in_dataset(dataset_id: str) -> str:
+    """The rows of one dataset.
+
+    Raises:
+        InvalidValue: the id has characters that no id of ours has.
+    """
+    return f"dataset_id == {json.dumps(checked_id(dataset_id, 'dataset id'))}"
+
+
+def with_keys(keys: Iterable[str]) -> str:
+    """The rows with these keys, in the plain form that every server answers from its primary-key index.
+
+    Raises:
+        InvalidValue: a key has characters that no key of ours has.
+    """
+    return f"key in {json.dumps([checked_id(key, 'key') for key in keys])}"

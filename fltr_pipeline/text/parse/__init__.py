@@ -1,0 +1,48 @@
+"""A file's bytes to a document's text, whatever its format.
+
+Belongs here: the one entry point and what all formats share. Does not: the formats (one module each, an `Extractor`),
+processes and limits (`pool`).
+"""
+
+from functools import partial
+
+from fltr_pipeline.errors import Empty
+from fltr_pipeline.models import PAGE_BREAK, ParsedDocument
+from fltr_pipeline.text.clean import clean
+from fltr_pipeline.text.parse import html, markdown, pdf, plain
+from fltr_pipeline.text.parse.detect import Kind, detect
+from fltr_pipeline.text.parse.extraction import Extraction, Extractor
+
+PARSER_VERSION = "1"
+"""Part of the extractor's fingerprint: raise it when the same file gives another text."""
+
+
+def parse(data: bytes, filename: str, *, pdf_engine: str = "pypdfium2") -> ParsedDocument:
+    """The text of a file, cleaned, its pages separated by exactly `pages - 1` form feeds.
+
+    Args:
+        data: the file's bytes.
+        filename: its name; the extension is its label, and messages say it.
+        pdf_engine: `pypdfium2` or `pypdf`, what reads a PDF's text first.
+
+    Raises:
+        DocumentError: Empty, Unsupported, Encrypted, Corrupt or NoTextLayer.
+    """
+    if not data.strip():
+        raise Empty(f"{filename}: the file is empty")
+    extractors: dict[Kind, Extractor] = {
+        Kind.PDF: partial(pdf.extract, engine=pdf_engine),
+        Kind.HTML: html.extract,
+        Kind.MARKDOWN: markdown.extract,
+        Kind.TEXT: plain.extract,
+    }
+    kind = detect(data, filename)
+    return _document(extractors[kind](data, filename), kind, filename)
+
+
+def _document(extraction: Extraction, kind: Kind, filename: str) -> ParsedDocument:
+    pages = [clean(page.replace(PAGE_BREAK, "\n")) for page in extraction.pages]
+    blank = tuple(number for number, page in enumerate(pages, start=1) if not page.strip())
+    if len(blank) == len(pages):
+        raise Empty(f"{filename}: there is no text in the file")
+    return ParsedDocument(PAGE_BREAK.join(pages), len(pages), kind, extraction.engine, blank)

@@ -1,0 +1,89 @@
+"""Bytes to text in whatever encoding: marks first, then UTF-8, then a guess among the encodings that people use.
+
+Belongs here: encodings. Does not: what the text means.
+"""
+
+import codecs
+import re
+from contextlib import suppress
+
+from fltr_pipeline.errors import Corrupt
+
+_HEAD = 65_536
+"""Bytes that the guesses look at."""
+
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_CONTROLS = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
+_MOST_CONTROLS = 0.02
+"""Share of control bytes up to which bytes are text; compressed data has five times that."""
+
+_LEGACY = (
+    *("cp1252", "cp1250", "iso8859_2", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "koi8_r"),
+    *("cp932", "euc_jp", "gb18030", "big5", "euc_kr", "cp949"),
+)
+"""The commonest first: of encodings that fit nearly as well the first is taken."""
+
+_ISO_2022 = re.compile(rb"\x1b(?:\$[@B]|\([BJ])")
+
+
+def looks_like_text(data: bytes) -> bool:
+    """Whether the bytes are text in some encoding, as opposed to binary data."""
+    if data.startswith(tuple(mark for mark, _ in _MARKS)) or _wide(data):
+        return True
+    head = data[:_HEAD]
+    return len(head) - len(head.translate(None, _CONTROLS)) <= _MOST_CONTROLS * len(head)
+
+
+def decode(data: bytes, filename: str, *, declared: str | None = None) -> tuple[str, str]:
+    """The text and the name of its encoding; what the text itself has `declared` counts where UTF-8 does not fit.
+
+    Raises:
+        Corrupt: no encoding fits.
+    """
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None) or _wide(data)
+    if encoding:
+        return data.decode(encoding, errors="replace"), encoding.removesuffix("-sig")
+    if _ISO_2022.search(data[:_HEAD]):
+        return data.decode("iso2022_jp", errors="replace"), "iso2022_jp"
+    for name in filter(None, ("utf-8", declared)):
+        with suppress(ValueError, LookupError):
+            return data.decode(name), name
+    return _guess(data, filename)
+
+
+def _wide(data: bytes) -> str | None:
+    """UTF-16 or UTF-32 without a mark, seen by where the zero bytes of ASCII characters stand."""
+    head = data[: len(data[:_HEAD]) // 4 * 4]
+    if not head:
+        return None
+    zeros = [head[place::4].count(0) * 4 / len(head) for place in range(4)]
+    often, never = 0.5, 0.02
+    patterns = {"utf-32-le": "x000", "utf-32-be": "000x", "utf-16-le": "x0x0", "utf-16-be": "0x0x"}
+    for encoding, pattern in patterns.items():
+        if all(share >= often if mark == "0" else share <= never for share, mark in zip(zeros, pattern, strict=True)):
+            return encoding
+    return None
+
+
+def _guess(data: bytes, filename: str) -> tuple[str, str]:
+    from charset_normalizer import from_bytes  # noqa: PLC0415
+
+    matches = list(from_bytes(data, cp_isolation=list(_LEGACY), threshold=0.4))
+    if matches:
+        close = [
+            match.encoding
+            for match in matches
+            if match.chaos <= matches[0].chaos + 0.01 and match.coherence >= matches[0].coherence - 0.02
+        ]
+        encoding = min(close, key=_LEGACY.index)
+        return data.decode(encoding), encoding
+    mostly = data.decode("utf-8", errors="replace")
+    if mostly.count("\N{REPLACEMENT CHARACTER}") <= _MOST_CONTROLS * len(mostly):
+        return mostly, "utf-8"
+    raise Corrupt(f"{filename}: its text is in no known encoding; save it as UTF-8 and upload it again")

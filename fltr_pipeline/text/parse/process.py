@@ -1,0 +1,163 @@
+"""One parser process as its parent sees it.
+
+Belongs here: starting it, one request at a time, its deadline, and what its death means. Does not: sharing it out.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import BinaryIO, cast
+
+from pydantic import BaseModel, ValidationError
+
+from fltr_pipeline.errors import ConfigurationError, DocumentError, MemoryLimit, ParserCrash, TimeLimit, TooLarge
+from fltr_pipeline.models import ParsedDocument
+from fltr_pipeline.text.parse import wire
+from fltr_pipeline.text.parse.worker import READY
+
+_START_SECONDS = 120.0
+"""Limit for starting Python: generous, since a loaded machine is no fault of any document."""
+
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV")
+"""All that a parser gets to see of the environment: no credentials."""
+
+_ERRORS = {kind.code: kind for kind in DocumentError.__subclasses__()}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one document may take."""
+
+    seconds: float
+    """Wall clock."""
+    memory_mb: int
+    """Address space of the process, MiB."""
+    text_bytes: int
+    """Length of the answer."""
+    pdf_engine: str
+
+
+class _Answer(BaseModel):
+    document: ParsedDocument | None = None
+    error: str = ParserCrash.code
+    message: str = ""
+
+
+class ParserProcess:
+    """Used by one thread; only `kill` may be called from another."""
+
+    def __init__(self, limits: Limits) -> None:
+        """Start the process; `wait_until_ready` before the first document."""
+        self._limits = limits
+        self._popen = subprocess.Popen(  # noqa: S603  our own module
+            [
+                *(sys.executable, "-P", "-m", "fltr_pipeline.text.parse.worker"),
+                *(str(limits.memory_mb), str(limits.seconds), limits.pdf_engine),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+        )
+        self._requests = cast(BinaryIO, self._popen.stdin)
+        self._answers = cast(BinaryIO, self._popen.stdout)
+        self.served = 0
+        """Documents that it has answered."""
+        self.usable = True
+        """Whether it can take another document."""
+
+    def wait_until_ready(self) -> None:
+        """Wait for the process to have started.
+
+        Raises:
+            ConfigurationError: it does not start; its own words are on standard error.
+        """
+        try:
+            with self._deadline(_START_SECONDS):
+                if wire.receive(self._answers, len(READY)) == READY:
+                    return
+        except (EOFError, wire.FrameTooLong):
+            pass
+        self.usable = False
+        raise ConfigurationError(
+            f"the parser process does not start within {self._limits.memory_mb} MB (FLTR_PARSE_MEMORY_MB); "
+            "see its output"
+        )
+
+    def parse(self, filename: str, data: bytes) -> ParsedDocument:
+        """The document's text.
+
+        Raises:
+            DocumentError: what the parser says, or TimeLimit, MemoryLimit, ParserCrash, TooLarge.
+        """
+        late = threading.Event()
+        try:
+            with self._deadline(self._limits.seconds, late):
+                wire.send(self._requests, filename.encode("utf-8", "surrogatepass"), data)
+                answer = wire.receive(self._answers, self._limits.text_bytes)
+        except wire.FrameTooLong as error:
+            self.usable = False
+            raise TooLarge(f"{filename}: its text has {error}, far more than a file may have; split the file") from None
+        except (EOFError, OSError):
+            self.usable = False
+            if late.is_set():
+                raise TimeLimit(f"{filename}: parsing took longer than {self._limits.seconds:g} seconds") from None
+            raise self._death(filename) from None
+        self.served += 1
+        if late.is_set():  # the answer came just before the process was killed
+            self.usable = False
+        return _document(answer, filename)
+
+    def kill(self) -> None:
+        """End it now."""
+        self._popen.kill()
+
+    def close(self) -> None:
+        """End it, wait for it, and free what it holds."""
+        self.usable = False
+        self._popen.kill()
+        self._popen.wait()
+        with suppress(OSError):  # what was buffered for a dead process
+            self._requests.close()
+        self._answers.close()
+
+    @contextmanager
+    def _deadline(self, seconds: float, late: threading.Event | None = None) -> Iterator[None]:
+        """Kill the process unless the block ends in time: a killed process ends every read and write of the block."""
+
+        def expire() -> None:
+            if late:
+                late.set()
+            self._popen.kill()
+
+        timer = threading.Timer(seconds, expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _death(self, filename: str) -> DocumentError:
+        """Native code that gets no memory dies of a signal: how much the process had tells that from other crashes."""
+        try:
+            _, status, usage = os.wait4(self._popen.pid, 0)
+        except ChildProcessError:  # reaped by another thread's `kill`
+            return ParserCrash(f"{filename}: the parser process was ended")
+        self._popen.returncode = code = os.waitstatus_to_exitcode(status)
+        if usage.ru_maxrss * 1024 > self._limits.memory_mb << 19:  # ru_maxrss is in KiB; half of the limit
+            return MemoryLimit(f"{filename}: parsing needs more than {self._limits.memory_mb} MB of memory")
+        return ParserCrash(f"{filename}: the parser process died with exit code {code}")
+
+
+def _document(answer: bytes, filename: str) -> ParsedDocument:
+    try:
+        outcome = _Answer.model_validate_json(answer)
+    except ValidationError:
+        raise ParserCrash(f"{filename}: the parser process gave no proper answer") from None
+    if outcome.document is not None:
+        return outcome.document
+    raise _ERRORS.get(outcome.error, ParserCrash)(outcome.message)

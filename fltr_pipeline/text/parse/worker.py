@@ -1,0 +1,72 @@
+"""The parser process: reads files from its standard input, answers with their text, until the input ends.
+
+Belongs here: confinement (memory, time, output) around `parse`. Does not: parsing; deciding which process gets a file.
+
+    python -m fltr_pipeline.text.parse.worker MEMORY_MB SECONDS PDF_ENGINE
+"""
+
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from dataclasses import asdict
+from typing import Any, BinaryIO
+
+from fltr_pipeline.errors import DocumentError, MemoryLimit, ParserCrash
+from fltr_pipeline.text.parse import parse, wire
+
+READY = b"ready"
+"""The first frame: the process has started, the first file's time may run."""
+
+_ORPHAN_SECONDS = 10
+"""What an orphan gets beyond the limit: only the parent enforces the limit itself, while it lives."""
+
+
+def main(memory_mb: int, seconds: float, pdf_engine: str) -> None:
+    """Answer frames (name, bytes) with one frame of JSON each: `{"document": …}` or `{"error": …, "message": …}`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
+    logging.disable(logging.CRITICAL)  # parsers log every oddity of every file
+    requests, answers = sys.stdin.buffer, _claimed_stdout()
+    wire.send(answers, READY)
+    while True:
+        try:
+            filename = wire.receive(requests).decode("utf-8", "surrogatepass")
+            data = wire.receive(requests)
+        except EOFError:
+            return
+        signal.setitimer(signal.ITIMER_REAL, seconds + _ORPHAN_SECONDS)
+        answer = _answer(data, filename, pdf_engine)
+        del data
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        wire.send(answers, answer)
+
+
+def _claimed_stdout() -> BinaryIO:
+    """The answers' own stream; whatever a library prints to standard output goes to standard error from now on."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return answers
+
+
+def _answer(data: bytes, filename: str, pdf_engine: str) -> bytes:
+    try:
+        return _json({"document": asdict(parse(data, filename, pdf_engine=pdf_engine))})
+    except DocumentError as error:
+        return _json({"error": error.code, "message": str(error)})
+    except MemoryError:
+        return _json({"error": MemoryLimit.code, "message": f"{filename}: parsing needs more memory than is allowed"})
+    except Exception as error:  # noqa: BLE001  whatever a parser raises is this document's failure
+        message = f"{filename}: the parser failed with {type(error).__name__}: {str(error)[:200]}"
+        return _json({"error": ParserCrash.code, "message": message})
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3])

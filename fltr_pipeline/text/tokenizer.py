@@ -1,0 +1,38 @@
+"""The model's own tokenizer: how many tokens a text has, and where they are.
+
+Belongs here: a thin wrapper that never truncates and never pads. Does not: the model.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+_BATCH = 512
+"""Texts per call into the tokenizer: an encoding takes some hundred bytes per token while it lives."""
+
+
+class Tokenizer:
+    """Counts and locates tokens; loads in milliseconds, without torch."""
+
+    def __init__(self, path: Path) -> None:
+        """Read `path`, a `tokenizer.json`; its truncation and padding are switched off."""
+        from tokenizers import Tokenizer as Backend  # noqa: PLC0415
+
+        self._backend = Backend.from_file(str(path))
+        self._backend.no_truncation()
+        self._backend.no_padding()
+
+    @property
+    def special_tokens(self) -> int:
+        """Tokens that the model adds to every text."""
+        return int(self._backend.num_special_tokens_to_add(is_pair=False))
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, special tokens included."""
+        counts: list[int] = []
+        for first in range(0, len(texts), _BATCH):
+            counts += map(len, self._backend.encode_batch_fast(list(texts[first : first + _BATCH])))
+        return counts
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Start and end of each token in characters of `text`, without special tokens."""
+        return list(self._backend.encode(text, add_special_tokens=False).offsets)

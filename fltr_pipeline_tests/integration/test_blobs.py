@@ -1,0 +1,182 @@
+"""The blob store on a real folder, and its other path on fsspec's memory file system."""
+
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fltr_pipeline.errors import ConfigurationError, InvalidValue, NotFound, StoreUnavailable
+from fltr_pipeline.stores.blobs import FILENAME_BYTES, BlobStore, safe_filename
+
+
+@pytest.fixture(params=["folder", "url", "object store"])
+def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+    urls = {"folder": str(tmp_path), "url": tmp_path.as_uri(), "object store": f"memory://{uuid.uuid4().hex}"}
+    return BlobStore(urls[request.param])
+
+
+def test_a_blob_is_read_back_by_its_key(blobs: BlobStore) -> None:
+    key = blobs.put("ds", "doc", "report.pdf", b"%PDF-1.7")
+    assert key == "ds/doc/report.pdf"
+    assert blobs.read(key) == b"%PDF-1.7"
+    assert blobs.size(key) == 8
+    assert blobs.find("ds", "doc") == key
+
+
+def test_a_file_is_stored_without_reading_it_whole(blobs: BlobStore, tmp_path: Path) -> None:
+    source = tmp_path / "source.txt"
+    source.write_bytes(b"x" * 100_000)
+    key = blobs.put("ds", "doc", "big.txt", source)
+    assert blobs.size(key) == 100_000
+    assert blobs.read(key) == source.read_bytes()
+
+
+def test_a_path_without_a_file_is_the_callers_mistake(blobs: BlobStore, tmp_path: Path) -> None:
+    with pytest.raises(InvalidValue, match="there is no file"):
+        blobs.put("ds", "doc", "a.txt", tmp_path / "missing")
+
+
+def test_a_second_put_replaces_the_first(blobs: BlobStore) -> None:
+    blobs.put("ds", "doc", "a.txt", b"a much longer first version")
+    key = blobs.put("ds", "doc", "a.txt", b"second")
+    assert blobs.read(key) == b"second"
+    assert blobs.size(key) == 6
+
+
+def test_deleting_a_document_leaves_the_others_and_can_be_repeated(blobs: BlobStore) -> None:
+    gone = blobs.put("ds", "doc", "a.txt", b"1")
+    kept = blobs.put("ds", "doc2", "a.txt", b"2")
+    blobs.delete_document("ds", "doc")
+    blobs.delete_document("ds", "doc")
+    assert blobs.find("ds", "doc") is None
+    with pytest.raises(NotFound, match=r"document doc has no blob 'ds/doc/a.txt'"):
+        blobs.read(gone)
+    with pytest.raises(NotFound):
+        blobs.size(gone)
+    assert blobs.read(kept) == b"2"
+
+
+def test_an_empty_blob_is_a_blob(blobs: BlobStore) -> None:
+    assert blobs.read(blobs.put("ds", "doc", "empty.txt", b"")) == b""
+
+
+def test_find_sees_what_another_uploader_wrote_and_takes_the_newest(tmp_path: Path) -> None:
+    blobs = BlobStore(str(tmp_path))
+    folder = tmp_path / "ds" / "doc"
+    folder.mkdir(parents=True)
+    for age, name in [(300, "z old.pdf"), (100, "a#1?v=2.pdf"), (200, "m.pdf")]:
+        (folder / name).write_bytes(name.encode())
+        os.utime(folder / name, (1_800_000_000 - age, 1_800_000_000 - age))
+    (folder / "not a blob").mkdir()
+    key = blobs.find("ds", "doc")
+    assert key == "ds/doc/a#1?v=2.pdf"
+    assert blobs.read(key) == b"a#1?v=2.pdf"
+
+
+def test_a_failed_put_leaves_the_last_version_and_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = BlobStore(str(tmp_path))
+    key = blobs.put("ds", "doc", "a.txt", b"whole")
+
+    def full_disk(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(StoreUnavailable, match=r"ds/doc/a.txt.*No space left"):
+        blobs.put("ds", "doc", "a.txt", b"another")
+    assert blobs.read(key) == b"whole"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / key]
+
+
+def test_a_store_that_refuses_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StoreUnavailable):
+        BlobStore(str(tmp_path / "file" / "below")).put("ds", "doc", "a.txt", b"")
+
+
+def test_a_folder_that_is_not_mounted_is_not_an_empty_store(tmp_path: Path) -> None:
+    blobs = BlobStore(str(tmp_path / "mount"))
+    with pytest.raises(StoreUnavailable, match="is its volume mounted"):
+        blobs.read("ds/doc/a.txt")
+    with pytest.raises(StoreUnavailable):
+        blobs.find("ds", "doc")
+    with pytest.raises(StoreUnavailable):
+        blobs.delete_document("ds", "doc")
+
+
+def test_an_unknown_kind_of_store_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigurationError, match="FLTR_BLOB_URL"):
+        BlobStore("nosuch://bucket").find("ds", "doc")
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["", "ds", "ds/doc", "ds/doc/", "ds/doc/..", "../doc/a", "ds/../a", "/etc/passwd", "ds/doc/a/b", "ds/doc/a\0"],
+)
+def test_a_key_that_leaves_its_folder_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(InvalidValue):
+        BlobStore(str(tmp_path)).read(key)
+
+
+@pytest.mark.parametrize("hostile", ["..", ".", "", "a/b", "~unfinished", "a\0"])
+def test_ids_that_are_no_ids_are_refused(tmp_path: Path, hostile: str) -> None:
+    blobs = BlobStore(str(tmp_path))
+    with pytest.raises(InvalidValue):
+        blobs.put(hostile, "doc", "a.txt", b"")
+    with pytest.raises(InvalidValue):
+        blobs.delete_document("ds", hostile)
+
+
+FILENAMES = st.text(st.characters(), max_size=300) | st.sampled_from(
+    [
+        "",
+        ".",
+        "..",
+        "../../etc/passwd",
+        "C:\\x\\y.pdf",
+        "s3://bucket/x",
+        "~",
+        "a\0b",
+        "\ud800.pdf",
+        "*",
+        "[x]",
+        " ",
+        "x" * 300 + ".pdf",
+    ]
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(filename=FILENAMES)
+def test_any_filename_stays_inside_its_folder_and_reads_back(tmp_path: Path, filename: str) -> None:
+    blobs = BlobStore(str(tmp_path))
+    document = uuid.uuid4().hex
+    key = blobs.put("ds", document, filename, filename.encode("utf-8", "replace"))
+    assert [path.name for path in (tmp_path / "ds" / document).iterdir()] == [key.rpartition("/")[2]]
+    assert (tmp_path / key).resolve().parent == tmp_path.resolve() / "ds" / document
+    assert blobs.read(key) == filename.encode("utf-8", "replace")
+    assert blobs.find("ds", document) == key
+
+
+@given(FILENAMES)
+def test_a_safe_filename_is_short_and_safe_already(filename: str) -> None:
+    safe = safe_filename(filename)
+    assert 1 <= len(safe.encode()) <= FILENAME_BYTES
+    assert safe_filename(safe) == safe
+
+
+@pytest.mark.parametrize(
+    ("filename", "safe"),
+    [
+        ("Jahresbericht größer.pdf", "Jahresbericht größer.pdf"),
+        ("報告書.pdf", "報告書.pdf"),
+        ("a/b\\c.txt", "a_b_c.txt"),
+        ("..", "__"),
+        ("", "unnamed"),
+        ("報" * 100 + ".pdf", "報" * 65 + ".pdf"),
+    ],
+)
+def test_filenames_keep_what_is_harmless(filename: str, safe: str) -> None:
+    assert safe_filename(filename) == safe

@@ -1,0 +1,399 @@
+"""The vector store on a real Milvus Lite server. The one fake is a server that refuses."""
+
+import math
+import multiprocessing
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any, Literal
+
+import pytest
+from pydantic import SecretStr
+
+from fltr_pipeline.errors import (
+    ConfigurationError,
+    FltrError,
+    InvalidValue,
+    SchemaDrift,
+    StoreUnavailable,
+    UnsupportedCapability,
+)
+from fltr_pipeline.models import VectorRow
+from fltr_pipeline.stores.vectors import TEXT_BYTES, CollectionFacts, VectorStore
+from fltr_pipeline_tests.milvus_lite import MilvusLite, free_port
+
+DIMENSION = 4
+
+
+def new_name() -> str:
+    return f"t_{uuid.uuid4().hex}"
+
+
+def row(
+    key: str, dataset: str = "ds", text: str = "text", vector: tuple[float, ...] = (1, 0, 0, 0), document: str = "doc"
+) -> VectorRow:
+    return VectorRow(key, dataset, document, text, list(vector))
+
+
+@pytest.fixture
+def store(milvus_uri: str) -> VectorStore:
+    store = VectorStore(milvus_uri, None, collection=new_name(), dimension=DIMENSION)
+    store.ensure()
+    return store
+
+
+@pytest.fixture
+def milvus(milvus_uri: str) -> Any:
+    """The raw client, for what other users of the server do."""
+    from pymilvus import MilvusClient
+
+    return MilvusClient(milvus_uri)
+
+
+def dense(store: VectorStore, dataset: str, *vector: float, k: int = 10) -> list[str]:
+    return [hit.key for hit in store.search(dataset, vector=vector, text=None, k=k)]
+
+
+# --- ensure ----------------------------------------------------------------------------------------------------------
+
+
+def test_ensure_makes_the_collection_once(milvus_uri: str) -> None:
+    store = VectorStore(milvus_uri, None, collection=new_name(), dimension=DIMENSION)
+    first, second = store.ensure(), store.ensure()
+    assert (first.created, second.created) == (True, False)
+    assert first.name == store.collection
+    assert first.dimension == DIMENSION
+    assert first.bm25
+    assert "3." in first.server
+
+
+def ensure(uri: str, name: str) -> CollectionFacts:
+    return VectorStore(uri, None, collection=name, dimension=DIMENSION).ensure()
+
+
+def test_many_threads_and_processes_may_ensure_at_once(milvus_uri: str) -> None:
+    name = new_name()
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(3, mp_context=spawn) as processes, ThreadPoolExecutor(4) as threads:
+        calls = [pool.submit(ensure, milvus_uri, name) for pool in (processes, processes, processes, *[threads] * 4)]
+        facts = [call.result() for call in calls]
+    assert sum(fact.created for fact in facts) == 1
+    store = VectorStore(milvus_uri, None, collection=name, dimension=DIMENSION)
+    store.insert([row("k")])
+    assert dense(store, "ds", 1, 0, 0, 0) == ["k"]
+
+
+def test_another_dimension_is_drift(store: VectorStore, milvus_uri: str) -> None:
+    other = VectorStore(milvus_uri, None, collection=store.collection, dimension=DIMENSION + 1)
+    with pytest.raises(SchemaDrift, match=r"vector is FLOAT_VECTOR\(4\), should be FLOAT_VECTOR\(5\).*drop this one"):
+        other.ensure()
+
+
+def make_collection(milvus: Any, name: str, *, metric: str = "COSINE", drop: str = "", key: str = "key") -> None:
+    from pymilvus import DataType, MilvusClient
+
+    schema = MilvusClient.create_schema(enable_dynamic_field=False)
+    schema.add_field(key, DataType.VARCHAR, is_primary=True, max_length=64)
+    schema.add_field("dataset_id", DataType.VARCHAR, max_length=64, is_partition_key=True)
+    schema.add_field("document_id", DataType.VARCHAR, max_length=64)
+    if drop != "text":
+        schema.add_field("text", DataType.VARCHAR, max_length=65_535)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=DIMENSION)
+    index = MilvusClient.prepare_index_params()
+    index.add_index("vector", index_type="AUTOINDEX", metric_type=metric)
+    milvus.create_collection(name, schema=schema, index_params=index)
+
+
+def test_every_difference_of_a_foreign_collection_is_named(milvus_uri: str, milvus: Any) -> None:
+    name = new_name()
+    make_collection(milvus, name, drop="text", key="id")
+    with pytest.raises(SchemaDrift) as caught:
+        ensure(milvus_uri, name)
+    message = str(caught.value)
+    assert "field key is missing, should be VARCHAR(64) primary key" in message
+    assert "field text is missing, should be VARCHAR(65535)" in message
+    assert "field id is there, should not be" in message
+
+
+def test_another_metric_is_drift(milvus_uri: str, milvus: Any) -> None:
+    name = new_name()
+    make_collection(milvus, name, metric="L2")
+    with pytest.raises(SchemaDrift, match="index on vector has metric L2, should be COSINE"):
+        ensure(milvus_uri, name)
+
+
+def test_a_collection_without_bm25_serves_dense_search_alone(milvus_uri: str, milvus: Any) -> None:
+    name = new_name()
+    make_collection(milvus, name)
+    store = VectorStore(milvus_uri, None, collection=name, dimension=DIMENSION)
+    assert not store.ensure().bm25
+    store.insert([row("k")])
+    assert dense(store, "ds", 1, 0, 0, 0) == ["k"]
+    modes: tuple[Literal["bm25", "hybrid"], ...] = ("bm25", "hybrid")
+    for mode in modes:
+        with pytest.raises(UnsupportedCapability, match=f"{mode} search is not possible"):
+            store.search("ds", vector=[1, 0, 0, 0], text="text", k=1, mode=mode)
+
+
+def test_a_collection_is_found_by_its_alias(store: VectorStore, milvus_uri: str, milvus: Any) -> None:
+    alias = new_name()
+    milvus.create_alias(store.collection, alias)
+    by_alias = VectorStore(milvus_uri, None, collection=alias, dimension=DIMENSION)
+    facts = by_alias.ensure()
+    assert (facts.name, facts.created) == (store.collection, False)
+    by_alias.insert([row("k")])
+    assert store.present(["k"], "ds") == set(by_alias.keys("ds")) == {"k"}
+
+
+def test_without_ensure_a_missing_collection_is_drift(milvus_uri: str) -> None:
+    store = VectorStore(milvus_uri, None, collection=new_name(), dimension=DIMENSION)
+    with pytest.raises(SchemaDrift, match="does not exist"):
+        store.present(["k"], "ds")
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_inserted_is_present_at_once_and_what_is_deleted_is_gone_at_once(store: VectorStore) -> None:
+    for number in range(20):
+        store.insert([row(f"k{number}", vector=(1, number, 0, 0))])
+        assert store.present([f"k{number}", "other"], "ds") == {f"k{number}"}
+        assert f"k{number}" in dense(store, "ds", 1, number, 0, 0)
+    store.delete([f"k{number}" for number in range(0, 20, 2)] + ["never-there"])
+    left = {f"k{number}" for number in range(1, 20, 2)}
+    assert store.present([f"k{number}" for number in range(20)], "ds") == left
+    assert set(store.keys("ds")) == left
+    assert set(dense(store, "ds", 1, 0, 0, 0, k=100)) == left
+
+
+def test_datasets_do_not_see_each_other(store: VectorStore) -> None:
+    store.insert([row(f"a{n}", "ds-a", text="fox") for n in range(5)] + [row("b", "ds-b", text="fox")])
+    assert set(dense(store, "ds-a", 1, 0, 0, 0)) == {f"a{n}" for n in range(5)}
+    assert dense(store, "ds-b", 1, 0, 0, 0) == ["b"]
+    assert store.present(["a1", "b"], "ds-b") == {"b"}
+    assert list(store.keys("ds-b")) == ["b"]
+    assert [hit.key for hit in store.search("ds-b", vector=None, text="fox", k=9, mode="bm25")] == ["b"]
+    hybrid = store.search("ds-b", vector=[1, 0, 0, 0], text="fox", k=9, mode="hybrid")
+    assert [hit.key for hit in hybrid] == ["b"]
+    assert dense(store, "ds-c", 1, 0, 0, 0) == []
+
+
+def test_listing_and_reading_back_go_on_beyond_16_384_rows(store: VectorStore) -> None:
+    keys = [f"{number:05d}" for number in range(20_000)]
+    store.insert([row(key, vector=(1, int(key) % 7, 0, 0)) for key in keys] + [row("elsewhere", "ds-2")])
+    assert list(store.keys("ds")) == keys
+    assert store.present(keys, "ds") == set(keys)
+    store.delete(keys[100:])
+    assert list(store.keys("ds")) == keys[:100]
+
+
+def test_insert_is_cut_into_messages_that_fit(store: VectorStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fltr_pipeline.stores.vectors.store.INSERT_BYTES", 1_000)
+    keys = [f"k{number}" for number in range(25)]
+    store.insert([row(key, text="x" * 400) for key in keys] + [row("big", text="x" * 5_000)])
+    assert store.present([*keys, "big"], "ds") == {*keys, "big"}
+
+
+def test_no_rows_and_no_keys_are_fine(store: VectorStore) -> None:
+    store.insert([])
+    store.delete([])
+    assert store.present([], "ds") == set()
+    assert list(store.keys("ds")) == []
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "語", "🦊"])
+def test_text_up_to_the_limit_in_bytes_is_kept(store: VectorStore, letter: str) -> None:
+    fits = letter * (TEXT_BYTES // len(letter.encode()))
+    store.insert([row("fits", text=fits)])
+    assert store.present(["fits"], "ds") == {"fits"}
+    with pytest.raises(InvalidValue, match=r"chunk long of document doc has 65,5\d\d bytes.*cut it smaller"):
+        store.insert([row("fine"), row("long", text=fits + letter)])
+    assert store.present(["fine", "long"], "ds") == set()
+
+
+@pytest.mark.parametrize("bad", ['x" or dataset_id != "', "x' or true", "", "a" * 65, "x\\", "x\ny", "*"])
+def test_hostile_ids_reach_no_expression(store: VectorStore, bad: str) -> None:
+    store.insert([row("k")])
+    attempts: list[Callable[[], object]] = [
+        lambda: store.search(bad, vector=[1, 0, 0, 0], text=None, k=1),
+        lambda: store.present([bad], "ds"),
+        lambda: store.present(["k"], bad),
+        lambda: store.delete([bad]),
+        lambda: list(store.keys(bad)),
+        lambda: store.insert([row(bad)]),
+        lambda: store.insert([row("k2", dataset=bad)]),
+        lambda: store.insert([row("k2", document=bad)]),
+    ]
+    for attempt in attempts:
+        with pytest.raises(InvalidValue):
+            attempt()
+    assert list(store.keys("ds")) == ["k"]
+
+
+@pytest.mark.parametrize("vector", [(), (1, 0, 0), (1, 0, 0, 0, 0), (math.nan, 0, 0, 0), (math.inf, -math.inf, 0, 0)])
+def test_a_vector_of_another_size_or_not_finite_is_refused(store: VectorStore, vector: tuple[float, ...]) -> None:
+    with pytest.raises(InvalidValue):
+        store.insert([row("k", vector=vector)])
+    with pytest.raises(InvalidValue):
+        store.search("ds", vector=vector, text=None, k=1)
+    assert list(store.keys("ds")) == []
+
+
+# --- search ----------------------------------------------------------------------------------------------------------
+
+
+def test_dense_scores_are_cosines_best_first(store: VectorStore) -> None:
+    vectors = {"same": (1, 0, 0, 0), "near": (1, 1, 0, 0), "across": (0, 0, 1, 0), "against": (-1, 0, 0, 0)}
+    store.insert([row(key, vector=vector, document=f"doc-{key}") for key, vector in vectors.items()])
+    hits = store.search("ds", vector=[2, 0, 0, 0], text=None, k=10)
+    assert [hit.key for hit in hits] == ["same", "near", "across", "against"]
+    assert [hit.score for hit in hits] == pytest.approx([1, 1 / math.sqrt(2), 0, -1], abs=1e-6)
+    assert hits[0].document_id == "doc-same"
+    assert len(store.search("ds", vector=[1, 0, 0, 0], text=None, k=2)) == 2
+
+
+def test_bm25_finds_words_and_a_larger_score_is_better(store: VectorStore) -> None:
+    texts = {"none": "the hen", "once": "a fox and a very long tale of hens", "twice": "fox, fox"}
+    store.insert([row(key, text=text) for key, text in texts.items()])
+    hits = store.search("ds", vector=None, text="Fox", k=10, mode="bm25")
+    assert [hit.key for hit in hits] == ["twice", "once"]
+    assert hits[0].score > hits[1].score > 0
+    assert store.search("ds", vector=None, text="zebra", k=10, mode="bm25") == []
+
+
+def test_hybrid_puts_first_what_both_sides_like(store: VectorStore) -> None:
+    store.insert([row(f"vector{n}", vector=(1, n / 100, 0, 0), text="hen") for n in range(1, 5)])
+    store.insert([row(f"word{n}", vector=(0, 0, 1, n), text="fox") for n in range(1, 5)])
+    store.insert([row("both", vector=(1, 0, 0, 0), text="fox fox")])
+    hits = store.search("ds", vector=[1, 0, 0, 0], text="fox", k=3, mode="hybrid")
+    assert hits[0].key == "both"
+    assert len(hits) == 3
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+@pytest.mark.parametrize("text", [None, "", " \n"])
+def test_a_search_for_words_needs_a_text(store: VectorStore, text: str | None) -> None:
+    with pytest.raises(InvalidValue, match="needs a text"):
+        store.search("ds", vector=[1, 0, 0, 0], text=text, k=1, mode="hybrid")
+
+
+@pytest.mark.parametrize("k", [0, -1, 16_385])
+def test_k_is_within_what_milvus_answers(store: VectorStore, k: int) -> None:
+    with pytest.raises(InvalidValue, match="k must be"):
+        store.search("ds", vector=[1, 0, 0, 0], text=None, k=k)
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_released_collection_is_loaded_and_asked_again(store: VectorStore, milvus: Any) -> None:
+    store.insert([row("k")])
+    uses: list[Callable[[], object]] = [
+        lambda: dense(store, "ds", 1, 0, 0, 0),
+        lambda: [hit.key for hit in store.search("ds", vector=None, text="text", k=1, mode="bm25")],
+        lambda: list(store.keys("ds")),
+        lambda: list(store.present(["k"], "ds")),
+    ]
+    for use in uses:
+        milvus.release_collection(store.collection)
+        assert use() == ["k"]
+
+
+def test_a_killed_server_loses_nothing_and_the_same_store_goes_on(tmp_path: Path) -> None:
+    with MilvusLite(tmp_path / "milvus") as server:
+        store = VectorStore(server.uri, None, collection=new_name(), dimension=DIMENSION, timeout=5)
+        store.ensure()
+        store.insert([row(f"k{n}", text="fox", vector=(1, n, 0, 0)) for n in range(100)])
+        store.delete(["k0"])
+        server.stop(SIGKILL)
+        with pytest.raises(StoreUnavailable):
+            store.present(["k1"], "ds")
+        server.start()
+        assert len(store.present([f"k{n}" for n in range(100)], "ds")) == 99
+        server.stop(SIGKILL)
+        server.start()
+        assert not store.ensure().created
+        assert dense(store, "ds", 1, 1, 0, 0, k=1) == ["k1"]
+        assert len(list(store.keys("ds"))) == 99
+        assert len(store.search("ds", vector=None, text="fox", k=200, mode="bm25")) == 99
+
+
+def test_a_server_that_is_not_there_is_unavailable_and_no_secret_is_told() -> None:
+    uri = f"http://admin:uri-secret@127.0.0.1:{free_port()}"
+    store = VectorStore(uri, SecretStr("token-secret"), collection="c", dimension=DIMENSION, timeout=5)
+    uses: list[Callable[[], object]] = [
+        store.ensure,
+        lambda: store.insert([row("k")]),
+        lambda: store.present(["k"], "ds"),
+        lambda: store.delete(["k"]),
+        lambda: list(store.keys("ds")),
+        lambda: dense(store, "ds", 1, 0, 0, 0),
+    ]
+    for use in uses:
+        with pytest.raises(StoreUnavailable, match=r"Milvus at http://127.0.0.1:\d+: .*is the server up") as caught:
+            use()
+        assert "secret" not in str(caught.value)
+    assert "secret" not in repr(store)
+
+
+def test_a_server_that_accepts_and_says_nothing_is_unavailable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(StoreUnavailable):
+            VectorStore(uri, None, collection="c", dimension=DIMENSION, timeout=1).ensure()
+
+
+@contextmanager
+def refusing_server(status: str) -> Iterator[str]:
+    """A gRPC server that answers every call with this status."""
+    import grpc
+
+    class Refuse(grpc.GenericRpcHandler):  # type: ignore[misc]
+        def service(self, _: object) -> Any:
+            def abort(request: bytes, context: Any) -> None:
+                context.abort(grpc.StatusCode[status], f"{status}: token-secret is not welcome")
+
+            return grpc.unary_unary_rpc_method_handler(abort)
+
+    server = grpc.server(ThreadPoolExecutor(2), handlers=[Refuse()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        ("UNAUTHENTICATED", ConfigurationError),
+        ("PERMISSION_DENIED", ConfigurationError),
+        ("RESOURCE_EXHAUSTED", StoreUnavailable),
+        ("DEADLINE_EXCEEDED", StoreUnavailable),
+        ("UNAVAILABLE", StoreUnavailable),
+        ("INTERNAL", StoreUnavailable),
+    ],
+)
+def test_a_refusal_becomes_the_fitting_error(status: str, error: type[FltrError]) -> None:
+    with refusing_server(status) as uri:
+        store = VectorStore(uri, SecretStr("token-secret"), collection="c", dimension=DIMENSION, timeout=2)
+        with pytest.raises(error) as caught:
+            store.ensure()
+    assert "token-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["", "milvus:19530", "./milvus.db", "/tmp/milvus.db", "s3://bucket"])
+def test_an_address_that_is_no_servers_is_a_configuration_error(uri: str) -> None:
+    with pytest.raises(ConfigurationError, match="FLTR_MILVUS_URI"):
+        VectorStore(uri, None, collection="c", dimension=DIMENSION)
+
+
+@pytest.mark.parametrize(("collection", "dimension", "timeout"), [("a b", 4, 1), ("", 4, 1), ("c", 0, 1), ("c", 4, 0)])
+def test_settings_that_cannot_work_are_refused_at_once(collection: str, dimension: int, timeout: float) -> None:
+    with pytest.raises(ConfigurationError):
+        VectorStore("http://127.0.0.1:1", None, collection=collection, dimension=dimension, timeout=timeout)
