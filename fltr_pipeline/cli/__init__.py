@@ -6,13 +6,18 @@ module may have its imports at the top.
 
 import sys
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperGroup
-from typer.main import get_command
+from typer.main import get_group
 
 from fltr_pipeline.cli import output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typer._click import Command, Context
 
 COMMANDS = {
     "up": ("stack:up", "Start the embedded stack with the Dagster UI."),
@@ -32,32 +37,36 @@ COMMANDS = {
 class _LazyGroup(TyperGroup):
     """Knows its commands by name and help line, and imports the one that runs."""
 
-    def __init__(self, **attributes: Any) -> None:
+    def __init__(self, **attributes: Any) -> None:  # noqa: ANN401 - Typer's own
         super().__init__(**attributes)
         self.commands = {name: _stub(name, line) for name, (_, line) in COMMANDS.items()}
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+    def resolve_command(self, ctx: "Context", args: list[str]) -> "tuple[str | None, Command | None, list[str]]":
         """Puts the real command in the place of its stub."""
         name, stub, rest = super().resolve_command(ctx, args)
         return name, _load(name) if name and stub else None, rest
 
 
-def _stub(name: str, line: str) -> Any:
+def _stub(name: str, line: str) -> "Command":
     def nothing() -> None: ...
 
     return _command(name, nothing, line)
 
 
-def _load(name: str) -> Any:
+def _load(name: str) -> "Command":
     module, _, attribute = COMMANDS[name][0].partition(":")
-    target = getattr(import_module(f"{__name__}.{module}"), attribute)
-    return get_command(target) if isinstance(target, typer.Typer) else _command(name, target)
+    return _command(name, getattr(import_module(f"{__name__}.{module}"), attribute))
 
 
-def _command(name: str, function: Any, line: str | None = None) -> Any:
-    single = typer.Typer(add_completion=False)
-    single.command(name, help=line)(function)
-    return get_command(single)
+def _command(name: str, target: "typer.Typer | Callable[..., None]", line: str | None = None) -> "Command":
+    """Typer makes commands only as members of an application."""
+    holder = typer.Typer(cls=TyperGroup)
+    holder.callback()(lambda: None)
+    if isinstance(target, typer.Typer):
+        holder.add_typer(target, name=name, help=line)
+    else:
+        holder.command(name, help=line)(target)
+    return get_group(holder).commands[name]
 
 
 app = typer.Typer(cls=_LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -72,4 +81,5 @@ def main() -> None:
     """The entry point. Exit codes: 0 done, 1 something is not as it should be, 2 wrong usage."""
     as_json = output.JSON_OPTION in sys.argv
     with output.errors_told(as_json=as_json):
-        get_command(app)(standalone_mode=not as_json)
+        code = get_group(app)(standalone_mode=not as_json)
+    raise SystemExit(code if isinstance(code, int) else 0)

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -16,6 +16,8 @@ from rich.markup import escape
 from fltr_pipeline.errors import ConfigurationError, FltrError
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from fltr_pipeline.settings import Settings
 
 JSON_OPTION = "--json"
@@ -33,7 +35,7 @@ def err() -> Console:
     return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """One JSON document on stdout; `value` holds plain data."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
     sys.stdout.flush()
@@ -53,9 +55,9 @@ def read_settings() -> "Settings":
     Raises:
         ConfigurationError: one is wrong, or half a production configuration is given; no value is repeated.
     """
-    from pydantic import ValidationError
+    from pydantic import ValidationError  # noqa: PLC0415 - `--help` need not wait for it
 
-    from fltr_pipeline.settings import Settings
+    from fltr_pipeline.settings import Settings  # noqa: PLC0415
 
     try:
         return Settings()
@@ -63,7 +65,7 @@ def read_settings() -> "Settings":
         raise ConfigurationError("; ".join(_problem(item) for item in error.errors(include_input=False))) from None
 
 
-def _problem(item: Any) -> str:
+def _problem(item: "ErrorDetails") -> str:
     name = "__".join(str(part) for part in item["loc"]).upper()
     message = str(item["msg"]).removeprefix("Value error, ")
     return f"FLTR_{name}: {message}" if name else message
@@ -71,12 +73,15 @@ def _problem(item: Any) -> str:
 
 @contextmanager
 def errors_told(*, as_json: bool) -> Iterator[None]:
-    """An error raised on purpose becomes one message and exit code 1; anything else is a bug and keeps its traceback."""
+    """An error raised on purpose becomes one message and exit code 1; a bug keeps its traceback."""
     try:
         yield
     except FltrError as error:
         print_error(str(error), kind=type(error).__name__, as_json=as_json)
         raise SystemExit(1) from None
+    except typer.TyperException as error:  # wrong usage; without --json, Typer tells it itself
+        print_error(str(error), kind=type(error).__name__, as_json=as_json)
+        raise SystemExit(error.exit_code) from None
 
 
 class Progress:

@@ -3,9 +3,8 @@
 import dagster as dg
 
 from fltr_pipeline.defs.datasets import datasets
-from fltr_pipeline.defs.op import typed_failures
+from fltr_pipeline.defs.op import table, typed_failures
 from fltr_pipeline.settings import Settings
-from fltr_pipeline.stores.schema.compare import Finding
 from fltr_pipeline.stores.schema.verify import VerificationReport, verify_auth, verify_fltr
 
 
@@ -35,18 +34,9 @@ def _result(report: VerificationReport) -> dg.AssetCheckResult:
             "harmful": len(report.harmful),
             "harmless": len(report.harmless),
             "checked": len(report.findings),
-            "differences": dg.MetadataValue.table([_row(f) for f in (*report.harmful, *report.harmless)]),
+            "differences": table(
+                ("severity", "subject", "expected", "found", "mend"),
+                [(f.severity.value, f.subject, f.expected, f.found, f.mend) for f in (*report.harmful, *report.harmless)],
+            ),
         },
-    )
-
-
-def _row(finding: Finding) -> dg.TableRecord:
-    return dg.TableRecord(
-        {
-            "severity": finding.severity.value,
-            "subject": finding.subject,
-            "expected": finding.expected,
-            "found": finding.found,
-            "mend": finding.mend,
-        }
     )

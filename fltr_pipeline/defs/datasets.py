@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from fltr_pipeline.defs.op import RETRY, metadata_of, services_of, typed_failures, worker_of
+from fltr_pipeline.defs.op import metadata_of, services_of, typed_failures, worker_of
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.pipeline.setup import ground, set_up
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
@@ -27,7 +27,6 @@ AUTH_TABLES = [
     deps=[dg.AssetKey(["fltr_auth", "users"]), dg.AssetKey(["fltr_auth", "user_credits"])],
     group_name="fltr",
     kinds={"postgres", "milvus"},
-    retry_policy=RETRY,
 )
 def datasets(
     context: dg.AssetExecutionContext,
@@ -38,7 +37,7 @@ def datasets(
     blobs: BlobsResource,
 ) -> dg.MaterializeResult[None]:
     """A customer's dataset, ready to take documents: its owner can be charged and its collection is there."""
-    with typed_failures():
+    with typed_failures(context.op_execution_context):
         services = services_of(fltr, credits, milvus, embedder, blobs)
         billing = credits.billing(services.fltr)
         abandoned = billing.release_abandoned(context.partition_key)

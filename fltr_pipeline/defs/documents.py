@@ -3,14 +3,14 @@
 import dagster as dg
 
 from fltr_pipeline.defs.datasets import datasets
-from fltr_pipeline.defs.op import RETRY, ReprocessConfig, metadata_of, run_stage, services_of, typed_failures
+from fltr_pipeline.defs.op import ReprocessConfig, metadata_of, run_stage, services_of, typed_failures
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.pipeline.extract import Extract
 from fltr_pipeline.pipeline.reprocess import requeue
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 
 
-@dg.asset(partitions_def=DATASET_PARTITIONS, deps=[datasets], group_name="fltr", kinds={"postgres"}, retry_policy=RETRY)
+@dg.asset(partitions_def=DATASET_PARTITIONS, deps=[datasets], group_name="fltr", kinds={"postgres"})
 def documents(
     context: dg.AssetExecutionContext,
     config: ReprocessConfig,
@@ -21,11 +21,11 @@ def documents(
     blobs: BlobsResource,
 ) -> dg.MaterializeResult[None]:
     """Extracted text. First queues again what the mode names, then works on everything that waits."""
-    with typed_failures():
+    with typed_failures(context.op_execution_context):
         services = services_of(fltr, credits, milvus, embedder, blobs)
         billing = credits.billing(services.fltr)
         # A retry of this step must not queue what the first try queued and finished.
-        requeued = 0 if context.retry_number else requeue(services, context.partition_key, config.mode, charge=config.charge)
+        requeued = 0 if context.op_execution_context.retry_number else requeue(services, context.partition_key, config.mode, charge=config.charge)
         with Extract(services) as work:
             report = run_stage(context, services, billing, work, config.max_documents)
     return dg.MaterializeResult(metadata=metadata_of(report, documents_requeued=requeued))

@@ -5,7 +5,6 @@ import dagster as dg
 from fltr_pipeline.defs.datasets import datasets
 from fltr_pipeline.defs.document_embeddings import document_embeddings
 from fltr_pipeline.defs.documents import documents
-from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.defs.processing_jobs import processing_jobs
 from fltr_pipeline.models import ReprocessMode
 
@@ -14,14 +13,12 @@ ASSETS = [datasets, documents, processing_jobs, document_embeddings]
 ingest = dg.define_asset_job(
     "ingest",
     selection=dg.AssetSelection.assets(*ASSETS),
-    partitions_def=DATASET_PARTITIONS,
     description="Works on what waits in a dataset. Launched by the sensor `uploaded_documents`.",
 )
 
 reprocess_dataset = dg.define_asset_job(
     "reprocess_dataset",
     selection=dg.AssetSelection.assets(*ASSETS),
-    partitions_def=DATASET_PARTITIONS,
     description=(
         "Queues a dataset's documents again and works until nothing is left. Mode (each includes the ones before it): "
         "pending, failed, stale (the default), all."

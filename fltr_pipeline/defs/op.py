@@ -3,7 +3,7 @@
 Belongs here: the step from a Dagster context to a `pipeline` use case and back. Does not: what an op does.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import dagster as dg
@@ -18,9 +18,8 @@ from fltr_pipeline.pipeline.worker import Report, Worker
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 from fltr_pipeline.settings import Settings
 
-RETRY = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
-"""For stores that don't answer. What is permanent says so by its type and is not retried."""
-
+_RETRIES = 3
+_FIRST_RETRY_SECONDS = 5.0
 _FAILURES_SHOWN = 200
 
 
@@ -50,7 +49,7 @@ def services_of(
 
 def worker_of(context: dg.AssetExecutionContext, services: Services) -> Worker:
     """This run, as the holder of leases."""
-    return Worker(services.fltr, context.run_id, services.settings.lease_seconds)
+    return Worker(services.fltr, context.run.run_id, services.settings.lease_seconds)
 
 
 def run_stage(
@@ -65,12 +64,21 @@ def run_stage(
 
 
 @contextmanager
-def typed_failures() -> Iterator[None]:
-    """Give Dagster our errors as failures: retried if transient, final if not; the message is the whole story."""
+def typed_failures(context: dg.OpExecutionContext | None = None) -> Iterator[None]:
+    """Give Dagster our errors by their type: a transient one is retried with backoff, any other ends the step at once.
+
+    The type decides, so there is no retry policy: it would retry what is permanent, and bugs.
+    """
     try:
         yield
+    except TransientError as error:
+        if context is None or context.retry_number >= _RETRIES:
+            raise dg.Failure(description=str(error)) from error
+        context.log.warning("%s", error)
+        wait = _FIRST_RETRY_SECONDS * 2**context.retry_number
+        raise dg.RetryRequested(max_retries=_RETRIES, seconds_to_wait=wait) from error
     except FltrError as error:
-        raise dg.Failure(description=str(error), allow_retries=isinstance(error, TransientError)) from error
+        raise dg.Failure(description=str(error)) from error
 
 
 def metadata_of(report: Report, **more: int) -> dict[str, dg.MetadataValue]:
@@ -90,9 +98,14 @@ def metadata_of(report: Report, **more: int) -> dict[str, dg.MetadataValue]:
     metadata["seconds"] = dg.MetadataValue.float(round(report.seconds, 3))
     metadata["documents_per_second"] = dg.MetadataValue.float(round(report.done / max(report.seconds, 1e-9), 3))
     if report.failures:
-        shown = [
-            dg.TableRecord({"document": f.filename, "code": f.code, "reason": f.message, "id": f.document_id})
-            for f in report.failures[:_FAILURES_SHOWN]
-        ]
-        metadata["failures"] = dg.MetadataValue.table(shown)
+        shown = report.failures[:_FAILURES_SHOWN]
+        metadata["failures"] = table(
+            ("document", "code", "reason", "id"), [(f.filename, f.code, f.message, f.document_id) for f in shown]
+        )
     return metadata
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> dg.TableMetadataValue:
+    """Text in rows and columns, as the UI shows it."""
+    records = [dg.TableRecord(dict(zip(columns, row, strict=True))) for row in rows]
+    return dg.MetadataValue.table(records, dg.TableSchema([dg.TableColumn(name) for name in columns]))

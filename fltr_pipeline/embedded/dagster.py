@@ -88,8 +88,8 @@ def daemon_spec(home: Path, environment: Mapping[str, str], ui_port: int, worksp
 
 def open_instance(home: Path, database_url: str) -> "DagsterInstance":
     """The instance of the stack, whatever `DAGSTER_HOME` this process has. Creates Dagster's tables when absent."""
-    from dagster import DagsterInstance
-    from dagster._core.instance.ref import InstanceRef
+    from dagster import DagsterInstance  # noqa: PLC0415 - takes seconds
+    from dagster._core.instance.ref import InstanceRef  # noqa: PLC0415
 
     storage: Any = {"storage": {"postgres": {"postgres_url": database_url}}}
     return DagsterInstance.from_ref(InstanceRef.from_dir(str(home_folder(home)), overrides=storage))
@@ -100,7 +100,7 @@ def fail_dead_runs(instance: "DagsterInstance") -> list[str]:
 
     To be called when no code location runs: then none of these can be alive. Returns their ids.
     """
-    from dagster import DagsterRunStatus, RunsFilter
+    from dagster import DagsterRunStatus, RunsFilter  # noqa: PLC0415 - takes seconds
 
     in_flight = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
     dead = instance.get_runs(RunsFilter(statuses=in_flight))

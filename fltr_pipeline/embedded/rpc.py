@@ -7,6 +7,8 @@ import http.client
 import json
 from typing import Any
 
+import grpc
+
 from fltr_pipeline.embedded.processes import HOST
 
 PROBE_SECONDS = 5.0
@@ -14,8 +16,6 @@ PROBE_SECONDS = 5.0
 
 def answers(port: int, method: str) -> bool:
     """Whether a gRPC server on `port` answers `method`, given an empty request."""
-    import grpc
-
     with grpc.insecure_channel(f"{HOST}:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
             channel.unary_unary(method)(b"", timeout=PROBE_SECONDS)

@@ -15,6 +15,7 @@ from fltr_pipeline.embedded.state import Service, StackState
 from fltr_pipeline.embedded.supervisor import Progress, Supervisor, silent
 from fltr_pipeline.errors import ConfigurationError
 from fltr_pipeline.settings import Endpoints, Settings
+from fltr_pipeline.stores.schema import init_databases
 
 UI_PORT = 3000
 STOP_ORDER = (dagster.DAEMON, dagster.WEBSERVER, dagster.CODE, milvus.NAME, postgres.NAME)
@@ -51,16 +52,19 @@ class Stack:
             StackError: a service does not start; what this call started is ended again.
             ConfigurationError: `port` is taken by another program.
         """
-        supervisor = self._supervisor
         with state.locked(self.home):
-            supervisor.progress, supervisor.started = on_progress, []
-            try:
-                return self._start(port)
-            except BaseException:
-                for name in STOP_ORDER:
-                    if name in supervisor.started:
-                        supervisor.stop(name)
-                raise
+            return self._up(port, on_progress)
+
+    def repair(self, on_progress: Progress = silent) -> None:
+        """Starts again what has died, if anything; a stack that another command stopped stays so.
+
+        Raises:
+            StackError: a service does not start.
+        """
+        if self.broken():
+            with state.locked(self.home):
+                if self.broken():
+                    self._up(None, on_progress)
 
     def down(self, on_progress: Progress = silent) -> None:
         """Ends everything that runs under this home, recorded or not; nothing is left when it returns.
@@ -75,6 +79,20 @@ class Stack:
             for name in STOP_ORDER:
                 self._supervisor.stop(name)
             state.remove(self.home)
+
+    def _up(self, port: int | None, on_progress: Progress) -> StackState:
+        supervisor = self._supervisor
+        supervisor.progress, supervisor.started = on_progress, []
+        try:
+            return self._start(port)
+        except BaseException:
+            for name in STOP_ORDER:
+                if name in supervisor.started:
+                    supervisor.stop(name)
+            record = self.state()
+            if record is not None and not any(service.alive() for service in record.services):
+                state.remove(self.home)
+            raise
 
     def _start(self, port: int | None) -> StackState:
         supervisor, before = self._supervisor, self.state()
@@ -151,8 +169,6 @@ class Stack:
         }
 
     def _init_databases(self) -> None:
-        from fltr_pipeline.stores.schema import init_databases
-
         self._cluster.create_databases()
         init_databases(self._cluster.url("psycopg", "fltr"), self._cluster.url("psycopg", "fltr_auth"))
 

@@ -115,7 +115,9 @@ class _Cutter:
         if not offsets:
             return piece.end
         earliest = piece.start + offsets[0][0]
-        return next((b.position for b in words(self._text, piece.start, piece.end) if b.position >= earliest), piece.end)
+        return next(
+            (b.position for b in words(self._text, piece.start, piece.end) if b.position >= earliest), piece.end
+        )
 
     def _fitting(self, boundaries: list[Boundary], end: int, limit: int, allowed: int) -> Iterator[_Piece]:
         """Divide by the atoms' sizes, then measure: the parts of a text need not add up to the whole's tokens."""

@@ -10,7 +10,7 @@ from fltr_pipeline.errors import Empty
 from fltr_pipeline.models import PAGE_BREAK, ParsedDocument
 from fltr_pipeline.text.clean import clean
 from fltr_pipeline.text.parse import html, markdown, pdf, plain
-from fltr_pipeline.text.parse.detect import Kind, detect
+from fltr_pipeline.text.parse.detect import Kind, kind_of
 from fltr_pipeline.text.parse.extraction import Extraction, Extractor
 
 PARSER_VERSION = "1"
@@ -36,7 +36,7 @@ def parse(data: bytes, filename: str, *, pdf_engine: str = "pypdfium2") -> Parse
         Kind.MARKDOWN: markdown.extract,
         Kind.TEXT: plain.extract,
     }
-    kind = detect(data, filename)
+    kind = kind_of(data, filename)
     return _document(extractors[kind](data, filename), kind, filename)
 
 

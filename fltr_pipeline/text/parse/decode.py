@@ -23,6 +23,9 @@ _CONTROLS = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
 _MOST_CONTROLS = 0.02
 """Share of control bytes up to which bytes are text; compressed data has five times that."""
 
+_VALID_PER_BROKEN = 10
+"""Valid sequences per broken byte from which bytes are damaged UTF-8 rather than another encoding."""
+
 _LEGACY = (
     *("cp1252", "cp1250", "iso8859_2", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "koi8_r"),
     *("cp932", "euc_jp", "gb18030", "big5", "euc_kr", "cp949"),
@@ -54,7 +57,7 @@ def decode(data: bytes, filename: str, *, declared: str | None = None) -> tuple[
     for name in filter(None, ("utf-8", declared)):
         with suppress(ValueError, LookupError):
             return data.decode(name), name
-    return _guess(data, filename)
+    return _mostly_utf8(data) or _guess(data, filename)
 
 
 def _wide(data: bytes) -> str | None:
@@ -67,8 +70,18 @@ def _wide(data: bytes) -> str | None:
     patterns = {"utf-32-le": "x000", "utf-32-be": "000x", "utf-16-le": "x0x0", "utf-16-be": "0x0x"}
     for encoding, pattern in patterns.items():
         if all(share >= often if mark == "0" else share <= never for share, mark in zip(zeros, pattern, strict=True)):
-            return encoding
+            with suppress(UnicodeDecodeError):
+                codecs.getincrementaldecoder(encoding)().decode(head)  # not at its end: that may cut a character
+                return encoding
     return None
+
+
+def _mostly_utf8(data: bytes) -> tuple[str, str] | None:
+    """UTF-8 with a few broken bytes: in another encoding hardly any of its longer sequences would be valid."""
+    text = data.decode("utf-8", errors="replace")
+    broken = text.count("\N{REPLACEMENT CHARACTER}")
+    valid = len(text) - len(text.encode("ascii", "ignore")) - broken
+    return (text, "utf-8") if valid >= _VALID_PER_BROKEN * broken else None
 
 
 def _guess(data: bytes, filename: str) -> tuple[str, str]:
@@ -83,7 +96,4 @@ def _guess(data: bytes, filename: str) -> tuple[str, str]:
         ]
         encoding = min(close, key=_LEGACY.index)
         return data.decode(encoding), encoding
-    mostly = data.decode("utf-8", errors="replace")
-    if mostly.count("\N{REPLACEMENT CHARACTER}") <= _MOST_CONTROLS * len(mostly):
-        return mostly, "utf-8"
     raise Corrupt(f"{filename}: its text is in no known encoding; save it as UTF-8 and upload it again")

@@ -83,7 +83,7 @@ _MAGIC = (
 )
 
 
-def detect(data: bytes, filename: str) -> Kind:
+def kind_of(data: bytes, filename: str) -> Kind:
     """The kind of `data`. Within the text family the label decides (HTML, Markdown, text); without one the content.
 
     Raises:

@@ -42,7 +42,12 @@ def extract(data: bytes, filename: str) -> Extraction:
     # huge_tree: without it libxml2 drops what is nested deeper than 256, with it 2048; the worker's memory limit holds.
     parser = etree.HTMLParser(encoding="utf-8", no_network=True, huge_tree=True, remove_comments=True, remove_pis=True)
     text = decode(data, filename, declared=_declared(data))[0].replace("\x00", "")
-    root = etree.fromstring(text.encode("utf-8", "replace"), parser) if text.strip() else None
+    try:
+        root = etree.fromstring(text.encode("utf-8", "replace"), parser) if text.strip() else None
+    except etree.XMLSyntaxError as error:
+        if error.code == etree.ErrorTypes.ERR_NO_MEMORY:
+            raise MemoryError from None
+        raise Corrupt(f"{filename}: is no readable HTML ({error.msg}); save it again and upload it anew") from None
     if any(entry.type_name == "ERR_RESOURCE_LIMIT" for entry in parser.error_log):
         raise Corrupt(
             f"{filename}: its elements are nested too deep to be read ({parser.error_log.last_error.message})"

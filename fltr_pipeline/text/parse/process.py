@@ -19,6 +19,9 @@ from fltr_pipeline.models import ParsedDocument
 from fltr_pipeline.text.parse import wire
 from fltr_pipeline.text.parse.worker import READY
 
+WORKER = ("-P", "-m", "fltr_pipeline.text.parse.worker")
+"""What Python is to run; `-P` because the current folder may hold a file that is named like a module."""
+
 _START_SECONDS = 120.0
 """Limit for starting Python: generous, since a loaded machine is no fault of any document."""
 
@@ -55,7 +58,7 @@ class ParserProcess:
         self._limits = limits
         self._popen = subprocess.Popen(  # noqa: S603  our own module
             [
-                *(sys.executable, "-P", "-m", "fltr_pipeline.text.parse.worker"),
+                *(sys.executable, *WORKER),
                 *(str(limits.memory_mb), str(limits.seconds), limits.pdf_engine),
             ],
             stdin=subprocess.PIPE,

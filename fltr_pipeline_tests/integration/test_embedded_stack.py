@@ -1,0 +1,161 @@
+"""The embedded stack, really started: kept, repaired, killed, stopped. One start is shared; the tests build on one another."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
+from dagster._core.utils import make_new_run_id
+
+from fltr_pipeline.embedded import dagster, milvus, postgres, processes, rpc
+from fltr_pipeline.embedded.stack import STOP_ORDER, UI_PORT, Stack
+from fltr_pipeline.embedded.state import StackState
+from fltr_pipeline.errors import ConfigurationError, StackError
+from fltr_pipeline.settings import STACK_FILE, Settings
+
+DEFINITIONS = "fltr_pipeline_tests.integration.embedded_definitions"
+
+
+def traces(home: Path) -> list[psutil.Process]:
+    """Every process that mentions the home folder anywhere."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            seen = [*process.cmdline(), *process.environ().values(), process.cwd()]
+        except psutil.Error:
+            continue
+        if any(str(home) in text for text in seen):
+            found.append(process)
+    return found
+
+
+def pids(state: StackState) -> dict[str, int]:
+    return {service.name: service.pid for service in state.services}
+
+
+@pytest.fixture(scope="module")
+def taken_port() -> Iterator[int]:
+    """The default port of the UI, in other hands (whoever's they are)."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", UI_PORT))
+            listener.listen()
+        except OSError:
+            pass
+        yield UI_PORT
+
+
+@pytest.fixture(scope="module")
+def stack(short_tmp: Path, taken_port: int) -> Iterator[Stack]:
+    stack = Stack(short_tmp / "stack", definitions=DEFINITIONS)
+    try:
+        stack.up()
+        yield stack
+    finally:
+        stack.down()
+
+
+def test_up_starts_everything_and_records_where_it_is(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = stack.state()
+    assert state is not None
+    assert set(pids(state)) == set(STOP_ORDER)
+    assert state.ui != f"http://127.0.0.1:{UI_PORT}"
+    assert (stack.home / STACK_FILE).stat().st_mode & 0o777 == 0o600
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"FLTR_{name.upper()}", raising=False)
+    assert Settings(home=stack.home).endpoints == state.endpoints
+    with pytest.raises(ConfigurationError, match="taken"):
+        stack.up(UI_PORT)
+
+
+def test_the_auth_url_is_of_the_least_privilege_role(stack: Stack) -> None:
+    state = stack.state()
+    assert state is not None
+    url = state.endpoints.auth_database_url.get_secret_value().replace("+psycopg", "")
+    with psycopg.connect(url) as connection:
+        user, superuser = connection.execute("SELECT current_user, current_setting('is_superuser')").fetchone() or ("", "")
+    assert (user, superuser) == (postgres.PIPELINE_ROLE, "off")
+
+
+def test_up_again_keeps_everything(stack: Stack) -> None:
+    before = stack.state()
+    assert before is not None
+    events: list[tuple[str, str]] = []
+    assert stack.up(on_progress=lambda *event: events.append(event)) == before
+    assert {event for _, event in events} == {"runs"}
+
+
+def test_up_replaces_killed_services_and_fails_the_runs_that_died(stack: Stack) -> None:
+    before = stack.state()
+    assert before is not None
+    database_url = before.endpoints.dagster_database_url.get_secret_value()
+    run = DagsterRun(job_name="nothing", run_id=make_new_run_id(), status=DagsterRunStatus.STARTED)
+    with dagster.open_instance(stack.home, database_url) as instance:
+        instance.add_run(run)
+    for name in (dagster.CODE, milvus.NAME):
+        for process in processes.find(stack.home, name)[:1]:
+            process.kill()
+    after = stack.up()
+    changed = {name for name, pid in pids(after).items() if pid != pids(before)[name]}
+    assert changed == {dagster.CODE, milvus.NAME}
+    assert after.endpoints == before.endpoints, "the ports are kept, for others hold them"
+    with dagster.open_instance(stack.home, database_url) as instance:
+        assert instance.get_run_by_id(run.run_id).status is DagsterRunStatus.FAILURE  # type: ignore[union-attr]
+    assert len(processes.find(stack.home, dagster.CODE)) == 2, "the proxy and the server behind it, no orphan"
+
+
+def test_up_works_after_everything_was_killed_and_the_record_was_torn(stack: Stack) -> None:
+    before = stack.state()
+    assert before is not None
+    url = before.endpoints.database_url.get_secret_value().replace("+psycopg", "")
+    with psycopg.connect(url) as connection:
+        connection.execute("CREATE SCHEMA survives")
+    for process in [*processes.find(stack.home), *stack._cluster.members()]:
+        process.kill()
+    record = stack.home / STACK_FILE
+    record.write_bytes(record.read_bytes()[:100])
+    assert stack.state() is None
+    after = stack.up()
+    assert set(pids(after)) == set(STOP_ORDER)
+    assert not set(pids(after).values()) & set(pids(before).values())
+    with psycopg.connect(url) as connection:
+        connection.execute("DROP SCHEMA survives")
+
+
+def test_broken_definitions_are_told_and_nothing_stays(short_tmp: Path) -> None:
+    stack = Stack(short_tmp / "broken", definitions="no_such_module_anywhere")
+    with pytest.raises(StackError, match="no_such_module_anywhere"):
+        stack.up()
+    assert stack.state() is None
+    assert traces(stack.home) == []
+
+
+def test_down_leaves_no_process_and_no_record(stack: Stack) -> None:
+    assert traces(stack.home) != []
+    stack.down()
+    assert traces(stack.home) == []
+    assert stack.state() is None
+    stack.down()
+
+
+def test_only_runs_in_flight_are_failed() -> None:
+    with DagsterInstance.ephemeral() as instance:
+        runs = {
+            status: instance.add_run(DagsterRun(job_name="x", run_id=make_new_run_id(), status=status))
+            for status in DagsterRunStatus
+        }
+        dead = {DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING}
+        assert set(dagster.fail_dead_runs(instance)) == {runs[status].run_id for status in dead}
+        assert instance.get_run_by_id(runs[DagsterRunStatus.QUEUED].run_id) == runs[DagsterRunStatus.QUEUED]
+        assert dagster.fail_dead_runs(instance) == []
+
+
+def test_nobody_there_is_no_answer() -> None:
+    port = processes.free_port()
+    assert not rpc.answers(port, milvus.GET_VERSION)
+    assert not rpc.get(port, "/")
+    assert rpc.graphql(port, dagster.LOCATIONS) is None

@@ -1,0 +1,212 @@
+"""Telling kinds apart, decoding, and the formats other than PDF."""
+
+import codecs
+import io
+import zipfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fltr_pipeline.errors import Corrupt, DocumentError, Empty, Unsupported
+from fltr_pipeline.text.parse import parse
+from fltr_pipeline_tests.pdfs import pdf
+
+PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x08\x02\x00\x00\x00\x90wS\xde"
+HTML = b"<!DOCTYPE html><html><head><title>Title</title></head><body><p>Paragraph</p></body></html>"
+
+
+def docx() -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("[Content_Types].xml", "<Types/>")
+        archive.writestr("word/document.xml", "<document/>")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("filename", "data", "kind"),
+    [
+        ("a.txt", b"words", "text"),
+        ("a.md", b"words", "markdown"),
+        ("A.MARKDOWN", b"words", "markdown"),
+        ("a.html", b"words", "html"),
+        ("a.txt", HTML, "text"),
+        ("noextension", b"words", "text"),
+        ("noextension", HTML, "html"),
+        ("noextension", b"\xef\xbb\xbf\n" + HTML, "html"),
+        ("a.unknown", b"words", "text"),
+        ("a.csv", b"a,b\n1,2\n", "text"),
+        ("a.txt", b"A header such as %PDF-1.7 begins a PDF file.", "text"),
+    ],
+)
+def test_kinds(filename: str, data: bytes, kind: str) -> None:
+    assert parse(data, filename).kind == kind
+
+
+@pytest.mark.parametrize("filename", ["a.pdf", "a", "a.unknown", "A.PDF"])
+def test_a_pdf_is_known_by_its_content(filename: str) -> None:
+    assert parse(pdf(["words"]), filename).kind == "pdf"
+
+
+@pytest.mark.parametrize(
+    ("filename", "data", "words"),
+    [
+        ("a.pdf", b"just text", ["mislabelled", "a PDF", "text"]),
+        ("a.pdf", HTML, ["mislabelled", "a PDF", "an HTML page"]),
+        ("a.pdf", PNG, ["a PDF", "a PNG image"]),
+        ("a.txt", pdf(["x"]), ["mislabelled", "text", "a PDF"]),
+        ("a.md", pdf(["x"]), ["mislabelled", "Markdown", "a PDF"]),
+        ("a.html", pdf(["x"]), ["mislabelled", "an HTML page", "a PDF"]),
+        ("a.docx", pdf(["x"]), ["mislabelled", "word processor", "a PDF"]),
+        ("a.png", b"just text", ["mislabelled", "an image", "text"]),
+        ("a.txt", PNG, ["text", "a PNG image"]),
+        ("a.png", PNG, ["a PNG image", "PDF, HTML, Markdown and plain text"]),
+        ("a.docx", docx(), ["Word document", "PDF, HTML, Markdown and plain text"]),
+        ("a", b"\x1f\x8b\x08\x00\x00\x00\x00\x00", ["gzip"]),
+        ("a.exe", b"MZ\x90\x00\x03\x00\x00\x00\x04\x00", ["Windows program"]),
+        ("a.rtf", b"{\\rtf1\\ansi words}", ["RTF"]),
+        ("a.ps", b"%!PS-Adobe-3.0\n", ["PostScript"]),
+        ("a.bin", bytes(range(256)) * 4, ["binary data of an unknown kind"]),
+    ],
+)
+def test_what_is_not_read_is_named(filename: str, data: bytes, words: list[str]) -> None:
+    with pytest.raises(Unsupported) as caught:
+        parse(data, filename)
+    assert all(word in str(caught.value) for word in [filename, *words])
+
+
+@pytest.mark.parametrize("filename", ["a.txt", "a.md", "a.html", "a.pdf", "a", "a.docx"])
+@pytest.mark.parametrize("data", [b"", b" \r\n\t\f"])
+def test_nothing_is_empty(filename: str, data: bytes) -> None:
+    with pytest.raises(Empty, match=filename):
+        parse(data, filename)
+
+
+@pytest.mark.parametrize("data", [codecs.BOM_UTF8, codecs.BOM_UTF16_LE + "  \n".encode("utf-16-le"), b"\xc2\xa0\n"])
+def test_nothing_but_white_space_in_any_encoding_is_empty(data: bytes) -> None:
+    with pytest.raises(Empty):
+        parse(data, "a.txt")
+
+
+def test_a_page_without_text_is_empty() -> None:
+    with pytest.raises(Empty):
+        parse(b"<html><body><script>var a = 1;</script></body></html>", "a.html")
+
+
+RUSSIAN = "Люди рождаются свободными и равными в своем достоинстве и правах. "
+SAMPLES = {
+    "utf-8": "naïve 漢字 текст 👍",
+    "utf-8-sig": "naïve 漢字 текст 👍",
+    "utf-16": "naïve 漢字 текст 👍",
+    "utf-32": "naïve 漢字 текст 👍",
+    "utf-16-le": "plain words, and a naïve one",
+    "utf-16-be": "plain words, and a naïve one",
+    "utf-32-le": "plain words, and a naïve one",
+    "utf-32-be": "plain words, and a naïve one",
+    "cp1252": "Der Bär läuft über die Brücke und hört die schöne Musik; das kostet 5 € „heute“. " * 3,
+    "cp1250": "Příliš žluťoučký kůň úpěl ďábelské ódy. Žádný učený z nebe nespadl, říká se. " * 5,
+    "cp1251": RUSSIAN * 5,
+    "koi8_r": RUSSIAN * 5,
+    "cp932": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。" * 5,
+    "euc_jp": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。" * 5,
+    "iso2022_jp": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。" * 5,
+    "gb18030": "人人生而自由。在尊严和权利上一律平等。他们赋有理性和良心。" * 5,
+}
+
+
+@pytest.mark.parametrize("encoding", SAMPLES)
+def test_encodings(encoding: str) -> None:
+    text = SAMPLES[encoding]
+    assert parse(text.encode(encoding), "a.txt").text == text.rstrip()
+
+
+def test_a_few_broken_bytes_do_not_lose_the_text() -> None:
+    parsed = parse("Größe ist alles, sagt man. ".encode() * 100 + b"\x81\x8d\xff", "a.txt")
+    assert parsed.text.startswith("Größe ist alles")
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1))
+def test_pages_of_plain_text_are_what_its_form_feeds_say(text: str) -> None:
+    try:
+        parsed = parse(text.encode(), "a.txt")
+    except DocumentError:
+        return
+    assert parsed.text.count("\f") == parsed.pages - 1
+    pages = parsed.text.split("\f")
+    assert parsed.blank_pages == tuple(number for number, page in enumerate(pages, 1) if not page.strip())
+
+
+def test_plain_text_pages() -> None:
+    parsed = parse(b"one\r\n\f\f three  \n", "a.txt")
+    assert (parsed.text, parsed.pages, parsed.blank_pages, parsed.engine) == ("one\n\f\f three\n", 3, (2,), "utf-8")
+
+
+def test_markdown_keeps_its_source() -> None:
+    source = "---\ntitle: T\n---\n\n# Heading\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
+    assert parse(source.encode(), "a.md").text == source
+
+
+PAGE = """<html><head><title>The title</title><style>p {}</style></head><body>
+<nav><a href="/">Home</a></nav><h1>Main</h1><p>First <b>bo</b>ld &euro; &amp; caf&eacute;.<script>no()</script> Tail.
+<h2>Table</h2><table><tr><th>A</th><th>B</th></tr><tr><td>1</td><td>2</td></tr></table>
+<ul><li>one</li><li>two</li></ul><pre>  x = 1\n    y</pre><!-- comment --></body></html>"""
+
+READABLE = """# The title
+
+# Main
+
+First bold € & café. Tail.
+
+## Table
+
+A | B
+1 | 2
+
+- one
+- two
+
+  x = 1
+    y"""
+
+
+def test_html_reads_as_text() -> None:
+    parsed = parse(PAGE.encode(), "a.html")
+    assert parsed.text == READABLE
+    assert parsed.engine.startswith("lxml ")
+    assert parsed.pages == 1
+
+
+def test_a_title_that_is_the_heading_stands_once() -> None:
+    data = b"<html><head><title>Same</title></head><body><h1> Same </h1><p>Text</p></body></html>"
+    assert parse(data, "a.html").text == "# Same\n\nText"
+
+
+def test_html_declares_its_encoding() -> None:
+    data = '<html><head><meta charset="iso-8859-1"></head><body>café</body></html>'.encode("latin-1")
+    assert parse(data, "a.html").text == "café"
+
+
+def test_html_resolves_no_external_entity() -> None:
+    data = b'<!DOCTYPE html [<!ENTITY e SYSTEM "file:///etc/passwd">]><html><body><p>A &e; B</p></body></html>'
+    assert "root:" not in parse(data, "a.html").text
+
+
+def test_deep_html_is_read_or_refused_but_never_cut() -> None:
+    assert "deep" in parse(b"<html>" + b"<div>" * 1_000 + b"deep", "a.html").text
+    with pytest.raises(Corrupt, match="too deep"):
+        parse(b"<html><p>text</p>" + b"<div>" * 10_000 + b"deep", "a.html")
+
+
+@given(st.binary(max_size=300), st.sampled_from(["a.txt", "a.md", "a.html", "a.pdf", "a", "a.docx"]))
+def test_any_bytes_give_a_document_or_a_typed_error(data: bytes, filename: str) -> None:
+    try:
+        parsed = parse(data, filename)
+    except DocumentError as error:
+        message = str(error)
+    else:
+        message = filename
+        parsed.text.encode()
+        assert parsed.text.count("\f") == parsed.pages - 1
+        assert parsed.text.strip()
+    assert filename in message
