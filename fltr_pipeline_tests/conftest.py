@@ -22,6 +22,12 @@ os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
 
 
 @pytest.fixture(scope="session")
+def repository() -> Path:
+    """The top of the checkout."""
+    return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
 def short_tmp() -> Iterator[Path]:
     """A temporary folder with a short path: unix sockets allow about 100 characters."""
     path = Path(tempfile.mkdtemp(prefix="fltr-"))

@@ -3,20 +3,16 @@
 Belongs here: options, tables on the terminal, exit codes. Does not: SQL or verdicts (`stores.schema`).
 """
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fltr_pipeline.errors import ConfigurationError, FltrError
+from fltr_pipeline.cli.output import AsJson, out, print_json, read_settings
+from fltr_pipeline.errors import ConfigurationError
 from fltr_pipeline.settings import Endpoints, Settings
 from fltr_pipeline.stores import schema
 from fltr_pipeline.stores.schema.compare import Severity
@@ -31,8 +27,6 @@ EMBEDDED_ADMINISTRATOR = "postgres"
 """The administrator's role on the embedded server, which trusts connections on its own socket."""
 
 _MARKS = {Severity.OK: "[green]✓[/]", Severity.HARMLESS: "[yellow]~[/]", Severity.HARMFUL: "[red]✗[/]"}
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 class DatabaseName(StrEnum):
@@ -50,16 +44,15 @@ def init(
     ] = False,
 ) -> None:
     """Create what is absent in fltr; safe to repeat. The embedded stack also gets its copy of fltr_auth."""
-    with _errors_told():
-        settings = Settings()
-        endpoints = settings.endpoints
-        fltr = endpoints.database_url.get_secret_value()
-        schema.init_fltr(fltr)
-        verify_fltr(fltr).require()
-        typer.echo("fltr: as specified")
-        if dev_auth or not settings.production:
-            schema.init_auth_copy(_auth_administrator(settings, endpoints))
-            typer.echo("fltr_auth: a development copy, as specified")
+    settings = read_settings()
+    endpoints = settings.endpoints
+    fltr = endpoints.database_url.get_secret_value()
+    schema.init_fltr(fltr)
+    verify_fltr(fltr).require()
+    typer.echo("fltr: as specified")
+    if dev_auth or not settings.production:
+        schema.init_auth_copy(_auth_administrator(settings, endpoints))
+        typer.echo("fltr_auth: a development copy, as specified")
 
 
 @app.command()
@@ -68,15 +61,14 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Hold both databases against the specification. Exit code 1 on drift; harmless differences are listed only."""
-    with _errors_told():
-        endpoints = Settings().endpoints
-        reports = []
-        if database in {None, DatabaseName.FLTR}:
-            reports.append(verify_fltr(endpoints.database_url.get_secret_value()))
-        if database in {None, DatabaseName.FLTR_AUTH}:
-            reports.append(verify_auth(endpoints.auth_database_url.get_secret_value()))
+    endpoints = read_settings().endpoints
+    reports = []
+    if database in {None, DatabaseName.FLTR}:
+        reports.append(verify_fltr(endpoints.database_url.get_secret_value()))
+    if database in {None, DatabaseName.FLTR_AUTH}:
+        reports.append(verify_auth(endpoints.auth_database_url.get_secret_value()))
     if as_json:
-        typer.echo(json.dumps([_as_json(report) for report in reports], ensure_ascii=False, indent=2))
+        print_json([_as_json(report) for report in reports])
     else:
         for report in reports:
             _show(report)
@@ -95,16 +87,17 @@ def add_user(
     local_part, at, domain = email.partition("@")
     if not (local_part and at and domain):
         raise typer.BadParameter(f"{email!r} is not an e-mail address")
-    with _errors_told():
-        settings = Settings()
-        if settings.production:
-            raise ConfigurationError(
-                "users of a configured fltr_auth are the web application's: `db add-user` is for the embedded stack"
-            )
-        user_id = add_development_user(
-            _auth_administrator(settings, settings.endpoints), email, name or local_part, credits
+    settings = read_settings()
+    if settings.production:
+        raise ConfigurationError(
+            "users of a configured fltr_auth are the web application's: `db add-user` is for the embedded stack"
         )
-    typer.echo(json.dumps({"id": user_id, "email": email.lower()}) if as_json else user_id)
+    administrator = _auth_administrator(settings, settings.endpoints)
+    user_id = add_development_user(administrator, email, name or local_part, credits)
+    if as_json:
+        print_json({"id": user_id, "email": email.lower()})
+    else:
+        typer.echo(user_id)
 
 
 def _auth_administrator(settings: Settings, endpoints: Endpoints) -> str:
@@ -123,24 +116,7 @@ def _show(report: VerificationReport) -> None:
     for finding in report.findings:
         words = (finding.subject, finding.expected, finding.found, finding.mend)
         table.add_row(_MARKS[finding.severity], *map(escape, words))
-    console = Console()
+    console = out()
     console.print(table)
     verdict = "as specified" if report.conforms else f"{len(report.harmful)} harmful differences"
     console.print(f"{report.database}: {verdict}, {len(report.harmless)} harmless differences")
-
-
-@contextmanager
-def _errors_told() -> Iterator[None]:
-    """An error of ours is a sentence on stderr and exit code 1, never a traceback."""
-    try:
-        yield
-    except ValidationError as error:
-        # Its own text quotes the input, and the passwords in it.
-        _fail("; ".join(detail["msg"] for detail in error.errors(include_input=False)))
-    except FltrError as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
-    raise typer.Exit(1)

@@ -4,6 +4,7 @@ Belongs here: how things are said. Does not: what any command says.
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from fltr_pipeline.errors import ConfigurationError, FltrError
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
     from fltr_pipeline.settings import Settings
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 JSON_OPTION = "--json"
 AsJson = Annotated[bool, typer.Option(JSON_OPTION, help="Print JSON for programs.")]
@@ -33,6 +37,11 @@ def out() -> Console:
 def err() -> Console:
     """For progress and errors."""
     return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def plain(words: str) -> Text:
+    """Words of customers as they are: no markup, and no control character for the terminal to obey."""
+    return Text(_CONTROLS.sub("\N{REPLACEMENT CHARACTER}", words.replace("\f", "\n")))
 
 
 def print_json(value: object) -> None:

@@ -43,9 +43,10 @@ def up(
     with _interruptible():
         with Progress(err()) as progress:
             state = stack.up(port, progress)
-        _print_state(state, as_json=as_json)
-        if not detach:
-            _watch(stack)
+        if detach:
+            _print_state(state, as_json=as_json)
+        else:
+            _stay(stack, state, as_json=as_json)
 
 
 def down(as_json: AsJson = False) -> None:
@@ -65,11 +66,12 @@ def down(as_json: AsJson = False) -> None:
         out().print("stopped" if stopped else f"nothing runs under {stack.home}")
 
 
-def _watch(stack: Stack) -> None:
+def _stay(stack: Stack, state: StackState, *, as_json: bool) -> None:
     """Starts again what dies, until a signal comes or another command stops the stack."""
     console = err()
-    console.print("Ctrl-C stops it.")
     try:
+        _print_state(state, as_json=as_json)
+        console.print("Ctrl-C stops it.")
         while stack.state() is not None:
             for service in stack.broken():
                 console.print(f"{service.name} ended unexpectedly, see {service.log}", markup=False)

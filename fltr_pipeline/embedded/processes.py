@@ -47,9 +47,12 @@ class ServiceSpec:
 
     @property
     def digest(self) -> str:
-        """Changes with all that would make a running process differ from a new one: command and `FLTR_*` settings."""
+        """Changes with what would make a running process differ from a new one: its arguments and `FLTR_*` settings.
+
+        The program's own path is left out: the same interpreter goes by several names.
+        """
         settings = sorted((name, value) for name, value in self.environment.items() if name.startswith("FLTR_"))
-        return hashlib.sha256(repr((self.command, settings)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((self.command[1:], settings)).encode()).hexdigest()[:16]
 
 
 def free_port(*preferred: int) -> int:

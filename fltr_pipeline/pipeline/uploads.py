@@ -3,12 +3,14 @@
 The contract: write the blob (or `content`), then set status `uploaded` and `updated_at` in one statement.
 """
 
+import os
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-from fltr_pipeline.errors import NotFound
+from fltr_pipeline.errors import InvalidValue, NotFound
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets
@@ -37,10 +39,14 @@ def find_dataset(services: Services, name_or_id: str) -> Dataset:
             found = [d for d in datasets.every(tx) if d.id == name_or_id]
         names = [] if found else sorted({d.name for d in datasets.every(tx)})
     if not found:
-        known = f"there are: {', '.join(names[:20])}" if names else "there is none yet: `fltr-pipeline upload` creates one"
+        known = (
+            f"there are: {', '.join(names[:20])}" if names else "there is none yet: `fltr-pipeline upload` creates one"
+        )
         raise NotFound(f"no dataset is named {name_or_id!r}; {known}")
     if len(found) > 1:
-        raise NotFound(f"{len(found)} datasets are named {name_or_id!r}; name one by its id: {', '.join(d.id for d in found)}")
+        raise NotFound(
+            f"{len(found)} datasets are named {name_or_id!r}; name one by its id: {', '.join(d.id for d in found)}"
+        )
     return found[0]
 
 
@@ -59,19 +65,50 @@ def files_below(paths: Sequence[Path]) -> list[tuple[str, Path]]:
     """(filename, path) of each file; a folder gives its files, named by their path below it, hidden ones left out.
 
     Raises:
-        NotFound: a path does not exist.
+        NotFound: a path does not exist, or there is no file at all.
+        InvalidValue: a file or folder can't be read, or two files would have the same name.
     """
-    found: list[tuple[str, Path]] = []
-    for path in paths:
-        if path.is_dir():
-            below = sorted(p for p in path.rglob("*") if p.is_file())
-            relative = [(p.relative_to(path), p) for p in below]
-            found += [(r.as_posix(), p) for r, p in relative if not any(part.startswith(".") for part in r.parts)]
-        elif path.is_file():
-            found.append((path.name, path))
-        else:
+    found: dict[str, Path] = {}
+    for name, path in chain.from_iterable(map(_named_files, paths)):
+        if name in found:
+            raise InvalidValue(
+                f"{found[name]} and {path} would both be the document {name!r}: upload the folder that holds both"
+            )
+        _require_readable(path)
+        found[name] = path
+    if not found:
+        raise NotFound(f"there is no file below {', '.join(map(str, paths))}")
+    return list(found.items())
+
+
+def _named_files(path: Path) -> Iterator[tuple[str, Path]]:
+    if not path.is_dir():
+        if not os.path.lexists(path):
             raise NotFound(f"{path} does not exist")
-    return found
+        yield _decoded(path.name), path
+        return
+    for folder, folders, files in os.walk(path, onerror=_refuse):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for file in (Path(folder, f) for f in sorted(files) if not f.startswith(".")):
+            yield _decoded(file.relative_to(path).as_posix()), file
+
+
+def _decoded(name: str) -> str:
+    """The name as text that a database takes: file systems allow any bytes."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _require_readable(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise InvalidValue(f"{path} can't be uploaded: it is not a file")  # opening a pipe would wait for ever
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        _refuse(error)
+
+
+def _refuse(error: OSError) -> None:
+    raise InvalidValue(f"{error.filename} can't be read: {error.strerror}") from error
 
 
 def upload(services: Services, dataset: Dataset, files: Sequence[tuple[str, Path]]) -> Iterator[Uploaded]:

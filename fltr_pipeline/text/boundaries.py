@@ -44,7 +44,7 @@ _BREAK = re.compile(
       (?P<page>\f)
     | (?P<blank>\n(?:[^\S\f\n]*\n)+)
     | (?P<line>\n)
-    | (?<!\b\w)(?<!\b\d\d)[.!?\u2026]+["'\u201d\u2019\u00bb)\]]*[^\S\f\n]+  # not behind "J." or "12."
+    | (?<!\b\w)(?<!\b\d\d)(?<![.!?\u2026])[.!?\u2026]++["'\u201d\u2019\u00bb)\]]*+[^\S\f\n]+  # not behind "J." or "12."
     | [\u3002\uff01\uff1f\uff61][\u201d\u2019\u300d\u300f\uff09]*  # Chinese and Japanese
     """,
     re.VERBOSE,

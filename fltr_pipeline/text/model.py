@@ -139,7 +139,9 @@ class EmbeddingModel:
     def _model(self) -> "SentenceTransformer":
         import torch  # noqa: PLC0415
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415
+        from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
 
+        disable_progress_bar()  # type: ignore[no-untyped-call]  # it would be written into every run's log
         if self._threads:
             torch.set_num_threads(self._threads)
         model = SentenceTransformer(str(self.folder))

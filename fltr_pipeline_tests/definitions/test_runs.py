@@ -34,11 +34,6 @@ def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, object]
     return {name: value.value for name, value in event.metadata.items()}
 
 
-@pytest.fixture
-def instance() -> dg.DagsterInstance:
-    return dg.DagsterInstance.ephemeral()
-
-
 def test_one_run_takes_a_dataset_from_upload_to_search(world: World, instance: dg.DagsterInstance) -> None:
     payer = world.user(credits=10)
     dataset = world.dataset(payer)

@@ -1,13 +1,15 @@
-"""The embedded stack, really started: kept, repaired, killed, stopped. One start is shared; the tests build on one another."""
+"""The embedded stack, really started: kept, repaired, killed, stopped. One start is shared, in this order."""
 
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import psycopg
 import pytest
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.utils import make_new_run_id
 
 from fltr_pipeline.embedded import dagster, milvus, postgres, processes, rpc
@@ -17,6 +19,7 @@ from fltr_pipeline.errors import ConfigurationError, StackError
 from fltr_pipeline.settings import STACK_FILE, Settings
 
 DEFINITIONS = "fltr_pipeline_tests.integration.embedded_definitions"
+ORIGIN = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("l"), "r"), "x")
 
 
 def traces(home: Path) -> list[psutil.Process]:
@@ -77,7 +80,10 @@ def test_the_auth_url_is_of_the_least_privilege_role(stack: Stack) -> None:
     assert state is not None
     url = state.endpoints.auth_database_url.get_secret_value().replace("+psycopg", "")
     with psycopg.connect(url) as connection:
-        user, superuser = connection.execute("SELECT current_user, current_setting('is_superuser')").fetchone() or ("", "")
+        user, superuser = connection.execute("SELECT current_user, current_setting('is_superuser')").fetchone() or (
+            "",
+            "",
+        )
     assert (user, superuser) == (postgres.PIPELINE_ROLE, "off")
 
 
@@ -145,13 +151,23 @@ def test_down_leaves_no_process_and_no_record(stack: Stack) -> None:
 def test_only_runs_in_flight_are_failed() -> None:
     with DagsterInstance.ephemeral() as instance:
         runs = {
-            status: instance.add_run(DagsterRun(job_name="x", run_id=make_new_run_id(), status=status))
+            status: instance.add_run(
+                DagsterRun(job_name="x", run_id=make_new_run_id(), status=status, remote_job_origin=ORIGIN)
+            )
             for status in DagsterRunStatus
         }
         dead = {DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING}
         assert set(dagster.fail_dead_runs(instance)) == {runs[status].run_id for status in dead}
         assert instance.get_run_by_id(runs[DagsterRunStatus.QUEUED].run_id) == runs[DagsterRunStatus.QUEUED]
         assert dagster.fail_dead_runs(instance) == []
+
+
+def test_other_settings_make_another_service_and_another_name_of_python_does_not(tmp_path: Path) -> None:
+    spec = milvus.spec(tmp_path, 1234)
+    assert replace(spec, environment={**spec.environment, "FLTR_BATCH_SIZE": "5"}).digest != spec.digest
+    assert milvus.spec(tmp_path, 1235).digest != spec.digest
+    assert replace(spec, command=("python3", *spec.command[1:])).digest == spec.digest
+    assert replace(spec, environment={**spec.environment, "PWD": "/elsewhere"}).digest == spec.digest
 
 
 def test_nobody_there_is_no_answer() -> None:

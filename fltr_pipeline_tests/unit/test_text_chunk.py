@@ -115,8 +115,26 @@ def test_overlap_repeats_whole_words() -> None:
         "\n# H" * 3_000,
         "\f" * 2_000 + "end",
         "a.b" * 20_000,
+        "." * 200_000,
+        "1." * 50_000,
+        ".'" * 50_000,
     ],
-    ids=["word", "cjk", "emoji", "accents", "marks", "blanks", "words", "lines", "headings", "pages", "dots"],
+    ids=[
+        "word",
+        "cjk",
+        "emoji",
+        "accents",
+        "marks",
+        "blanks",
+        "words",
+        "lines",
+        "headings",
+        "pages",
+        "dots",
+        "leader",
+        "numbers",
+        "quotes",
+    ],
 )
 def test_monsters(text: str, max_tokens: int) -> None:
     chunks = chunk_text(text, TOKENIZER, max_tokens=max_tokens)

@@ -34,6 +34,11 @@ def test_no_letter_is_lost(text: str) -> None:
     assert [c for c in clean(text) if c.isalnum()] == [c for c in text if c.isalnum()]
 
 
+def test_a_long_run_of_blanks_within_a_line_takes_no_time() -> None:
+    text = "a" + " " * 1_000_000 + "b"
+    assert clean(text) == text
+
+
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [

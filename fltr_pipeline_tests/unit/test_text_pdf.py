@@ -69,4 +69,5 @@ def test_damaged_files_fail_with_a_type() -> None:
 
 def test_divided_words_are_joined_as_the_document_writes_them() -> None:
     pages = ["exam\ufffeple run\ufffetime FHS\ufffecompliant non\ufffe", "a run-time system"]
+    assert _rejoined(["w" * 1_000_000 + " ex\ufffeample"])[0].endswith(" example")
     assert _rejoined(pages) == ["example run-time FHS-compliant non-", "a run-time system"]

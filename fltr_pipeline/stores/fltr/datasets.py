@@ -9,7 +9,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, text
 
-from fltr_pipeline.models import ReprocessMode
+from fltr_pipeline.models import ReprocessMode, Stage
 from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.claims import insert_jobs
 
@@ -54,6 +54,35 @@ class FailedDocument:
     filename: str
     code: str
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkInFlight:
+    """Documents of a dataset whose next stage is `stage`; those that await credits don't count."""
+
+    stage: str
+    working: int
+    """In a worker's hands."""
+    waiting: int
+    """For any worker."""
+    retrying: int
+    """After a transient failure, until their backoff is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Attempts that ended in the last processing window, and its length in seconds."""
+
+    documents: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetCounts:
+    """A dataset with its documents by status."""
+
+    dataset: Dataset
+    documents: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +136,45 @@ _AWAITING = text("""
     ORDER BY 1
 """)
 
-_COUNTS = text("SELECT status, count(*)::int AS n FROM public.documents WHERE dataset_id = :dataset_id GROUP BY 1 ORDER BY 1")
+_COUNTS = text(
+    "SELECT status, count(*)::int AS n FROM public.documents WHERE dataset_id = :dataset_id GROUP BY 1 ORDER BY 1"
+)
+
+# Index: documents_dataset_id_idx (also below).
+_COUNTS_OF_ALL = text("""
+    SELECT s.id::text AS id, s.user_id::text AS user_id, s.name, d.status, count(d.id)::int AS n
+    FROM public.datasets s LEFT JOIN public.documents d ON d.dataset_id = s.id
+    GROUP BY s.id, d.status
+    ORDER BY s.created_at, s.id, d.status
+""")
+
+# Index: pipeline.documents_by_stage.
+_IN_FLIGHT = text("""
+    SELECT p.stage, count(*) FILTER (WHERE p.lease_until >= now())::int AS working,
+           count(*) FILTER (WHERE p.lease_until IS NULL AND p.retry_at > now())::int AS retrying, count(*)::int AS n
+    FROM pipeline.documents p JOIN public.documents d ON d.dataset_id = :dataset_id AND d.id::text = p.document_id
+    WHERE p.dataset_id = :dataset_id AND p.stage IS NOT NULL AND p.credits_needed IS NULL AND d.status <> 'uploaded'
+    GROUP BY p.stage
+""")
+
+# Indexes: documents_dataset_id_idx, processing_jobs_document_id_idx. A job lives from its document's claim to its end;
+# one that awaited credits since last week must not stretch the window.
+_PACE = text("""
+    WITH ended AS (
+        SELECT j.created_at, j.updated_at, max(j.updated_at) OVER () - make_interval(secs => :window) AS since
+        FROM public.documents d JOIN public.processing_jobs j ON j.document_id = d.id
+        WHERE d.dataset_id = :dataset_id AND j.status IN ('completed', 'failed')
+    )
+    SELECT count(*)::int AS documents,
+           extract(epoch FROM max(updated_at) - greatest(min(created_at), max(since)))::float8 AS seconds
+    FROM ended WHERE updated_at > since
+""")
 
 _TOTALS = text("""
-    SELECT coalesce(sum(g.pages), 0)::int AS pages, coalesce(sum(g.chunks), 0)::int AS chunks,
-           coalesce(sum(g.tokens), 0)::int AS tokens, max(g.published_at) AS last
+    SELECT coalesce(sum(g.pages), 0)::bigint AS pages, coalesce(sum(g.chunks), 0)::bigint AS chunks,
+           coalesce(sum(g.tokens), 0)::bigint AS tokens, max(g.published_at) AS last
     FROM pipeline.documents p
+    JOIN public.documents d ON d.dataset_id = :dataset_id AND d.id::text = p.document_id
     JOIN pipeline.generations g ON g.document_id = p.document_id AND g.generation = p.live_generation
     WHERE p.dataset_id = :dataset_id AND p.live_generation IS NOT NULL
 """)
@@ -124,6 +186,13 @@ _FAILURES = text("""
     FROM public.documents d LEFT JOIN pipeline.documents p ON p.document_id = d.id::text
     WHERE d.dataset_id = :dataset_id AND d.status = 'failed'
     ORDER BY d.filename LIMIT :limit
+""")
+
+# Primary keys.
+_NAMES = text("""
+    SELECT id::text AS id, name FROM public.datasets WHERE id = ANY(:datasets)
+    UNION ALL
+    SELECT id::text, filename FROM public.documents WHERE id = ANY(:documents)
 """)
 
 _FIND_DOCUMENTS = text("""
@@ -214,8 +283,31 @@ def awaiting(tx: Connection) -> list[Awaiting]:
     return [Awaiting(*row) for row in tx.execute(_AWAITING)]
 
 
-def status(tx: Connection, dataset: Dataset, *, failures: int = 1000) -> DatasetStatus:
-    """The dataset at a glance, with its first `failures` failures by filename."""
+def in_flight(tx: Connection, dataset_id: str) -> list[WorkInFlight]:
+    """What is on its way through the stages, in their order."""
+    rows = {r.stage: r for r in tx.execute(_IN_FLIGHT, {"dataset_id": dataset_id})}
+    found = [rows[stage.value] for stage in Stage if stage.value in rows]
+    return [WorkInFlight(r.stage, r.working, r.n - r.working - r.retrying, r.retrying) for r in found]
+
+
+def pace(tx: Connection, dataset_id: str, *, window: float) -> Pace | None:
+    """How many attempts ended in the last `window` seconds before the latest end; None: none, or all at once."""
+    row = tx.execute(_PACE, {"dataset_id": dataset_id, "window": window}).one()
+    return Pace(row.documents, row.seconds) if row.seconds else None
+
+
+def counts_of_all(tx: Connection) -> list[DatasetCounts]:
+    """All datasets with their documents by status, oldest first."""
+    found: dict[str, DatasetCounts] = {}
+    for row in tx.execute(_COUNTS_OF_ALL):
+        counts = found.setdefault(row.id, DatasetCounts(Dataset(row.id, row.user_id, row.name), {}))
+        if row.n:
+            counts.documents[row.status] = row.n
+    return list(found.values())
+
+
+def status(tx: Connection, dataset: Dataset, *, failures: int | None = 1000) -> DatasetStatus:
+    """The dataset at a glance, with its first `failures` failures by filename; None: all of them."""
     key = {"dataset_id": dataset.id}
     totals = tx.execute(_TOTALS, key).one()
     first = tx.execute(_FIRST_UPLOAD, key).scalar()
@@ -228,6 +320,12 @@ def status(tx: Connection, dataset: Dataset, *, failures: int = 1000) -> Dataset
         seconds=(totals.last - first).total_seconds() if totals.last and first else None,
         failures=tuple(FailedDocument(*row) for row in tx.execute(_FAILURES, key | {"limit": failures})),
     )
+
+
+def names_of(tx: Connection, *, dataset_ids: Sequence[str], document_ids: Sequence[str]) -> dict[str, str]:
+    """Id → name of the datasets, filename of the documents; nothing for those that don't exist."""
+    parameters = {"datasets": id_array(dataset_ids), "documents": id_array(document_ids)}
+    return {r.id: r.name for r in tx.execute(_NAMES, parameters)}
 
 
 def find_documents(tx: Connection, dataset_id: str, filenames: Sequence[str]) -> dict[str, str]:

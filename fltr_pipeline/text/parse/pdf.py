@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Pages = list[str | None]
 """The text of each page; None where the engine failed on it."""
 
-_JOINED = re.compile("(\\w+)\ufffe\\s*(\\w+)")
+_JOINED = re.compile("\\b(\\w++)\ufffe\\s*(\\w+)")
 """pdfium puts U+FFFE where a word was divided at the end of its line, be it a hyphenated or a compound one."""
 
 

@@ -1,0 +1,89 @@
+"""`fltr-pipeline upload` and `reprocess`: what puts documents into the queue.
+
+Belongs here: options, the progress bar, what is printed. Does not: the uploader's contract (`pipeline.uploads`), which
+documents a mode names (`pipeline.reprocess`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fltr_pipeline.cli.access import payer_by_email
+from fltr_pipeline.cli.output import AsJson, err, out, print_json, read_settings
+from fltr_pipeline.models import ReprocessMode
+from fltr_pipeline.pipeline import reprocess as redo
+from fltr_pipeline.pipeline import uploads
+from fltr_pipeline.pipeline.services import Services, open_services
+from fltr_pipeline.stores.fltr.datasets import Dataset
+
+
+def upload(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files, or folders with all that is below.")],
+    dataset: Annotated[str, typer.Option(help="Its name; it is created if the user has none of that name.")],
+    user: Annotated[str, typer.Option(metavar="EMAIL", help="The dataset's owner, who pays.")],
+    as_json: AsJson = False,
+) -> None:
+    """Upload files or folders into a dataset. A file of a known name replaces that document."""
+    if not dataset.strip():
+        raise typer.BadParameter("a dataset needs a name", param_hint="--dataset")
+    files = uploads.files_below(paths)
+    settings = read_settings()
+    services = open_services(settings)
+    payer = payer_by_email(settings, services.ledger, user)
+    target = uploads.dataset_of(services, payer.user_id, dataset)
+    uploaded = _upload(services, target, files)
+    replaced = sum(u.replaced for u in uploaded)
+    new = len(uploaded) - replaced
+    if as_json:
+        print_json(
+            {
+                "dataset": asdict(target),
+                "new": new,
+                "replaced": replaced,
+                "bytes": sum(u.size for u in uploaded),
+                "documents": [asdict(u) for u in uploaded],
+            }
+        )
+    else:
+        words = f"{len(uploaded)} documents uploaded into {target.name!r}: {new} new, {replaced} replaced"
+        out().print(words, markup=False)
+
+
+def reprocess(
+    dataset: Annotated[str, typer.Argument(help="Name or id.")],
+    mode: Annotated[
+        ReprocessMode, typer.Option(help="What to do again; each includes the ones before it.")
+    ] = ReprocessMode.stale,
+    charge: Annotated[
+        bool, typer.Option("--charge", help="The customer asked for it and pays; free otherwise.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Do a dataset's documents again. They are queued; the sensor launches the runs.
+
+    pending: what waits already. failed: what failed, too. stale: also what another configuration made. all: everything.
+    """
+    services = open_services(read_settings())
+    found = uploads.find_dataset(services, dataset)
+    queued = redo.requeue(services, found.id, mode, charge=charge)
+    waiting = redo.remaining(services, found.id)
+    if as_json:
+        print_json({"dataset": asdict(found), "mode": mode.value, "queued": queued, "waiting": waiting})
+    else:
+        out().print(f"{queued} documents of {found.name!r} queued; {waiting} wait for the sensor in all", markup=False)
+
+
+def _upload(services: Services, dataset: Dataset, files: Sequence[tuple[str, Path]]) -> list[uploads.Uploaded]:
+    console = err()
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    uploaded: list[uploads.Uploaded] = []
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("uploading", total=len(files))
+        for document in uploads.upload(services, dataset, files):
+            uploaded.append(document)
+            progress.update(task, advance=1)
+    return uploaded
