@@ -14,7 +14,7 @@ VENV ?= .venv
 ARGS ?=
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 INSTALLED := $(VENV)/.installed
 CONSTRAINTS := $(VENV)/constraints.txt
 
@@ -52,7 +52,8 @@ lint: install ## Check style, types and import contracts.
 bench: install ## Measure what the README's numbers come from.
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-clean: ## Remove .venv and all caches; the embedded stack's data in .fltr stays.
+clean: ## Stop the embedded stack, remove .venv and all caches; the stack's data in .fltr stays.
+	@test ! -x $(BIN)/fltr-pipeline || $(BIN)/fltr-pipeline down
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -29,7 +29,6 @@ COMMANDS = {
     "search": ("search:search", "Search a dataset."),
     "credits": ("credits:app", "Grant credits, show balances and statements."),
     "db": ("db:app", "Create and verify the schemas of both databases."),
-    "reconcile": ("reconcile:reconcile", "Run every sweeper once and report."),
 }
 """Name → (`module:function` or `module:sub-app` in this package, the line that `--help` shows)."""
 

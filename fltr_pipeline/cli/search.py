@@ -31,7 +31,7 @@ def search(
         raise typer.BadParameter("there is nothing to look for", param_hint="QUERY")
     services = open_services(read_settings())
     found = find_dataset(services, dataset)
-    _quiet_model()
+    quiet_model()
     hits = finder.search(services, found.id, query, k=k, mode=mode)
     if as_json:
         data = [{"score": hit.score, **asdict(hit.place)} for hit in hits]
@@ -54,7 +54,7 @@ def _print_hit(console: Console, rank: int, hit: finder.Hit) -> None:
     console.print(panel, soft_wrap=False)
 
 
-def _quiet_model() -> None:
+def quiet_model() -> None:
     """Keep what the model's libraries tell while they load off the terminal; they look when they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

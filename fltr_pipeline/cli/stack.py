@@ -40,7 +40,7 @@ def up(
             "unset them to use it, or run Dagster itself against your servers"
         )
     stack = Stack(settings.home)
-    with _interruptible():
+    with interruptible():
         with Progress(err()) as progress:
             state = stack.up(port, progress)
         if detach:
@@ -85,7 +85,7 @@ def _stay(stack: Stack, state: StackState, *, as_json: bool) -> None:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """SIGTERM and SIGHUP do what Ctrl-C does, once: a second signal can't cut short the stopping.
 
     A handler is set even for an ignored SIGINT (a shell's background job), since children inherit the ignoring.

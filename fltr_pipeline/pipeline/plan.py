@@ -13,7 +13,7 @@ from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.generations import PlannedChunk
 from fltr_pipeline.text.chunk import chunk_text
-from fltr_pipeline.text.model import Tokenizer
+from fltr_pipeline.text.tokenizer import Tokenizer
 
 
 class Plan:
@@ -56,7 +56,7 @@ class Plan:
     def _plan(self, text: str, kept: Mapping[str, Sequence[str]]) -> list[PlannedChunk]:
         """Pair chunks with live vectors of the same text, each vector at most once."""
         settings, model = self._services.settings, self._services.model
-        most = min(settings.chunk_tokens + model.special_tokens, model.window)
+        most = model.chunk_tokens(settings.chunk_tokens)
         free = {digest: list(keys) for digest, keys in kept.items()}
         planned = []
         for chunk in chunk_text(text, self._tokenizer, max_tokens=most, overlap=settings.chunk_overlap):

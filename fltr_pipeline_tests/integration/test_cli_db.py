@@ -5,16 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from fltr_pipeline.cli.db import app
 from fltr_pipeline.settings import STACK_FILE
 from fltr_pipeline.stores.schema import AUTH_ROLE
 from fltr_pipeline.stores.schema.connection import as_role, transaction
+from fltr_pipeline_tests.command_line import fltr_pipeline
 
 NewDatabase = Callable[[], str]
-
-runner = CliRunner()
 
 
 def endpoints(fltr: str, auth: str) -> dict[str, str]:
@@ -53,14 +50,14 @@ def tables(url: str) -> int:
 
 def test_init_makes_both_databases_of_the_embedded_stack(embedded: tuple[str, str]) -> None:
     for _ in range(2):
-        result = runner.invoke(app, ["init"])
+        result = fltr_pipeline("db", "init")
         assert result.exit_code == 0, result.output
     assert [tables(url) for url in embedded] == [3, 10]
 
 
 def test_verify_shows_a_table_and_exits_0_when_all_is_well(embedded: tuple[str, str]) -> None:
-    runner.invoke(app, ["init"])
-    result = runner.invoke(app, ["verify"])
+    fltr_pipeline("db", "init")
+    result = fltr_pipeline("db", "verify")
     assert result.exit_code == 0
     assert "fltr: as specified, 0 harmless differences" in result.output
     assert "fltr_auth: as specified, 0 harmless differences" in result.output
@@ -68,10 +65,10 @@ def test_verify_shows_a_table_and_exits_0_when_all_is_well(embedded: tuple[str, 
 
 
 def test_verify_exits_1_on_drift_and_names_it(embedded: tuple[str, str]) -> None:
-    runner.invoke(app, ["init"])
+    fltr_pipeline("db", "init")
     with transaction(embedded[0]) as connection:
         connection.execute("CREATE TABLE users (id text)")
-    result = runner.invoke(app, ["verify", "--json"])
+    result = fltr_pipeline("db", "verify", "--json")
     assert result.exit_code == 1
     fltr, auth = json.loads(result.output)
     assert (fltr["database"], fltr["conforms"], auth["conforms"]) == ("fltr", False, True)
@@ -79,8 +76,8 @@ def test_verify_exits_1_on_drift_and_names_it(embedded: tuple[str, str]) -> None
         "users",
         "query 1: tables of fltr",
     }
-    assert runner.invoke(app, ["verify", "--database", "fltr_auth"]).exit_code == 0
-    shown = runner.invoke(app, ["verify", "--database", "fltr"])
+    assert fltr_pipeline("db", "verify", "--database", "fltr_auth").exit_code == 0
+    shown = fltr_pipeline("db", "verify", "--database", "fltr")
     assert shown.exit_code == 1
     assert "✗" in shown.output
 
@@ -88,24 +85,24 @@ def test_verify_exits_1_on_drift_and_names_it(embedded: tuple[str, str]) -> None
 def test_init_tells_of_a_rogue_table_that_it_leaves_in_place(embedded: tuple[str, str]) -> None:
     with transaction(embedded[0]) as connection:
         connection.execute("CREATE TABLE users (id text)")
-    result = runner.invoke(app, ["init"])
+    result = fltr_pipeline("db", "init")
     assert result.exit_code == 1
     assert "users: expected no such table" in result.stderr
     assert tables(embedded[0]) == 4
 
 
 def test_init_in_production_leaves_fltr_auth_alone_unless_asked(production: tuple[str, str]) -> None:
-    assert runner.invoke(app, ["init"]).exit_code == 0
+    assert fltr_pipeline("db", "init").exit_code == 0
     assert [tables(url) for url in production] == [3, 0]
-    assert runner.invoke(app, ["init", "--dev-auth"]).exit_code == 0
+    assert fltr_pipeline("db", "init", "--dev-auth").exit_code == 0
     assert [tables(url) for url in production] == [3, 10]
 
 
 def test_a_user_is_added_to_the_embedded_stack_once(embedded: tuple[str, str]) -> None:
-    runner.invoke(app, ["init"])
-    first = runner.invoke(app, ["add-user", "ada@example.org", "--credits", "50", "--json"])
+    fltr_pipeline("db", "init")
+    first = fltr_pipeline("db", "add-user", "ada@example.org", "--credits", "50", "--json")
     assert first.exit_code == 0, first.output
-    again = runner.invoke(app, ["add-user", "ada@example.org", "--credits", "70"])
+    again = fltr_pipeline("db", "add-user", "ada@example.org", "--credits", "70")
     assert again.output.strip() == json.loads(first.output)["id"]
     with transaction(embedded[1]) as connection:
         assert connection.execute("SELECT name, credits FROM users JOIN user_credits ON user_id = id").fetchall() == [
@@ -114,26 +111,26 @@ def test_a_user_is_added_to_the_embedded_stack_once(embedded: tuple[str, str]) -
 
 
 def test_users_of_a_configured_fltr_auth_are_not_ours_to_add(production: tuple[str, str]) -> None:
-    result = runner.invoke(app, ["add-user", "ada@example.org"])
+    result = fltr_pipeline("db", "add-user", "ada@example.org")
     assert result.exit_code == 1
     assert "web application" in result.stderr
 
 
 @pytest.mark.parametrize("arguments", [["nobody"], ["ada@example.org", "--credits", "-1"]])
 def test_wrong_usage_exits_2(embedded: tuple[str, str], arguments: list[str]) -> None:
-    assert runner.invoke(app, ["add-user", *arguments]).exit_code == 2
+    assert fltr_pipeline("db", "add-user", *arguments).exit_code == 2
 
 
 def test_without_a_stack_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLTR_HOME", str(tmp_path))
-    result = runner.invoke(app, ["verify"])
+    result = fltr_pipeline("db", "verify")
     assert result.exit_code == 1
     assert "fltr-pipeline up" in result.stderr
 
 
 def test_half_a_configuration_is_told_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLTR_DATABASE_URL", "postgresql://u:secret@h/d")
-    result = runner.invoke(app, ["verify"])
+    result = fltr_pipeline("db", "verify")
     assert result.exit_code == 1
     assert "FLTR_AUTH_DATABASE_URL" in result.stderr
     assert "secret" not in result.output
