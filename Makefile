@@ -69,6 +69,7 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@sed 's/^torch==.*/$(TORCH)/' constraints.txt > $(CONSTRAINTS)
 	@echo "[2/3] $(TORCH) (200 MB; CPU build where there is one)"
 	@{ test -n "$(TORCH_INDEX)" && $(PIP) --no-deps --index-url "$(TORCH_INDEX)" --retries 0 --timeout 15 -c $(CONSTRAINTS) "$(TORCH)" 2>/dev/null; } \
+	  || { test -z "$(TORCH_INDEX)" || echo "      not to be had from $(TORCH_INDEX): from the default index, where it may be several GB"; false; } \
 	  || $(PIP) --no-deps -c $(CONSTRAINTS) "$(TORCH)" \
 	  || { echo "torch could not be installed: is the package index reachable? See TORCH and TORCH_INDEX at the top of the Makefile."; exit 1; }
 	@echo "[3/3] everything else, pinned by constraints.txt (minutes, the first time)"

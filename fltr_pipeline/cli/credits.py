@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from fltr_pipeline.cli.access import payer_by_email
-from fltr_pipeline.cli.output import AsJson, out, plain, print_json, read_settings
+from fltr_pipeline.cli.output import AsJson, counted, out, plain, print_json, print_table, read_settings
 from fltr_pipeline.credits.ledger import Entry, Ledger, Payer, Pot, Statement
 from fltr_pipeline.models import Op
 from fltr_pipeline.settings import Settings
@@ -38,7 +38,7 @@ def grant(
     if as_json:
         print_json({"email": email, **asdict(payer), "granted": amount, "available": available})
     else:
-        out().print(f"{amount:,} credits granted to {_pot(payer.pot)}; {available:,} available", markup=False)
+        out().print(f"{counted(amount, 'credit')} granted to {_pot(payer.pot)}; {available:,} available", markup=False)
 
 
 @app.command()
@@ -83,7 +83,9 @@ def _pot(pot: Pot) -> str:
 
 def _available(statement: Statement) -> str:
     pot = _pot(statement.pot)
-    return f"{statement.available:,} credits available to {pot}, and {statement.held:,} held for work under way"
+    return (
+        f"{counted(statement.available, 'credit')} available to {pot}, and {statement.held:,} held for work under way"
+    )
 
 
 def _names(settings: Settings, entries: Sequence[Entry]) -> Mapping[str, str]:
@@ -114,7 +116,6 @@ def _as_data(statement: Statement, shown: Sequence[Entry], names: Mapping[str, s
 
 
 def _print(statement: Statement, shown: Sequence[Entry], names: Mapping[str, str]) -> None:
-    console = out()
     table = Table("UTC", "operation", "resource", box=None, pad_edge=False)
     numbers = ("reserved", "charged", "returned", "held", "granted")
     for name in numbers:
@@ -125,7 +126,8 @@ def _print(statement: Statement, shown: Sequence[Entry], names: Mapping[str, str
         table.add_row(f"{entry.at:%Y-%m-%d %H:%M:%S}", entry.operation, resource, *amounts)
     table.add_section()
     table.add_row("", "total", "", *(f"{getattr(statement, name):,}" for name in numbers), style="bold")
-    console.print(table)
+    print_table(table)
+    console = out()
     if len(shown) < len(statement.entries):
         console.print(f"{len(statement.entries) - len(shown):,} earlier lines: `--limit` shows more", markup=False)
     console.print(_available(statement), markup=False)

@@ -13,7 +13,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fltr_pipeline.cli.access import payer_by_email
-from fltr_pipeline.cli.output import AsJson, err, out, print_json, read_settings
+from fltr_pipeline.cli.output import AsJson, counted, err, out, print_json, read_settings
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline import reprocess as redo
 from fltr_pipeline.pipeline import uploads
@@ -49,7 +49,8 @@ def upload(
             }
         )
     else:
-        words = f"{len(uploaded)} documents uploaded into {target.name!r}: {new} new, {replaced} replaced"
+        number = counted(len(uploaded), "document")
+        words = f"{number} uploaded into {target.name!r}: {new:,} new, {replaced:,} replaced"
         out().print(words, markup=False)
 
 
@@ -74,7 +75,8 @@ def reprocess(
     if as_json:
         print_json({"dataset": asdict(found), "mode": mode.value, "queued": queued, "waiting": waiting})
     else:
-        out().print(f"{queued} documents of {found.name!r} queued; {waiting} wait for the sensor in all", markup=False)
+        words = f"{counted(queued, 'document')} of {found.name!r} queued; {waiting:,} in all wait for the sensor"
+        out().print(words, markup=False)
 
 
 def _upload(services: Services, dataset: Dataset, files: Sequence[tuple[str, Path]]) -> list[uploads.Uploaded]:

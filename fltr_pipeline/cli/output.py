@@ -19,9 +19,12 @@ from fltr_pipeline.errors import ConfigurationError, FltrError
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
+    from rich.table import Table
 
     from fltr_pipeline.settings import Settings
 
+_UNLIMITED = 10_000
+"""Columns of a terminal."""
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 JSON_OPTION = "--json"
@@ -44,6 +47,18 @@ def plain(words: str) -> Text:
     return Text(_CONTROLS.sub("\N{REPLACEMENT CHARACTER}", words.replace("\f", "\n")))
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 document`, `2,000 documents`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def print_table(table: "Table") -> None:
+    """A result's table in full: nothing is cut, so that ids can be copied; a narrow terminal wraps the lines."""
+    console = out()
+    console.width = _UNLIMITED
+    console.print(table)
+
+
 def print_json(value: object) -> None:
     """One JSON document on stdout; `value` holds plain data."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
@@ -55,7 +70,7 @@ def print_error(message: str, *, kind: str, as_json: bool) -> None:
     if as_json:
         sys.stderr.write(json.dumps({"error": {"type": kind, "message": message}}, ensure_ascii=False) + "\n")
     else:
-        err().print(f"[red]{escape(message)}[/]")
+        err().print(plain(message), style="red")
 
 
 def read_settings() -> "Settings":

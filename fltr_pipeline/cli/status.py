@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fltr_pipeline.cli.output import AsJson, out, plain, print_json, read_settings
+from fltr_pipeline.cli.output import AsJson, counted, out, plain, print_json, print_table, read_settings
 from fltr_pipeline.models import DocumentStatus
 from fltr_pipeline.pipeline.services import open_services
 from fltr_pipeline.pipeline.status import Standing, overview, standing
@@ -63,11 +63,15 @@ def _print_overview(found: Sequence[DatasetCounts]) -> None:
     statuses = _statuses({status: n for c in found for status, n in c.documents.items()})
     table = Table("dataset", "id", box=None, pad_edge=False)
     for name in statuses:
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(_words(name), justify="right")
     for counts in found:
         numbers = (f"{counts.documents.get(name, 0):,}" for name in statuses)
         table.add_row(plain(counts.dataset.name), counts.dataset.id, *numbers)
-    out().print(table)
+    print_table(table)
+
+
+def _words(status: str) -> str:
+    return status.replace("_", " ")
 
 
 def _statuses(counts: Mapping[str, int]) -> list[str]:
@@ -79,20 +83,29 @@ def _statuses(counts: Mapping[str, int]) -> list[str]:
 def _print_standing(console: Console, one: Standing) -> None:
     status = one.status
     console.print(plain(f"{status.dataset.name} ({status.dataset.id})"), style="bold")
-    counts = [f"{status.documents[name]:,} {name}" for name in _statuses(status.documents) if name in status.documents]
+    counts = [f"{status.documents[s]:,} {_words(s)}" for s in _statuses(status.documents) if s in status.documents]
     _line(console, "documents", ", ".join(counts) or "none")
-    _line(console, "content", f"{status.pages:,} pages, {status.chunks:,} chunks, {status.tokens:,} tokens")
+    _line(
+        console,
+        "content",
+        ", ".join((counted(status.pages, "page"), counted(status.chunks, "chunk"), counted(status.tokens, "token"))),
+    )
     if one.pace is not None:
         over = _duration(one.pace.seconds)
-        _line(console, "throughput", f"{one.throughput:.2f} documents/s ({one.pace.documents:,} in {over})")
+        _line(
+            console,
+            "throughput",
+            f"{one.throughput:.2f} documents/s ({counted(one.pace.documents, 'document')} in {over})",
+        )
     for work in one.in_flight:
         words = f"{work.working:,} being worked on, {work.waiting:,} waiting, {work.retrying:,} to be tried again"
         _line(console, f"in {work.stage}", words)
     if one.outstanding:
         eta = f", about {_duration(one.eta_seconds)} at this pace" if one.eta_seconds is not None else ""
-        _line(console, "to do", f"{one.outstanding:,} documents{eta}")
+        _line(console, "to do", f"{counted(one.outstanding, 'document')}{eta}")
     for wait in one.awaiting:
-        words = f"{wait.documents:,} documents, the cheapest needs {wait.least:,}; {wait.pot_kind} {wait.pot_id} pays"
+        documents = counted(wait.documents, "document")
+        words = f"{documents}, the cheapest needs {wait.least:,}; {wait.pot_kind} {wait.pot_id} pays"
         _line(console, "awaits credits", words)
     _print_failures(console, status.failures, status.documents.get(DocumentStatus.FAILED, 0))
 
@@ -106,7 +119,9 @@ def _print_failures(console: Console, failures: Sequence[FailedDocument], total:
         return
     console.print("failures:", style="red")
     for failure in failures:
-        console.print(plain(f"  {failure.filename}: {failure.code}: {failure.message}"))
+        named = failure.message.startswith(failure.filename)
+        words = failure.message if named else f"{failure.filename}: {failure.message}"
+        console.print(plain(f"  {failure.code}: {words}"))
     if total > len(failures):
         console.print(f"  and {total - len(failures):,} more: `--all` shows them", markup=False)
 

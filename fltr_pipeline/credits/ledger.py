@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DataError, IntegrityError
 
 from fltr_pipeline.errors import InvalidAmount, NotFound, PotGone, StoreUnavailable
 from fltr_pipeline.models import Op
@@ -221,7 +221,7 @@ class Ledger:
         """Add a bonus to the payer's pot; returns the new balance.
 
         Raises:
-            InvalidAmount: not 0 < amount ≤ cap.
+            InvalidAmount: not 0 < amount ≤ cap, or more than the balance can hold.
             PotGone: the pot has no balance row.
         """
         self._check_amount(amount, f"a grant to {payer.user_id}")
@@ -237,7 +237,10 @@ class Ledger:
                 raise PotGone(f"{payer.pot.kind} {payer.pot.id} has no balance row in fltr_auth: the application creates it on sign-up")
             return auth.balances(tx, payer.pot.kind, [payer.pot.id])[payer.pot.id]
 
-        return self._retried(run)
+        try:
+            return self._retried(run)
+        except DataError:
+            raise InvalidAmount(f"{amount} credits are more than {payer.pot.kind} {payer.pot.id} can hold") from None
 
     def balances(self, pots: Iterable[Pot]) -> dict[Pot, int]:
         """What each pot has available now; nothing for pots that don't exist."""

@@ -96,7 +96,9 @@ def upload_samples(services: Services, scene: Scene) -> Iterator[Uploaded]:
     return upload(services, scene.dataset, sample_files())
 
 
-def wait(services: Services, scene: Scene, state: StackState, on_change: Callable[[DatasetStatus, Sequence[str]], None]) -> None:
+def wait(
+    services: Services, scene: Scene, state: StackState, on_change: Callable[[DatasetStatus, Sequence[str]], None]
+) -> None:
     """Until every document is in an end state and every run of the dataset has ended.
 
     Raises:
@@ -178,8 +180,14 @@ def _credit_checks(statement: Statement) -> Iterator[Check]:
     s = statement
     yield Check("no hold is open", s.held == 0, f"{s.held} held")
     yield Check("work was charged", s.charged > 0, f"{s.charged} charged")
-    yield Check("reserved = charged + returned", s.reserved == s.charged + s.returned, f"{s.reserved} = {s.charged} + {s.returned}")
-    yield Check("balance = before - charged", s.available == CREDITS - s.charged, f"{s.available} = {CREDITS} - {s.charged}")
+    yield Check(
+        "reserved = charged + returned",
+        s.reserved == s.charged + s.returned,
+        f"{s.reserved} = {s.charged} + {s.returned}",
+    )
+    yield Check(
+        "balance = before - charged", s.available == CREDITS - s.charged, f"{s.available} = {CREDITS} - {s.charged}"
+    )
 
 
 def _manifest_check(services: Services, scene: Scene) -> Check:

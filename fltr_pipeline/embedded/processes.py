@@ -26,6 +26,7 @@ SIGINT_SECONDS = 20.0
 SIGTERM_SECONDS = 5.0
 SIGKILL_SECONDS = 10.0
 PROBE_INTERVAL_SECONDS = 0.1
+PORT_RELEASE_SECONDS = 3.0
 LOG_TAIL_LINES = 8
 
 
@@ -66,6 +67,17 @@ def free_port(*preferred: int) -> int:
                 continue
             return int(probe.getsockname()[1])
     raise StackError(f"no free port on {HOST}: end some programs and try again")
+
+
+def port_again(port: int) -> int:
+    """The port of a process that has ended, or any other if that isn't let go of in time.
+
+    A killed process with many threads looks ended a moment before its sockets are closed.
+    """
+    deadline = time.monotonic() + PORT_RELEASE_SECONDS
+    while (free := free_port(port)) != port and time.monotonic() < deadline:
+        time.sleep(PROBE_INTERVAL_SECONDS)
+    return free
 
 
 def spawn(spec: ServiceSpec, log: Path) -> subprocess.Popen[bytes]:

@@ -18,6 +18,8 @@ from fltr_pipeline.settings import Endpoints, Settings
 from fltr_pipeline.stores.schema import init_databases
 
 UI_PORT = 3000
+CODE_VARIABLE = "FLTR_STACK_CODE_LOCATION"
+"""Read by nobody: it makes webserver and daemon start anew when the code location moves to another port."""
 STOP_ORDER = (dagster.DAEMON, dagster.WEBSERVER, dagster.CODE, milvus.NAME, postgres.NAME)
 """Who uses comes before who is used."""
 
@@ -121,6 +123,7 @@ class Stack:
             self._fail_dead_runs()
         supervisor.wait(vectors, code)
 
+        environment = {**environment, CODE_VARIABLE: code.address}
         webserver = dagster.webserver_spec(self.home, environment, ui_port, workspace)
         daemon = dagster.daemon_spec(self.home, environment, ui_port, workspace)
         record = supervisor.launch(webserver, record)
@@ -184,4 +187,4 @@ def _port_of(before: StackState | None, name: str) -> int:
     service = before.service(name) if before else None
     if service is None or service.port is None:
         return processes.free_port()
-    return service.port if service.alive() else processes.free_port(service.port)
+    return service.port if service.alive() else processes.port_again(service.port)

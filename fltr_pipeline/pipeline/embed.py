@@ -18,6 +18,7 @@ from fltr_pipeline.stores.fltr.generations import FreshChunk
 
 _LOG = logging.getLogger(__name__)
 _SLICE = 512  # chunks embedded and inserted at a time: bounds memory, paces the progress log
+_GROUP_TOKENS = 20_000  # some ten seconds of a small model on two cores
 _SWEEP = 1000  # keys deleted from Milvus at a time
 
 
@@ -29,6 +30,21 @@ class Embed:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+
+    def groups(self, claimed: Sequence[Claim]) -> Sequence[Sequence[Claim]]:
+        """By tokens: a document is published when it and a few others are done, not when a whole batch is."""
+        with transaction(self._services.fltr) as tx:
+            tokens = generations.fresh_tokens(tx, claimed)
+        groups: list[list[Claim]] = [[]]
+        room = _GROUP_TOKENS
+        for claim in claimed:
+            needed = tokens.get(claim.document_id, 0)
+            if groups[-1] and needed > room:
+                groups.append([])
+                room = _GROUP_TOKENS
+            groups[-1].append(claim)
+            room -= needed
+        return groups
 
     def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
         """By the tokens to embed, known exactly."""

@@ -45,6 +45,10 @@ class Extract:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._pool.__exit__(kind, error, trace)
 
+    def groups(self, claimed: Sequence[Claim]) -> Sequence[Sequence[Claim]]:
+        """All at once."""
+        return [claimed]
+
     def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
         """By the pages that a file of this size can have; what it does not have comes back."""
         prices = self._services.settings.prices

@@ -6,7 +6,7 @@ from typing import Literal
 
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import generations
+from fltr_pipeline.stores.fltr import datasets, generations
 from fltr_pipeline.stores.fltr.generations import Place
 
 Mode = Literal["dense", "bm25", "hybrid"]
@@ -21,7 +21,7 @@ class Hit:
 
 
 def search(services: Services, dataset_id: str, query: str, *, k: int = 10, mode: Mode = "dense") -> Sequence[Hit]:
-    """The `k` best live chunks of the dataset.
+    """The `k` best live chunks of the dataset; none, without asking anyone, where no document is searchable yet.
 
     Vectors that are no longer, or not yet, in the manifest don't count; more are fetched to make up for them.
 
@@ -29,6 +29,9 @@ def search(services: Services, dataset_id: str, query: str, *, k: int = 10, mode
         UnsupportedCapability: bm25 or hybrid on a server that has dense search only.
         StoreUnavailable: Milvus or the database does not answer.
     """
+    with transaction(services.fltr) as tx:
+        if not datasets.is_searchable(tx, dataset_id):
+            return []
     vector = None if mode == "bm25" else services.model.encode([query])[0]
     wanted = k
     while True:

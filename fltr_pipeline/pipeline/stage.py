@@ -43,6 +43,9 @@ class StageWork(Protocol):
     op: Op
     stage: Stage
 
+    def groups(self, claimed: Sequence[Claim]) -> Sequence[Sequence[Claim]]:
+        """How much to pay for, do and hand on at a time."""
+
     def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
         """The most that each document can cost, in credits, by id."""
 
@@ -103,24 +106,28 @@ class StageRun:
         if self.payer is None:
             self._fail([Failure(c, HoldState.PAYER_GONE, _owner_gone(self.dataset)) for c in claimed], report)
             return
+        groups = self.work.groups(claimed)
+        for n, group in enumerate(groups):
+            try:
+                self._group(self.payer, group, report)
+            except TransientError as error:
+                with transaction(self.fltr) as tx:
+                    claims.retry_later(tx, [c for rest in groups[n:] for c in rest], str(error))
+                raise
+
+    def _group(self, payer: Payer, claimed: Sequence[Claim], report: Report) -> None:
         quotes = self.work.quote(claimed)
         reservation = self.billing.reserve(
-            self.work.op, self.dataset.id, self.payer,
+            self.work.op, self.dataset.id, payer,
             [Quote(c.document_id, c.generation, c.fence, quotes[c.document_id] if c.billable else 0, c.job_id)
              for c in claimed if c.document_id in quotes],
         )  # fmt: skip
         report.credits_reserved += reservation.reserved
         self._refuse(claimed, reservation.refused, report)
         granted = [c for c in claimed if c.document_id in reservation.granted]
-        if not granted:
-            return
-        try:
+        if granted:
             results = self.work.perform(granted, reservation.granted)
-        except TransientError as error:
-            with transaction(self.fltr) as tx:
-                claims.retry_later(tx, granted, str(error))
-            raise
-        self._settle(results, reservation.granted, report)
+            self._settle(results, reservation.granted, report)
 
     def _settle(self, results: Sequence[Result], charges: Mapping[str, Charge], report: Report) -> None:
         settled = self.billing.settle(

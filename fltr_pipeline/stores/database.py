@@ -13,11 +13,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from pydantic import SecretStr
-from sqlalchemy import Connection, Engine, create_engine
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from fltr_pipeline.errors import ConfigurationError, StoreUnavailable
+from fltr_pipeline.errors import ConfigurationError, SchemaDrift, StoreUnavailable
+
+_DRIFT = {"3F000", "42P01", "42703", "42501"}
+"""SQLSTATE of: no such schema, no such table, no such column, not allowed."""
 
 
 @functools.cache
@@ -26,21 +29,36 @@ def _engine(url: str) -> Engine:
     if scheme not in {"postgresql", "postgres", "postgresql+psycopg"}:
         raise ConfigurationError(f"a database URL must start with postgresql://, not {scheme}://")
     return create_engine(
-        f"postgresql+psycopg://{rest}",
+        _parsed(f"postgresql+psycopg://{rest}"),
         pool_size=4,
         max_overflow=4,
         pool_timeout=30,
         pool_pre_ping=True,
+        hide_parameters=True,  # an error's message must not carry a customer's text
         # UTC, whatever the server's zone: `timestamp` columns of the web application hold UTC.
         connect_args={"options": "-c timezone=UTC -c application_name=fltr_pipeline", "connect_timeout": 10},
     )
+
+
+def _parsed(url: str) -> URL:
+    """A password with an `@` of its own would end up as the host's name, and so in messages."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        parsed = None
+    if parsed is None or "@" in f"{parsed.host}{parsed.database}":
+        raise ConfigurationError(
+            "a database URL must be postgresql://user:password@host:port/database, "
+            "with a special character of the password as its code, such as %40 for @"
+        )
+    return parsed
 
 
 def engine_for(url: SecretStr) -> Engine:
     """The process's one engine for this URL; connects when first used.
 
     Raises:
-        ConfigurationError: the URL is not PostgreSQL's.
+        ConfigurationError: the URL is not PostgreSQL's, or not a URL.
     """
     return _engine(url.get_secret_value())
 
@@ -51,6 +69,7 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 
     Raises:
         StoreUnavailable: the server does not answer, went away, or the pool is exhausted.
+        SchemaDrift: a table or column is not there, or not for this role.
     """
     try:
         with engine.begin() as connection:
@@ -60,6 +79,11 @@ def transaction(engine: Engine) -> Iterator[Connection]:
         name = engine.url.database
         raise StoreUnavailable(f"database {name} did not complete a transaction ({_reason(error)}); it is tried again") from error
     except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) in _DRIFT:
+            raise SchemaDrift(
+                f"database {engine.url.database} is not as specified ({_reason(error)}): "
+                "`fltr-pipeline db verify` lists the differences, `db init` creates what is absent"
+            ) from error
         if error.connection_invalidated:
             raise StoreUnavailable(f"the connection to database {engine.url.database} was cut; it is tried again") from error
         raise

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import dagster as dg
+import psycopg
 import pytest
 
 from fltr_pipeline.errors import StoreUnavailable
@@ -34,13 +35,20 @@ def test_nothing_waits(world: World, instance: dg.DagsterInstance) -> None:
     assert isinstance(tick(instance), dg.SkipReason)
 
 
-def test_it_reads_only(world: World, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_reads_only(world: World, instance: dg.DagsterInstance) -> None:
     dataset = world.dataset(world.user())
     world.upload(dataset, {"a.txt": b"text"})
-    for name in ("FLTR_DATABASE_URL", "FLTR_AUTH_DATABASE_URL"):
-        monkeypatch.setenv(name, world.environment[name] + "&options=-c%20default_transaction_read_only%3Don")
+    for change, rows, engine in (
+        (world.change, world.rows, world.services.fltr),
+        (world.change_auth, world.auth_rows, world.services.ledger.engine),
+    ):
+        (name,) = rows("SELECT current_database()")[0]
+        change(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+        engine.dispose()
     assert launched(tick(instance)) == [dataset.id]
     assert instance.get_dynamic_partitions(str(DATASET_PARTITIONS.name)) == []
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        world.change("DELETE FROM documents")
 
 
 def test_one_run_for_a_dataset_whatever_is_ticked_while_it_is_in_flight(world: World, instance: dg.DagsterInstance) -> None:

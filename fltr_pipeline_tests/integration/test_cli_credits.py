@@ -138,6 +138,14 @@ def test_more_than_the_cap_is_refused(world: World) -> None:
     assert world.statement(payer).available == 1
 
 
+def test_more_than_a_balance_can_hold_is_refused(world: World) -> None:
+    payer = world.user(credits=2**31 - 1)
+    result = fltr_pipeline("credits", "grant", email(world, payer), 1)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "can hold" in result.words
+    assert world.statement(payer).granted == 2**31 - 1
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -13,7 +13,7 @@ from fltr_pipeline_tests.world import World
 
 TREATY = "The treaty of Westphalia ended the thirty years war in 1648.\n\nIt was signed in Osnabrueck and in Muenster."
 BREAD = "# Bread\n\nFlour, water, salt and yeast; knead, let it rise, bake at 220 degrees for forty minutes.\n"
-PASSWORD = "hunter2-very-secret"  # noqa: S105
+PASSWORD = "hunter2-very-secret"
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_from_upload_to_search(world: World, files: Path) -> None:
     assert [(f["filename"], f["code"]) for f in status["failures"]] == [("broken.pdf", "corrupt")]
     shown = fltr_pipeline("status", "books").stdout
     assert "2 ready, 1 failed" in shown
-    assert "broken.pdf: corrupt: " in shown
+    assert "corrupt: broken.pdf: " in shown
     assert "documents/s" in shown
 
     found = fltr_pipeline_process("search", "books", "how do I bake a loaf?", "-k", 1)
@@ -80,7 +80,7 @@ def test_a_file_of_a_known_name_replaces_that_document(world: World, files: Path
     payer = world.user()
     arguments = ("upload", "--dataset", "books", "--user", email(world, payer).upper(), files / "treaty.txt")
     first = fltr_pipeline(*arguments)
-    assert first.stdout == "1 documents uploaded into 'books': 1 new, 0 replaced\n"
+    assert first.stdout == "1 document uploaded into 'books': 1 new, 0 replaced\n"
     assert first.stderr == ""
     again = fltr_pipeline(*arguments, files / "broken.pdf")
     assert again.stdout == "2 documents uploaded into 'books': 1 new, 1 replaced\n"
@@ -150,7 +150,7 @@ def test_many_failures_are_cut_short_unless_asked_for(world: World) -> None:
     ids = world.upload(dataset, {f"{n:02}.txt": b"" for n in range(22)})
     world.change("UPDATE documents SET status = 'failed' WHERE dataset_id = %s", dataset.id)
     shown = fltr_pipeline("status", "books").stdout
-    assert "19.txt: unknown" in shown
+    assert "unknown: 19.txt" in shown
     assert "20.txt" not in shown
     assert "and 2 more" in shown
     assert "21.txt" in fltr_pipeline("status", "books", "--all").stdout
@@ -175,7 +175,7 @@ def test_reprocess_queues_by_mode(world: World) -> None:
     }
     assert queued == {"pending": 0, "failed": 1, "stale": 0, "all": 1}
     assert (
-        fltr_pipeline("reprocess", dataset.id).stdout == "0 documents of 'books' queued; 2 wait for the sensor in all\n"
+        fltr_pipeline("reprocess", dataset.id).stdout == "0 documents of 'books' queued; 2 in all wait for the sensor\n"
     )
     assert world.statuses(dataset) == {"a.txt": DocumentStatus.READY, "broken.pdf": DocumentStatus.UPLOADED}
     world.process(dataset)
@@ -193,6 +193,8 @@ def test_reprocess_charges_when_told_to(world: World) -> None:
 
 def test_a_search_without_a_hit_says_where_to_look(world: World) -> None:
     dataset = world.dataset(world.user())
+    before = fltr_pipeline("search", "books", "anything")  # nothing was ever processed: there is no collection
+    assert (before.exit_code, before.stderr) == (0, "")
     world.upload(dataset, {"broken.pdf": b"%PDF-1.7\n"})
     world.process(dataset)
     nothing = fltr_pipeline("search", "books", "anything")
@@ -278,6 +280,14 @@ def test_without_a_stack_the_error_says_what_to_do(tmp_path: Path, monkeypatch: 
         assert "fltr-pipeline up" in result.words
 
 
+def test_a_schema_that_is_not_there_is_told_with_what_to_do(world: World) -> None:
+    world.change("DROP SCHEMA pipeline CASCADE")
+    world.dataset(world.user(), "books")
+    result = fltr_pipeline("status", "books")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "fltr-pipeline db verify" in result.words
+
+
 def test_half_a_configuration_is_told_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLTR_DATABASE_URL", f"postgresql://u:{PASSWORD}@h/d")
     result = fltr_pipeline("status", "--json")
@@ -297,9 +307,19 @@ def test_a_database_that_does_not_answer_is_told_without_its_password(
     assert PASSWORD not in result.stderr
 
 
-def test_a_misspelt_url_is_told_without_its_password(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLTR_DATABASE_URL", f"postgresql://u:{PASSWORD}@127.0.0.1:port/d")
-    result = fltr_pipeline_process("status")
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://u:{PASSWORD}@127.0.0.1:port/d",
+        f"postgresql://u:p@{PASSWORD}@127.0.0.1/d",
+        f"postgresql://u:p@{PASSWORD}/x@127.0.0.1/d",
+        f"mysql://u:{PASSWORD}@127.0.0.1/d",
+    ],
+)
+def test_a_misspelt_url_is_told_without_its_password(world: World, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("FLTR_DATABASE_URL", url)
+    result = fltr_pipeline("status")
     assert (result.exit_code, result.stdout) == (1, "")
+    assert "a database URL must" in result.words
     assert "Traceback" not in result.stderr
     assert PASSWORD not in result.stderr

@@ -9,6 +9,7 @@ import pytest
 from fltr_pipeline.embedded import processes
 from fltr_pipeline.embedded.postgres import SOCKET, Cluster
 from fltr_pipeline.errors import StackError
+from fltr_pipeline_tests.integration.test_embedded_stack import kill
 
 
 @pytest.fixture
@@ -43,8 +44,7 @@ def test_lock_files_that_name_a_living_stranger_don_t_forbid_the_start(cluster: 
     cluster.create_databases()
     locks = (cluster.data / "postmaster.pid", cluster.socket_folder / f"{SOCKET}.lock")
     stale = [lock.read_bytes() for lock in locks]
-    for process in cluster.members():
-        process.kill()
+    kill(cluster.members())
     processes.wait_gone(cluster.members(), processes.SIGKILL_SECONDS)
     for lock, content in zip(locks, stale, strict=True):
         lock.write_bytes(content.replace(content.split()[0], str(os.getpid()).encode(), 1))

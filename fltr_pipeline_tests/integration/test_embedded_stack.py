@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,12 @@ def traces(home: Path) -> list[psutil.Process]:
 
 def pids(state: StackState) -> dict[str, int]:
     return {service.name: service.pid for service in state.services}
+
+
+def kill(victims: list[psutil.Process]) -> None:
+    for process in victims:
+        with suppress(psutil.NoSuchProcess):  # a backend ends by itself when its server is gone
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +110,7 @@ def test_up_replaces_killed_services_and_fails_the_runs_that_died(stack: Stack) 
     with dagster.open_instance(stack.home, database_url) as instance:
         instance.add_run(run)
     for name in (dagster.CODE, milvus.NAME):
-        for process in processes.find(stack.home, name)[:1]:
-            process.kill()
+        kill(processes.find(stack.home, name)[:1])
     after = stack.up()
     changed = {name for name, pid in pids(after).items() if pid != pids(before)[name]}
     assert changed == {dagster.CODE, milvus.NAME}
@@ -120,8 +126,7 @@ def test_up_works_after_everything_was_killed_and_the_record_was_torn(stack: Sta
     url = before.endpoints.database_url.get_secret_value().replace("+psycopg", "")
     with psycopg.connect(url) as connection:
         connection.execute("CREATE SCHEMA survives")
-    for process in [*processes.find(stack.home), *stack._cluster.members()]:
-        process.kill()
+    kill([*processes.find(stack.home), *stack._cluster.members()])
     record = stack.home / STACK_FILE
     record.write_bytes(record.read_bytes()[:100])
     assert stack.state() is None

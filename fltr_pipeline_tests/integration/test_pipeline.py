@@ -1,30 +1,423 @@
 """The four ops on real stores, without Dagster: what a document, a balance and a vector go through."""
 
+import dataclasses
+import hashlib
+import uuid
+
 import pytest
 
-from fltr_pipeline.models import ReprocessMode
+from fltr_pipeline.errors import StoreUnavailable
+from fltr_pipeline.models import ReprocessMode, Stage
+from fltr_pipeline.pipeline.embed import Embed, sweep
+from fltr_pipeline.pipeline.extract import Extract
+from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import compare
 from fltr_pipeline.pipeline.search import search
+from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.fltr import claims
+from fltr_pipeline.stores.fltr.datasets import Dataset
+from fltr_pipeline.stores.vectors import VectorStore
+from fltr_pipeline_tests import pdfs
+from fltr_pipeline_tests.milvus_lite import free_port
 from fltr_pipeline_tests.world import World
 
-TEXT = b"The treaty of Westphalia ended the thirty years war in 1648.\n\nIt was signed in Osnabrueck and in Muenster."
-NOTES = b"# Bread\n\nFlour, water, salt and yeast; knead, let it rise, bake at 220 degrees for forty minutes.\n"
+TREATY = b"The treaty of Westphalia ended the thirty years war in 1648.\n\nIt was signed in Osnabrueck and in Muenster."
+BREAD = b"# Bread\n\nFlour, water, salt and yeast; knead, let it rise, bake at 220 degrees for forty minutes.\n"
+
+
+def extract(world: World, dataset: Dataset) -> None:
+    with Extract(world.services) as work:
+        world.stage(work, dataset)
+
+
+def long_text(paragraphs: int, changed: int | None = None) -> bytes:
+    """Paragraphs of about sixty words, each unlike the others; one of them changed."""
+    words = ["river", "stone", "lantern", "harbour", "orchard", "violin", "glacier", "pepper", "canvas", "meadow"]
+    made = []
+    for n in range(paragraphs):
+        seed = n if n != changed else n + 7_000
+        made.append(" ".join(f"{words[(seed + i * (seed % 7 + 1)) % 10]} {seed * 31 + i}" for i in range(30)) + ".")
+    return "\n\n".join(made).encode()
 
 
 def test_documents_become_searchable_and_are_charged(world: World) -> None:
     payer = world.user(credits=10)
     dataset = world.dataset(payer)
-    world.upload(dataset, {"treaty.txt": TEXT, "bread.md": NOTES})
+    world.upload(dataset, {"treaty.txt": TREATY, "bread.md": BREAD})
 
     world.process(dataset)
 
     assert world.statuses(dataset) == {"treaty.txt": "ready", "bread.md": "ready"}
     best = search(world.services, dataset.id, "how do I bake a loaf?", k=1)[0].place
-    assert best.filename == "bread.md"
-    assert best.page == 1
+    assert (best.filename, best.page) == ("bread.md", 1)
     content = world.rows("SELECT content FROM documents WHERE filename = 'bread.md'")[0][0]
     assert content[best.start : best.end] == best.text
     statement = world.statement(payer)
     assert (statement.reserved, statement.charged, statement.held, statement.available) == (4, 4, 0, 6)
     assert compare(world.services, dataset.id).none
     assert set(world.rows("SELECT status FROM processing_jobs")) == {("completed",)}
+
+
+BAD = {
+    "picture.pdf": (b"\x89PNG\r\n\x1a\n" + bytes(64), "unsupported"),
+    "page.pdf": (b"<!doctype html><html><body><p>Not a PDF at all.</p></body></html>", "unsupported"),
+    "program.exe": (b"MZ\x90\x00" + bytes(200), "unsupported"),
+    "empty.txt": (b"", "empty"),
+    "blank.md": (b" \n\t\n ", "empty"),
+    "broken.pdf": (b"%PDF-1.7\n1 0 obj << garbage", "corrupt"),
+    "secret.pdf": (pdfs.pdf(["Nobody may read this."], password="x"), "encrypted"),
+    "scan.pdf": (pdfs.pdf(["", ""]), "no_text_layer"),
+}
+
+
+def test_bad_files_fail_for_their_own_reason_and_cost_nothing(world: World) -> None:
+    payer = world.user(credits=30)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {name: data for name, (data, _) in BAD.items()} | {"good.txt": TREATY})
+
+    _, extracted, *_ = world.process(dataset)
+
+    assert world.statuses(dataset) == dict.fromkeys(BAD, "failed") | {"good.txt": "ready"}
+    codes = dict(
+        world.rows("SELECT d.filename, p.error_code FROM documents d JOIN pipeline.documents p ON p.document_id = d.id WHERE d.status = 'failed'")
+    )
+    assert codes == {name: code for name, (_, code) in BAD.items()}
+    assert {f.filename: f.code for f in extracted.failures} == codes
+    assert all(f.filename in f.message for f in extracted.failures)
+    statement = world.statement(payer)
+    assert (statement.charged, statement.held, statement.available) == (2, 0, 28)
+    assert dict(world.rows("SELECT status, count(*) FROM processing_jobs GROUP BY 1")) == {"failed": len(BAD), "completed": 1}
+
+
+def test_a_pot_that_covers_some_pays_for_the_first_and_the_rest_waits(world: World) -> None:
+    payer = world.user(credits=4)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {f"{n}.txt": TREATY + bytes([65 + n]) for n in range(6)})
+
+    world.process(dataset)
+    assert sorted(world.statuses(dataset).values()) == ["awaiting_credits"] * 6
+    assert world.statement(payer).charged == 4  # four extractions; nothing left to embed them with
+    world.services.ledger.grant(payer, 3, reason="top-up")
+    world.process(dataset)
+    assert world.statement(payer).held == 0
+    world.services.ledger.grant(payer, 5, reason="top-up")
+    world.process(dataset)
+    assert set(world.statuses(dataset).values()) == {"ready"}
+    statement = world.statement(payer)
+    assert (statement.charged, statement.held, statement.available) == (12, 0, 0)
+
+
+def test_awaiting_credits_costs_nothing(world: World) -> None:
+    payer = world.user(credits=0)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": TREATY})
+    world.process(dataset)
+    assert world.statuses(dataset) == {"a.txt": "awaiting_credits"}
+    assert world.auth_rows("SELECT count(*) FROM credit_transactions") == [(0,)]
+
+
+def test_the_same_file_again_costs_nothing_and_keeps_its_vectors(world: World) -> None:
+    payer = world.user(credits=10)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": TREATY})
+    world.process(dataset)
+    before = set(world.services.vectors.keys(dataset.id))
+
+    world.upload(dataset, {"a.txt": TREATY})
+    _, extracted, planned, embedded = world.process(dataset)
+
+    assert extracted.counts["unchanged"] == 1
+    assert (planned.counts["chunks_reused"], planned.counts["chunks_new"]) == (1, 0)
+    assert (embedded.done, embedded.counts["chunks_embedded"]) == (1, 0)
+    assert set(world.services.vectors.keys(dataset.id)) == before
+    assert world.statement(payer).charged == 2
+    assert world.statuses(dataset) == {"a.txt": "ready"}
+
+
+def test_an_edit_embeds_only_what_changed(world: World) -> None:
+    payer = world.user(credits=20)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": long_text(40)})
+    world.process(dataset)
+    before = set(world.services.vectors.keys(dataset.id))
+    assert len(before) > 15
+
+    world.upload(dataset, {"a.txt": long_text(40, changed=20)})
+    _, _, planned, embedded = world.process(dataset)
+
+    assert 1 <= embedded.counts["chunks_embedded"] <= 4
+    assert planned.counts["chunks_reused"] >= len(before) - 4
+    after = set(world.services.vectors.keys(dataset.id))
+    assert len(before - after) == len(before) - planned.counts["chunks_reused"]
+    assert compare(world.services, dataset.id).none
+    content = world.rows("SELECT content FROM documents")[0][0]
+    for start, end, digest in world.rows("SELECT start_offset, end_offset, digest FROM pipeline.chunks"):
+        assert hashlib.sha256(content[start:end].encode()).hexdigest() == digest
+
+
+def test_the_old_version_is_searchable_until_the_new_one_is_published(world: World) -> None:
+    dataset = world.dataset(world.user(credits=20))
+    world.upload(dataset, {"a.txt": TREATY})
+    world.process(dataset)
+    world.upload(dataset, {"a.txt": BREAD})
+
+    for step in (lambda: extract(world, dataset), lambda: world.stage(Plan(world.services), dataset)):
+        step()
+        assert world.statuses(dataset) == {"a.txt": "processing"}
+        assert "Westphalia" in search(world.services, dataset.id, "peace treaty", k=1)[0].place.text
+    world.stage(Embed(world.services), dataset)
+
+    assert "Flour" in search(world.services, dataset.id, "peace treaty", k=1)[0].place.text
+    assert compare(world.services, dataset.id).none
+    assert sweep(world.services, dataset.id) == 1
+    assert len(set(world.services.vectors.keys(dataset.id))) == 1
+
+
+def test_an_upload_in_the_middle_of_the_work_wins(world: World) -> None:
+    payer = world.user(credits=20)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": TREATY})
+    extract(world, dataset)
+    world.upload(dataset, {"a.txt": BREAD})
+    # The plan of the old input is not made, the old text is not published.
+    assert world.stage(Plan(world.services), dataset).done == 0
+    assert world.statuses(dataset) == {"a.txt": "uploaded"}
+    world.process(dataset)
+    assert world.rows("SELECT content FROM documents")[0][0].startswith("# Bread")
+    assert world.statement(payer).held == 0
+    assert sorted(world.rows("SELECT status FROM processing_jobs")) == [("canceled",), ("completed",)]
+
+
+def test_an_upload_just_before_the_publish_wins(world: World) -> None:
+    dataset = world.dataset(world.user(credits=20))
+    world.upload(dataset, {"a.txt": TREATY})
+    extract(world, dataset)
+    world.stage(Plan(world.services), dataset)
+    work = Embed(world.services)
+    publish = work.finish
+
+    def overtaken(results):  # type: ignore[no-untyped-def]
+        world.upload(dataset, {"a.txt": BREAD})
+        return publish(results)
+
+    work.finish = overtaken  # type: ignore[method-assign]
+    report = world.stage(work, dataset)
+    assert (report.done, report.lost) == (0, 1)
+    assert world.statuses(dataset) == {"a.txt": "uploaded"}
+    world.process(dataset)
+    assert world.rows("SELECT content FROM documents")[0][0].startswith("# Bread")
+    assert compare(world.services, dataset.id).none
+
+
+def test_a_worker_that_lost_its_lease_changes_nothing(world: World) -> None:
+    payer = world.user(credits=20)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": TREATY})
+    slow = world.worker()
+    with transaction(world.services.fltr) as tx:
+        (claim,) = claims.claim(tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id=slow.run_id, limit=5, lease_seconds=60)
+        assert not claims.claim(tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id="other", limit=5, lease_seconds=60)
+    with transaction(world.services.fltr) as tx:
+        assert claims.expire_runs(tx, [slow.run_id]) == [claim.document_id]
+    world.process(dataset)
+    with transaction(world.services.fltr) as tx:
+        assert claims.advance(tx, [claim], Stage.PLAN) == set()
+        assert claims.fail(tx, [claims.Failure(claim, "corrupt", "late")]) == set()
+        assert claims.retry_later(tx, [claim], "late") == set()
+        assert claims.wait_for_credits(tx, [claims.Wait(claim, 1, "user", payer.user_id)]) == set()
+    assert world.statuses(dataset) == {"a.txt": "ready"}
+    assert sorted(world.rows("SELECT status FROM processing_jobs")) == [("completed",), ("failed",)]
+
+
+def test_a_document_that_kills_its_workers_is_given_up(world: World) -> None:
+    payer = world.user(credits=20)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": TREATY})
+    for _ in range(world.services.settings.max_attempts + 1):
+        with transaction(world.services.fltr) as tx:
+            assert claims.claim(tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id="w", limit=5, lease_seconds=60)
+            claims.expire_runs(tx, ["w"])
+    _, extracted, *_ = world.process(dataset)
+    assert [f.code for f in extracted.failures] == ["gave_up"]
+    assert world.statement(payer).available == 20
+    world.process(dataset, ReprocessMode.failed)
+    assert world.statuses(dataset) == {"a.txt": "ready"}
+
+
+@pytest.mark.parametrize("stage", ["extract", "embed"])
+def test_a_store_that_does_not_answer_costs_no_document_and_no_credit(world: World, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    payer = world.user(credits=20)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": TREATY, "b.md": BREAD})
+    healthy = world.services
+    if stage == "embed":
+        dead = VectorStore(f"http://127.0.0.1:{free_port()}", None, collection="gone", dimension=384, timeout=2)
+        world.services = dataclasses.replace(healthy, vectors=dead)
+        extract(world, dataset)
+        world.stage(Plan(world.services), dataset)
+        with pytest.raises(StoreUnavailable):
+            world.stage(Embed(world.services), dataset)
+    else:
+        folder = world.blobs
+        folder.rename(folder.with_name("unmounted"))
+        with pytest.raises(StoreUnavailable):
+            extract(world, dataset)
+        folder.with_name("unmounted").rename(folder)
+    assert set(world.statuses(dataset).values()) == {"processing"}
+    assert dict(world.rows("SELECT attempts, count(*) FROM pipeline.documents WHERE retry_at > now() GROUP BY 1")) == {1: 2}
+
+    world.services = healthy
+    world.change("UPDATE pipeline.documents SET retry_at = NULL")
+    world.process(dataset)
+
+    assert set(world.statuses(dataset).values()) == {"ready"}
+    statement = world.statement(payer)
+    assert (statement.charged, statement.held) == (4, 0)
+    assert compare(world.services, dataset.id).none
+
+
+def test_a_crash_between_reserve_and_settle_is_charged_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    payer = world.user(credits=20)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": TREATY})
+
+    class Crash(Exception):
+        pass
+
+    for broken in (Extract, Plan, Embed):
+        for step in ("perform", "finish"):
+            with monkeypatch.context() as patch:
+
+                def crash(*_: object) -> None:
+                    raise Crash
+
+                patch.setattr(broken, step, crash)
+                with pytest.raises(Crash):
+                    world.process(dataset)
+            world.change("UPDATE pipeline.documents SET lease_until = now() - interval '1 s', attempts = 0 WHERE lease_until IS NOT NULL")
+    world.process(dataset)
+    assert world.statuses(dataset) == {"a.txt": "ready"}
+    statement = world.statement(payer)
+    assert (statement.charged, statement.held, statement.available) == (2, 0, 18)
+    assert compare(world.services, dataset.id).none
+
+
+def test_an_owner_who_is_gone_fails_the_documents_not_the_run(world: World) -> None:
+    payer = world.user()
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": TREATY})
+    world.change_auth("DELETE FROM users WHERE id = %s", payer.user_id)
+    _, extracted, *_ = world.process(dataset)
+    assert [f.code for f in extracted.failures] == ["payer_gone"]
+    assert world.statuses(dataset) == {"a.txt": "failed"}
+
+
+def test_an_owner_deleted_in_the_middle_stops_the_work(world: World) -> None:
+    payer = world.user()
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": TREATY})
+    extract(world, dataset)
+    world.change_auth("DELETE FROM users WHERE id = %s", payer.user_id)
+    world.process(dataset)
+    assert world.statuses(dataset) == {"a.txt": "failed"}
+    assert world.auth_rows("SELECT count(*) FROM credit_transactions") == [(0,)]
+
+
+def test_a_document_deleted_in_the_middle_leaves_no_hold(world: World) -> None:
+    payer = world.user(credits=20)
+    dataset = world.dataset(payer)
+    ids = world.upload(dataset, {"a.txt": TREATY, "b.md": BREAD})
+    extract(world, dataset)
+    world.change("DELETE FROM documents WHERE id = %s", ids["a.txt"])
+    world.process(dataset)
+    assert world.statuses(dataset) == {"b.md": "ready"}
+    assert world.statement(payer).held == 0
+    assert [h.place.filename for h in search(world.services, dataset.id, "treaty", k=5)] == ["b.md"]
+
+
+def test_a_team_pays_for_its_member(world: World) -> None:
+    payer = world.user(credits=7)
+    team = str(uuid.uuid4())
+    world.change_auth("INSERT INTO teams (id, name, credits, owner_id) VALUES (%s, 'Readers', 50, %s)", team, payer.user_id)
+    world.change_auth("UPDATE user_credits SET team_id = %s WHERE user_id = %s", team, payer.user_id)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": TREATY})
+    world.process(dataset)
+    assert world.auth_rows("SELECT credits FROM teams") == [(48,)]
+    assert world.auth_rows("SELECT credits FROM user_credits") == [(7,)]
+    assert set(world.auth_rows("SELECT team_id FROM credit_transactions WHERE type = 'usage'")) == {(team,)}
+
+
+def test_text_uploaded_inline(world: World) -> None:
+    dataset = world.dataset(world.user())
+    world.change(
+        "INSERT INTO documents (id, dataset_id, filename, content, status) VALUES ('note-1', %s, 'note', %s, 'uploaded')",
+        dataset.id, BREAD.decode(),
+    )  # fmt: skip
+    world.blobs.mkdir(exist_ok=True)
+    world.process(dataset)
+    assert world.statuses(dataset) == {"note": "ready"}
+
+
+def test_an_upload_without_its_file_says_so(world: World) -> None:
+    dataset = world.dataset(world.user())
+    world.change("INSERT INTO documents (id, dataset_id, filename, status) VALUES ('x', %s, 'lost.pdf', 'uploaded')", dataset.id)
+    world.blobs.mkdir(exist_ok=True)
+    _, extracted, *_ = world.process(dataset)
+    assert [(f.code, f.filename) for f in extracted.failures] == [("missing_upload", "lost.pdf")]
+
+
+def test_modes_of_reprocessing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    payer = world.user(credits=40)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": TREATY, "b.md": BREAD, "bad.txt": b" "})
+    world.process(dataset)
+    spent = world.statement(payer).charged
+
+    def done(mode: ReprocessMode) -> tuple[int, int, int]:
+        _, extracted, planned, embedded = world.process(dataset, mode)
+        return extracted.claimed, planned.done, embedded.counts["chunks_embedded"]
+
+    assert done(ReprocessMode.pending) == (0, 0, 0)
+    assert done(ReprocessMode.failed) == (1, 0, 0)
+    assert done(ReprocessMode.stale) == (1, 0, 0)
+    assert done(ReprocessMode.all) == (3, 2, 0)
+    # Another configuration: stale documents are made anew, at our expense, and searchable all the while.
+    monkeypatch.setenv("FLTR_CHUNK_TOKENS", "20")
+    del world.services
+    claimed, planned, embedded = done(ReprocessMode.stale)
+    assert (claimed, planned) == (3, 2)
+    assert embedded > 2
+    assert done(ReprocessMode.stale) == (1, 0, 0)
+    assert world.statement(payer).charged == spent
+    assert compare(world.services, dataset.id).none
+
+
+def test_charging_switched_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLTR_CHARGING", "false")
+    payer = world.user(credits=0)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": TREATY})
+    world.process(dataset)
+    assert world.statuses(dataset) == {"a.txt": "ready"}
+    assert world.auth_rows("SELECT count(*) FROM credit_transactions") == [(0,)]
+    assert dict(world.rows("SELECT op, state FROM pipeline.charges WHERE amount = 0")).keys() == {
+        "dataset_setup", "document_extract", "document_plan", "document_embed"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["uuid", "varchar(36)"])
+def test_tables_made_by_the_application_with_other_id_types(world: World, kind: str) -> None:
+    for table, column in (
+        ("processing_jobs", "id"), ("processing_jobs", "document_id"), ("documents", "id"), ("documents", "dataset_id"), ("datasets", "id"),
+    ):  # fmt: skip
+        world.change("ALTER TABLE processing_jobs DROP CONSTRAINT IF EXISTS processing_jobs_document_id_documents_id_fk")
+        world.change("ALTER TABLE documents DROP CONSTRAINT IF EXISTS documents_dataset_id_datasets_id_fk")
+        world.change(f"ALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT, ALTER COLUMN {column} TYPE {kind} USING {column}::{kind}")
+    dataset = world.dataset(world.user())
+    world.upload(dataset, {"a.txt": TREATY, "b.md": BREAD, "bad.txt": b""})
+    world.process(dataset)
+    assert world.statuses(dataset) == {"a.txt": "ready", "b.md": "ready", "bad.txt": "failed"}
+    assert search(world.services, dataset.id, "bread", k=1)[0].place.filename == "b.md"
+    world.process(dataset, ReprocessMode.all)
+    assert compare(world.services, dataset.id).none

@@ -138,7 +138,7 @@ _RETRY = text("""
     SET lease_until = NULL, attempts = p.attempts + 1, error_code = 'transient', error_message = :message, error_at = now(),
         retry_at = now() + make_interval(secs => least(600, 5 * power(2, p.attempts)))
     FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
-    WHERE p.document_id = r.document_id AND p.fence = r.fence
+    WHERE p.document_id = r.document_id AND p.fence = r.fence AND p.lease_until IS NOT NULL
     RETURNING p.document_id
 """)
 

@@ -188,6 +188,11 @@ _FAILURES = text("""
     ORDER BY d.filename LIMIT :limit
 """)
 
+# Index: pipeline.documents_live.
+_IS_SEARCHABLE = text("""
+    SELECT EXISTS (SELECT FROM pipeline.documents WHERE dataset_id = :dataset_id AND live_generation IS NOT NULL)
+""")
+
 # Primary keys.
 _NAMES = text("""
     SELECT id::text AS id, name FROM public.datasets WHERE id = ANY(:datasets)
@@ -223,7 +228,7 @@ _REQUEUE_LIVE = text("""
     FROM pipeline.generations g, public.documents d
     WHERE p.dataset_id = :dataset_id AND p.live_generation IS NOT NULL AND p.stage IS NULL
       AND g.document_id = p.document_id AND g.generation = p.live_generation
-      AND d.dataset_id = :dataset_id AND d.id::text = p.document_id AND d.status = 'ready'
+      AND d.dataset_id = :of_dataset AND d.id::text = p.document_id AND d.status = 'ready'
       AND (:everything OR g.fingerprint IS DISTINCT FROM :fingerprint)
     RETURNING p.document_id
 """)
@@ -322,6 +327,11 @@ def status(tx: Connection, dataset: Dataset, *, failures: int | None = 1000) -> 
     )
 
 
+def is_searchable(tx: Connection, dataset_id: str) -> bool:
+    """Whether a document of the dataset was ever published."""
+    return bool(tx.execute(_IS_SEARCHABLE, {"dataset_id": dataset_id}).scalar())
+
+
 def names_of(tx: Connection, *, dataset_ids: Sequence[str], document_ids: Sequence[str]) -> dict[str, str]:
     """Id → name of the datasets, filename of the documents; nothing for those that don't exist."""
     parameters = {"datasets": id_array(dataset_ids), "documents": id_array(document_ids)}
@@ -356,7 +366,7 @@ def requeue(tx: Connection, dataset_id: str, mode: ReprocessMode, *, fingerprint
     if mode is ReprocessMode.failed:
         return len(failed)
     parameters = {
-        "dataset_id": dataset_id, "billable": billable, "fingerprint": fingerprint, "everything": mode is ReprocessMode.all,
+        "dataset_id": dataset_id, "of_dataset": dataset_id, "billable": billable, "fingerprint": fingerprint, "everything": mode is ReprocessMode.all,
     }  # fmt: skip
     live = list(tx.execute(_REQUEUE_LIVE, parameters).scalars())
     insert_jobs(tx, live, "queued")

@@ -1,0 +1,247 @@
+"""The ledger on a real `fltr_auth`, as its least-privilege role."""
+
+import threading
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fltr_pipeline.credits.ledger import Close, CloseState, Hold, HoldState, Ledger, Payer, Pot
+from fltr_pipeline.errors import InvalidAmount, NotFound, PotGone
+from fltr_pipeline.models import Op
+from fltr_pipeline_tests.world import World
+
+
+def hold(payer: Payer, amount: int = 3, subject: str | None = None, sequence: int = 1) -> Hold:
+    return Hold(
+        subject_id=subject or uuid.uuid4().hex, op=Op.DOCUMENT_EMBED, generation=1, sequence=sequence, amount=amount,
+        payer=payer, job_id="job-1", price_version="2026-11", unit_price=1,
+    )  # fmt: skip
+
+
+def settle(h: Hold, charged: int) -> Close:
+    return Close(h, charged, CloseState.SETTLED, "done", used=7)
+
+
+def release(h: Hold, reason: str = "failed") -> Close:
+    return Close(h, 0, CloseState.RELEASED, reason)
+
+
+def available(ledger: Ledger, payer: Payer) -> int:
+    return ledger.balances([payer.pot])[payer.pot]
+
+
+def conserved(world: World, payer: Payer) -> bool:
+    """The balance is what the rows add up to."""
+    total = world.auth_rows("SELECT coalesce(sum(amount), 0) FROM credit_transactions WHERE user_id = %s", payer.user_id)
+    return bool(total == [(available(world.services.ledger, payer),)])
+
+
+def test_reserve_then_settle_leaves_two_rows_that_say_everything(world: World) -> None:
+    ledger, payer = world.services.ledger, world.user(credits=10)
+    h = hold(payer, 5)
+    assert ledger.reserve([h]) == {h.id: HoldState.OPEN}
+    assert available(ledger, payer) == 5
+    assert ledger.close([settle(h, 2)])[h.id].charged == 2
+    assert available(ledger, payer) == 8
+    rows = world.auth_rows(
+        "SELECT id, amount, type, operation, resource_id, transaction_metadata FROM credit_transactions"
+        " WHERE operation <> 'grant' ORDER BY amount"
+    )
+    (hold_id, *reserved, about_hold), (close_id, *closed, about_close) = rows
+    assert (hold_id, *reserved) == (h.id, -5, "usage", "document_embed", h.subject_id)
+    assert (close_id, *closed) == (h.close_id, 3, "refund", "document_embed", h.subject_id)
+    common = {
+        "version": 1, "hold_id": h.id, "job_id": "job-1", "op": "document_embed", "generation": 1, "sequence": 1,
+        "pot": f"user:{payer.user_id}", "unit_price": 1, "price_version": "2026-11",
+    }  # fmt: skip
+    assert about_hold == common | {"kind": "reserve"}
+    assert about_close == common | {"kind": "close", "outcome": "settled", "charged": 2, "used": 7, "reason": "done"}
+    assert conserved(world, payer)
+
+
+def test_a_charge_of_everything_closes_with_a_row_of_zero(world: World) -> None:
+    ledger, payer = world.services.ledger, world.user(credits=5)
+    h = hold(payer, 5)
+    ledger.reserve([h])
+    ledger.close([settle(h, 5)])
+    assert world.auth_rows("SELECT amount, type FROM credit_transactions WHERE id = %s", h.close_id) == [(0, "usage")]
+    assert available(ledger, payer) == 0
+
+
+def test_every_call_may_be_repeated(world: World) -> None:
+    ledger, payer = world.services.ledger, world.user(credits=10)
+    h = hold(payer, 4)
+    for _ in range(3):
+        assert ledger.reserve([h]) == {h.id: HoldState.OPEN}
+    assert available(ledger, payer) == 6
+    for _ in range(3):
+        assert ledger.close([settle(h, 1)])[h.id] == ledger.close([release(h)])[h.id]
+    assert available(ledger, payer) == 9
+    assert ledger.reserve([h]) == {h.id: HoldState.SETTLED}
+    again = replace(h, sequence=2)
+    assert ledger.reserve([again]) == {again.id: HoldState.OPEN}
+    assert ledger.close([release(again)])[again.id].state is CloseState.RELEASED
+    assert ledger.reserve([again]) == {again.id: HoldState.RELEASED}
+    assert conserved(world, payer)
+
+
+def test_a_batch_takes_the_first_that_the_pot_covers(world: World) -> None:
+    ledger, payer = world.services.ledger, world.user(credits=10)
+    batch = [hold(payer, 4) for _ in range(4)]
+    states = ledger.reserve(batch)
+    assert [states[h.id] for h in batch] == [HoldState.OPEN] * 2 + [HoldState.INSUFFICIENT] * 2
+    assert available(ledger, payer) == 2
+    assert world.auth_rows("SELECT count(*) FROM credit_transactions WHERE type = 'usage'") == [(2,)]
+    assert conserved(world, payer)
+
+
+def test_pots_of_a_batch_are_charged_apart(world: World) -> None:
+    ledger, rich, poor = world.services.ledger, world.user(credits=10), world.user(credits=1)
+    batch = [hold(rich, 4), hold(poor, 4), hold(rich, 4)]
+    states = ledger.reserve(batch)
+    assert [states[h.id] for h in batch] == [HoldState.OPEN, HoldState.INSUFFICIENT, HoldState.OPEN]
+    assert (available(ledger, rich), available(ledger, poor)) == (2, 1)
+
+
+@pytest.mark.parametrize("amount", [0, -1, -(2**31), 1_000_001, 2**31, 2**63])
+def test_amounts_are_refused_before_any_sql(world: World, amount: int) -> None:
+    payer = world.user(credits=10)
+    for call in (lambda: world.services.ledger.reserve([hold(payer, amount)]), lambda: world.services.ledger.grant(payer, amount, reason="x")):
+        with pytest.raises(InvalidAmount):
+            call()
+    with pytest.raises(InvalidAmount):
+        world.services.ledger.close([settle(hold(payer, 3), 4)])
+    assert available(world.services.ledger, payer) == 10
+
+
+def test_a_deleted_user_takes_their_holds_along(world: World) -> None:
+    ledger, payer = world.services.ledger, world.user(credits=10)
+    h = hold(payer)
+    ledger.reserve([h])
+    world.change_auth("DELETE FROM users WHERE id = %s", payer.user_id)
+    assert ledger.close([settle(h, 3)])[h.id].state is CloseState.PAYER_GONE
+    late = hold(payer)
+    assert ledger.reserve([late]) == {late.id: HoldState.PAYER_GONE}
+    assert ledger.payer(payer.user_id) is None
+    with pytest.raises(NotFound, match="nobody@example.org"):
+        ledger.payer_by_email("nobody@example.org")
+
+
+def test_a_pot_that_is_gone(world: World) -> None:
+    ledger, payer = world.services.ledger, world.user(credits=10)
+    h = hold(payer)
+    ledger.reserve([h])
+    world.change_auth("DELETE FROM user_credits WHERE user_id = %s", payer.user_id)
+    assert ledger.close([release(h)])[h.id].state is CloseState.POT_GONE
+    late = hold(payer)
+    assert ledger.reserve([late]) == {late.id: HoldState.POT_GONE}
+    with pytest.raises(PotGone):
+        ledger.grant(payer, 5, reason="x")
+
+
+@pytest.mark.parametrize("kind", ["jsonb", "text"])
+def test_metadata_columns_of_other_types(world: World, kind: str) -> None:
+    world.change_auth(
+        f"ALTER TABLE credit_transactions ALTER COLUMN transaction_metadata TYPE {kind} USING transaction_metadata::text::{kind}"
+    )
+    ledger, payer = world.services.ledger, world.user(credits=10)
+    h = hold(payer, 4)
+    ledger.reserve([h])
+    ledger.close([settle(h, 1)])
+    assert ledger.close([release(h)])[h.id].state is CloseState.SETTLED
+    statement = ledger.statement(payer)
+    assert (statement.reserved, statement.charged, statement.returned, statement.held) == (4, 1, 3, 0)
+
+
+def test_times_are_utc_whatever_the_servers_zone(world: World) -> None:
+    world.change_auth("ALTER ROLE fltr_pipeline SET timezone = 'Asia/Kolkata'")
+    try:
+        ledger, payer = world.services.ledger, world.user(credits=10)
+        ledger.reserve([hold(payer)])
+        seconds = "SELECT extract(epoch FROM (now() AT TIME ZONE 'UTC') - max(created_at))::int FROM credit_transactions"
+        assert abs(world.auth_rows(seconds)[0][0]) < 60
+        assert abs(world.auth_rows(seconds.replace("max(created_at)", "max(updated_at)").replace("credit_transactions", "user_credits"))[0][0]) < 60
+    finally:
+        world.change_auth("ALTER ROLE fltr_pipeline RESET timezone")
+
+
+def test_the_statement_tells_held_from_spent(world: World) -> None:
+    ledger, payer = world.services.ledger, world.user(credits=20)
+    open_hold, done, failed = hold(payer, 5), hold(payer, 4), hold(payer, 3)
+    ledger.reserve([open_hold, done, failed])
+    ledger.close([settle(done, 1), release(failed)])
+    ledger.grant(payer, 6, reason="sorry")
+    s = ledger.statement(payer)
+    assert (s.granted, s.reserved, s.charged, s.returned, s.held, s.available) == (26, 12, 1, 6, 5, 20)
+    assert s.granted - s.charged - s.held == s.available
+
+
+def test_many_workers_on_one_pot_never_overdraw_and_never_lose(world: World) -> None:
+    ledger, payer = world.services.ledger, world.user(credits=60)
+    shared = [hold(payer, 2, subject=f"doc-{n}") for n in range(20)]
+    errors: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            mine = shared[seed % 7 :] + shared[: seed % 7]
+            states = ledger.reserve(mine)
+            got = [h for h in mine if states[h.id] is HoldState.OPEN]
+            ledger.close([settle(h, 1) if n % 2 else release(h) for n, h in enumerate(got)])
+        except BaseException as error:  # noqa: BLE001 - shown by the main thread
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert conserved(world, payer)
+    statement = ledger.statement(payer)
+    assert (statement.held, statement.reserved) == (0, 40)
+    assert 60 - statement.charged == statement.available
+
+
+Step = tuple[str, int, int]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    balance=st.integers(0, 12),
+    steps=st.lists(st.tuples(st.sampled_from(["reserve", "settle", "release", "grant"]), st.integers(0, 4), st.integers(1, 5)), max_size=14),
+)
+def test_the_ledger_agrees_with_a_model(world: World, balance: int, steps: Sequence[Step]) -> None:
+    """Any order of calls, repeated or reversed: balance, holds and closes are as a dictionary would have them."""
+    ledger, payer = world.services.ledger, world.user(credits=balance)
+    model, holds, closed = balance, dict[int, Hold](), dict[int, int]()
+    run = uuid.uuid4().hex
+    for what, n, amount in steps:
+        h = holds.get(n) or hold(payer, amount, subject=f"{run}-{n}")
+        if what == "grant":
+            ledger.grant(payer, amount, reason="test")
+            model += amount
+        elif what == "reserve":
+            state = ledger.reserve([h])[h.id]
+            if n in holds:
+                assert state is (HoldState.OPEN if n not in closed else HoldState.SETTLED if closed[n] >= 0 else HoldState.RELEASED)
+            elif model >= h.amount:
+                assert state is HoldState.OPEN
+                holds[n], model = h, model - h.amount
+            else:
+                assert state is HoldState.INSUFFICIENT
+        else:
+            charged = min(amount, h.amount) if what == "settle" else 0
+            result = ledger.close([settle(h, charged) if what == "settle" else release(h)])[h.id]
+            if n not in holds:
+                assert result.state is CloseState.PAYER_GONE
+            elif n not in closed:
+                closed[n], model = (charged if what == "settle" else -1), model + h.amount - charged
+            else:
+                assert (result.state is CloseState.SETTLED) == (closed[n] >= 0)
+        assert available(ledger, payer) == model
+    assert conserved(world, payer)
+    assert isinstance(payer.pot, Pot)
