@@ -2,14 +2,15 @@
 #
 #   PYTHON       the interpreter to make .venv with                     make PYTHON=python3.12 demo
 #   TORCH        the torch to install                                   make TORCH=torch==2.12.1 demo
-#   TORCH_INDEX  the package index tried first for torch alone; empty: only what pip is configured to use.
-#                PyPI's build for Linux brings several GB of CUDA, so the CPU build is the default.
+#   TORCH_INDEX  the package index for torch alone, if not the one that pip is configured to use. Where that has a CPU
+#                build, it is taken; PyPI's build for Linux brings several GB of CUDA: name PyTorch's CPU index instead
+#                (its address is on PyTorch's "Get started" page).         make TORCH_INDEX=https://... demo
 # They count when .venv is made: `make clean` first to change them.
 
 PYTHON ?= python3
 TORCH ?= $(shell grep '^torch==' constraints.txt)
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-INSTALL ?= -e '.[embedded,dev]'
+TORCH_INDEX ?=
+REQUIREMENTS ?= -e '.[embedded,dev]'
 VENV ?= .venv
 ARGS ?=
 
@@ -63,15 +64,13 @@ $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON): install Python 3.11 or newer, or say where it is: make PYTHON=/path/to/python3.12 ..."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is `$(PYTHON) --version`, needed is 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	@echo "[1/3] virtual environment in $(VENV), `$(PYTHON) --version`"
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Python's venv module is missing: install it (Debian and Ubuntu: apt install python3-venv), then repeat."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -f $(BIN)/python; echo "Python's venv module is missing: install it (Debian and Ubuntu: apt install python3-venv), then repeat."; exit 1; }
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@sed 's/^torch==.*/$(TORCH)/' constraints.txt > $(CONSTRAINTS)
 	@echo "[2/3] $(TORCH) (200 MB; CPU build where there is one)"
-	@{ test -n "$(TORCH_INDEX)" && $(PIP) --no-deps --index-url "$(TORCH_INDEX)" --retries 0 --timeout 15 -c $(CONSTRAINTS) "$(TORCH)" 2>/dev/null; } \
-	  || { test -z "$(TORCH_INDEX)" || echo "      not to be had from $(TORCH_INDEX): from the default index, where it may be several GB"; false; } \
-	  || $(PIP) --no-deps -c $(CONSTRAINTS) "$(TORCH)" \
+	@$(PIP) --no-deps $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") -c $(CONSTRAINTS) "$(TORCH)" \
 	  || { echo "torch could not be installed: is the package index reachable? See TORCH and TORCH_INDEX at the top of the Makefile."; exit 1; }
 	@echo "[3/3] everything else, pinned by constraints.txt (minutes, the first time)"
-	@$(PIP) -c $(CONSTRAINTS) $(INSTALL) || { echo "The packages could not be installed: pip says why above; what is there stays, so just repeat."; exit 1; }
+	@$(PIP) -c $(CONSTRAINTS) $(REQUIREMENTS) || { echo "The packages could not be installed: pip says why above; what is there stays, so just repeat."; exit 1; }
 	@touch $@

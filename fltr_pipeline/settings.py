@@ -33,10 +33,14 @@ class Prices(BaseModel):
     version: str = "2026-11"
     dataset_setup: int = Field(default=0, ge=0, description="Credits, once per dataset.")
     extract: int = Field(default=1, ge=0, description="Credits per `extract_pages` pages begun.")
-    extract_pages: int = Field(default=100, ge=1, description="Pages in a unit of extraction; 3,000 characters where a format has no pages.")
+    extract_pages: int = Field(
+        default=100, ge=1, description="Pages in a unit of extraction; 3,000 characters where a format has no pages."
+    )
     plan: int = Field(default=0, ge=0, description="Credits per document chunked.")
     embed: int = Field(default=1, ge=0, description="Credits per `embed_tokens` tokens begun.")
-    embed_tokens: int = Field(default=100_000, ge=1, description="Tokens in a unit of embedding; only what is really embedded counts.")
+    embed_tokens: int = Field(
+        default=100_000, ge=1, description="Tokens in a unit of embedding; only what is really embedded counts."
+    )
 
 
 class Settings(BaseSettings):
@@ -54,16 +58,24 @@ class Settings(BaseSettings):
     )
     milvus_uri: str | None = Field(default=None, description="Milvus, e.g. `http://milvus:19530`.")
     milvus_token: SecretStr | None = Field(default=None, description="Milvus token or `user:password`.")
-    blob_url: str | None = Field(default=None, description="Raw uploads: a folder, or an fsspec URL such as `s3://bucket`.")
+    blob_url: str | None = Field(
+        default=None, description="Raw uploads: a folder, or an fsspec URL such as `s3://bucket`."
+    )
 
     embedding_model: str = Field(
         default="all-MiniLM-L6-v2",
-        description="A sentence-transformers model: the default ships with the package; a folder or a hub name otherwise.",
+        description="A sentence-transformers model: the default comes with the package, others by folder or hub name.",
     )
     embedding_batch_size: int = Field(default=32, ge=1, description="Chunks per forward pass.")
     embedding_threads: int = Field(default=0, ge=0, description="CPU threads for the model; 0 lets torch choose.")
-    chunk_tokens: int = Field(default=254, ge=16, description="Most tokens in a chunk, special tokens not counted; capped by the model's window.")
-    chunk_overlap: int = Field(default=0, ge=0, description="Tokens of the previous chunk repeated at the start of the next.")
+    chunk_tokens: int = Field(
+        default=254,
+        ge=16,
+        description="Most tokens in a chunk, special tokens not counted; capped by the model's window.",
+    )
+    chunk_overlap: int = Field(
+        default=0, ge=0, description="Tokens of the previous chunk repeated at the start of the next."
+    )
 
     pdf_engine: Literal["pypdfium2", "pypdf"] = Field(default="pypdfium2", description="What reads a PDF's text first.")
     parse_workers: int = Field(default=2, ge=1, description="Parser processes per run.")
@@ -73,19 +85,25 @@ class Settings(BaseSettings):
 
     batch_size: int = Field(default=100, ge=1, description="Documents claimed and charged per transaction.")
     run_documents: int = Field(default=500, ge=1, description="Documents in one run that the sensor launches.")
-    max_concurrent_runs: int = Field(default=2, ge=1, description="Runs in flight; the sensor keeps Dagster's queue this short.")
+    max_concurrent_runs: int = Field(
+        default=2, ge=1, description="Runs in flight; the sensor keeps Dagster's queue this short."
+    )
     lease_seconds: int = Field(default=120, ge=5, description="A claim not renewed for this long is taken over.")
     max_attempts: int = Field(default=5, ge=1, description="Transient failures of a document before it is `failed`.")
 
     charging: bool = Field(default=True, description="Off while another application still charges `document_upload`.")
-    prices: Prices = Field(default_factory=Prices, description="The price list; set one price with `FLTR_PRICES__<name>`.")
+    prices: Prices = Field(
+        default_factory=Prices, description="The price list; set one price with `FLTR_PRICES__<name>`."
+    )
 
     @model_validator(mode="after")
     def _all_stores_or_none(self) -> Self:
         given = {name: getattr(self, name) is not None for name in Endpoints.model_fields}
         if any(given.values()) and not all(given.values()):
             missing = ", ".join(f"FLTR_{name.upper()}" for name, there in given.items() if not there)
-            raise ValueError(f"half a production configuration: also set {missing}, or unset the others for the embedded stack")
+            raise ValueError(
+                f"half a production configuration: also set {missing}, or unset the others for the embedded stack"
+            )
         return self
 
     @property

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from fltr_pipeline.embedded.milvus import MEMTABLE_BYTES
+
 STARTUP_SECONDS = 60.0
 
 
@@ -45,8 +47,7 @@ class MilvusLite:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                # Small, so that rows leave Milvus Lite's slow unindexed memory early.
-                env=os.environ | {"MILVUS_LITE_MEMTABLE_MEMORY_LIMIT_BYTES": str(8 * 1024 * 1024)},
+                env=os.environ | {"MILVUS_LITE_MEMTABLE_MEMORY_LIMIT_BYTES": str(MEMTABLE_BYTES)},
             )
         self._wait_for_answer()
 

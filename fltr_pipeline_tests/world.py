@@ -1,6 +1,6 @@
 """A small FLTR for tests: real databases, real Milvus, real files; users who pay and documents that they upload.
 
-Belongs here: what several test files need to set a scene and to look at what became of it. Does not: assertions of one test.
+Belongs here: what several test files need to set a scene and to look at what became of it. Does not: assertions.
 """
 
 import uuid
@@ -12,7 +12,8 @@ from typing import Any
 
 import psycopg
 
-from fltr_pipeline.credits.ledger import Payer, Statement
+from fltr_pipeline.credits.holds import Payer
+from fltr_pipeline.credits.statement import Statement
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.pipeline.embed import Embed, sweep
@@ -67,7 +68,7 @@ class World:
             services.fltr.dispose()
             services.ledger.engine.dispose()
 
-    def user(self, credits: int = 100) -> Payer:  # noqa: A002
+    def user(self, credits: int = 100) -> Payer:
         user_id = add_user(self.auth_admin, f"{uuid.uuid4().hex[:8]}@example.org", "Ada", credits)
         payer = self.services.ledger.payer(user_id)
         assert payer is not None
@@ -107,7 +108,9 @@ class World:
         reports = [set_up(self.services, self.billing, worker, ground(self.services, dataset.id))]
         requeue(self.services, dataset.id, mode, charge=False)
         with Extract(self.services) as extract:
-            reports += [self.stage(work, dataset, worker) for work in (extract, Plan(self.services), Embed(self.services))]
+            reports += [
+                self.stage(work, dataset, worker) for work in (extract, Plan(self.services), Embed(self.services))
+            ]
         sweep(self.services, dataset.id)
         return reports
 
@@ -116,7 +119,7 @@ class World:
 
     def statuses(self, dataset: Dataset) -> dict[str, str]:
         rows = self.rows("SELECT filename, status FROM documents WHERE dataset_id = %s", dataset.id)
-        return dict(rows)  # type: ignore[arg-type]
+        return dict(rows)
 
     def rows(self, query: str, *parameters: object) -> Sequence[tuple[Any, ...]]:
         """A look into `fltr`, as its owner."""

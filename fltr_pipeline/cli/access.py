@@ -3,7 +3,8 @@
 Belongs here: finding people, with an error that says what to do where this command line runs. Does not: the ledger.
 """
 
-from fltr_pipeline.credits.ledger import Ledger, Payer
+from fltr_pipeline.credits.holds import Payer
+from fltr_pipeline.credits.ledger import Ledger
 from fltr_pipeline.errors import NotFound
 from fltr_pipeline.settings import Settings
 

@@ -12,7 +12,9 @@ from rich.table import Table
 
 from fltr_pipeline.cli.access import payer_by_email
 from fltr_pipeline.cli.output import AsJson, counted, out, plain, print_json, print_table, read_settings
-from fltr_pipeline.credits.ledger import Entry, Ledger, Payer, Pot, Statement
+from fltr_pipeline.credits.holds import Payer, Pot
+from fltr_pipeline.credits.ledger import Ledger
+from fltr_pipeline.credits.statement import Entry, Statement
 from fltr_pipeline.models import Op
 from fltr_pipeline.settings import Settings
 from fltr_pipeline.stores.database import engine_for, transaction

@@ -80,7 +80,7 @@ def verify(
 def add_user(
     email: Annotated[str, typer.Argument(help="The user's e-mail address; one that exists is left as it is.")],
     name: Annotated[str | None, typer.Option(help="By default the address up to the @.")] = None,
-    credits: Annotated[int, typer.Option(min=0, max=INT4_MAX, help="What they start with.")] = 0,  # noqa: A002
+    credits: Annotated[int, typer.Option(min=0, max=INT4_MAX, help="What they start with.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Add a user to the embedded stack's copy of fltr_auth. In production the web application does this."""

@@ -40,7 +40,8 @@ def demo(as_json: AsJson = False) -> None:
     settings = read_settings()
     if settings.production:
         raise ConfigurationError(
-            "the FLTR_*_URL variables name servers of your own; the demo writes only to the embedded stack: unset them to run it"
+            "the FLTR_*_URL variables name servers of your own; the demo writes only to the embedded stack: "
+            "unset them to run it"
         )
     stack = Stack(settings.home)
     already_up = stack.state() is not None and not stack.broken()
@@ -66,7 +67,13 @@ def _run(state: StackState) -> Outcome:
     services = open_services(settings)
     scene = job.set_scene(services, as_role(settings.endpoints.auth_database_url.get_secret_value(), SUPERUSER))
     quiet_model()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Bars(*columns, console=err()) as bars:
         uploading = bars.add_task("uploading", total=scene.files)
         for _ in job.upload_samples(services, scene):
@@ -94,7 +101,9 @@ def _print(outcome: Outcome, state: StackState, *, already_up: bool) -> None:
     console.print(f"\n[bold]Documents[/] of {outcome.scene.dataset.name!r}: {counts}")
     for failure in status.failures:
         console.print(plain(f"  {failure.filename}: {failure.code}: {failure.message}"))
-    console.print(f"  {status.pages} pages, {status.chunks} chunks, {status.tokens} tokens in {status.seconds or 0:.1f} s")
+    console.print(
+        f"  {status.pages} pages, {status.chunks} chunks, {status.tokens} tokens in {status.seconds or 0:.1f} s"
+    )
     for query, hits in outcome.searches:
         console.print(f"\n[bold]Search[/] {query.text}")
         for hit in hits[:2]:
@@ -115,7 +124,9 @@ def _print_hit(console: Console, hit: Hit) -> None:
     place = hit.place
     text = " ".join(place.text.split())
     shown = text if len(text) <= _TEXT_SHOWN else f"{text[:_TEXT_SHOWN]}…"
-    console.print(plain(f"  {hit.score:.3f}  {place.filename}, page {place.page}, characters {place.start}-{place.end}"))
+    console.print(
+        plain(f"  {hit.score:.3f}  {place.filename}, page {place.page}, characters {place.start}-{place.end}")
+    )
     console.print(plain(f"         {shown}"))
 
 
@@ -131,7 +142,8 @@ def _as_data(outcome: Outcome, state: StackState) -> dict[str, object]:
         "seconds": outcome.status.seconds,
         "runs": list(outcome.runs),
         "searches": [
-            {"query": q.text, "hits": [{"score": h.score, **asdict(h.place)} for h in hits]} for q, hits in outcome.searches
+            {"query": q.text, "hits": [{"score": h.score, **asdict(h.place)} for h in hits]}
+            for q, hits in outcome.searches
         ],
         "credits": {"before": outcome.before, "after": outcome.statement.available}
         | {name: getattr(outcome.statement, name) for name in ("reserved", "charged", "returned", "held")},

@@ -1,11 +1,11 @@
 """The ledger: holds and closes on the web application's own tables. Two-phase transfers after TigerBeetle's model.
 
-Belongs here: reserve, settle, release, grant, statement; each a READ COMMITTED transaction per pot. Does not: which work
-a hold is for, or when it is done (pipeline.billing).
+Belongs here: reserve, settle, release, grant, statement; each a READ COMMITTED transaction per pot. Does not: which
+work a hold is for, or when it is done (pipeline.billing).
 
-A hold is a row of type `usage` and amount −n; the pot falls by n at once. Its close is a second row whose id derives from
-the hold's: type `refund` and amount +(n − charged) when something comes back, else `usage` and 0. Settle and release share
-that id, so the primary key picks one winner, and every call may be repeated. Rows are never updated or deleted.
+A hold is a row of type `usage` and amount -n; the pot falls by n at once. Its close is a second row whose id derives
+from the hold's: type `refund` and amount n - charged when something comes back, else `usage` and 0. Settle and release
+share that id, so the primary key picks one winner, and every call may be repeated. Rows are never updated or deleted.
 """
 
 import logging
@@ -13,144 +13,34 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from enum import StrEnum
+from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DataError, IntegrityError
 
+from fltr_pipeline.credits.holds import (
+    METADATA_VERSION,
+    Close,
+    Closed,
+    CloseState,
+    Hold,
+    HoldState,
+    Payer,
+    Pot,
+    close_row,
+    hold_row,
+    outcome_of,
+)
+from fltr_pipeline.credits.statement import Statement, entries
 from fltr_pipeline.errors import InvalidAmount, NotFound, PotGone, StoreUnavailable
-from fltr_pipeline.models import Op
 from fltr_pipeline.stores import auth
 from fltr_pipeline.stores.database import transaction
 
 _LOG = logging.getLogger(__name__)
-_NAMESPACE = uuid.UUID("6f1c1a52-6b0c-5c53-9a4e-3d1d6b7f0e11")
 _INT4 = 2**31 - 1
 _TRIES = 5
-_METADATA_VERSION = 1
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Pot:
-    """A balance that pays: `kind` is user, team or api_key."""
-
-    kind: str
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Payer:
-    """Who a hold belongs to and which pot pays for it."""
-
-    user_id: str
-    pot: Pot
-
-    @property
-    def team_id(self) -> str | None:
-        """The team, where a team pays."""
-        return self.pot.id if self.pot.kind == "team" else None
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """A reservation of `amount` > 0 credits for one op on one generation of `subject_id`, try number `sequence`."""
-
-    subject_id: str
-    op: Op
-    generation: int
-    sequence: int
-    amount: int
-    payer: Payer
-    job_id: str | None
-    price_version: str
-    unit_price: int
-
-    @property
-    def id(self) -> str:
-        """Derived from what is bought and the try: no run, retry number or clock."""
-        return str(uuid.uuid5(_NAMESPACE, f"hold:{self.subject_id}:{self.op}:{self.generation}:{self.sequence}"))
-
-    @property
-    def close_id(self) -> str:
-        """Derived from the hold's id, the same for settle and release."""
-        return str(uuid.uuid5(_NAMESPACE, f"close:{self.id}"))
-
-
-class HoldState(StrEnum):
-    """How a hold stands after `reserve`."""
-
-    OPEN = "open"
-    """Reserved now, or by an earlier try of the same work."""
-    RELEASED = "released"
-    SETTLED = "settled"
-    INSUFFICIENT = "insufficient"
-    PAYER_GONE = "payer_gone"
-    POT_GONE = "pot_gone"
-
-
-class CloseState(StrEnum):
-    """How a hold stands after `settle` or `release`."""
-
-    SETTLED = "settled"
-    RELEASED = "released"
-    PAYER_GONE = "payer_gone"
-    """The user was deleted, and the hold with them: there is nothing to close."""
-    POT_GONE = "pot_gone"
-    """Closed, but the balance that would get the rest back no longer exists."""
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """How a hold is to end: `charged` credits of it are kept, the rest goes back to its pot."""
-
-    hold: Hold
-    charged: int
-    outcome: CloseState
-    reason: str
-    used: int = 0
-    """Units of work behind the charge: pages or tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """The close that stands, ours or an earlier one."""
-
-    state: CloseState
-    charged: int
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A line of a statement: one hold with its close, or a grant."""
-
-    at: datetime
-    operation: str
-    resource_id: str
-    reserved: int
-    charged: int
-    returned: int
-    held: int
-    """Still reserved."""
-    granted: int
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """A user's credits. `available` is the pot's balance; what is `held` has left it already."""
-
-    user_id: str
-    email: str
-    pot: Pot
-    available: int
-    reserved: int
-    charged: int
-    returned: int
-    held: int
-    granted: int
-    entries: tuple[Entry, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,12 +99,13 @@ class Ledger:
         for close in closes:
             if not 0 <= close.charged <= close.hold.amount:
                 raise InvalidAmount(
-                    f"can't charge {close.charged} of {close.hold.amount} reserved for {close.hold.op} of {close.hold.subject_id}"
+                    f"can't charge {close.charged} of {close.hold.amount} reserved for {close.hold.op} "
+                    f"of {close.hold.subject_id}"
                 )
         closed: dict[str, Closed] = {}
         for pot, mine in _by_pot([c.hold for c in closes]).items():
             ids = {h.id for h in mine}
-            closed |= self._retried(lambda tx, p=pot, c=[c for c in closes if c.hold.id in ids]: _close_pot(tx, p, c))  # type: ignore[misc]
+            closed |= self._retried(partial(_close_pot, pot=pot, closes=[c for c in closes if c.hold.id in ids]))
         return closed
 
     def grant(self, payer: Payer, amount: int, *, reason: str) -> int:
@@ -228,13 +119,15 @@ class Ledger:
         row = auth.LedgerRow(
             id=str(uuid.uuid4()), user_id=payer.user_id, team_id=payer.team_id, amount=amount, type="bonus",
             operation="grant", resource_id=payer.pot.id,
-            metadata={"version": _METADATA_VERSION, "kind": "grant", "pot": f"{payer.pot.kind}:{payer.pot.id}", "reason": reason},
+            metadata={"version": METADATA_VERSION, "kind": "grant", "pot": payer.pot.name, "reason": reason},
         )  # fmt: skip
 
         def run(tx: Connection) -> int:
             auth.insert(tx, [row])
             if not auth.give(tx, payer.pot.kind, payer.pot.id, amount):
-                raise PotGone(f"{payer.pot.kind} {payer.pot.id} has no balance row in fltr_auth: the application creates it on sign-up")
+                raise PotGone(
+                    f"{payer.pot.name} has no balance row in fltr_auth: the application creates it on sign-up"
+                )
             return auth.balances(tx, payer.pot.kind, [payer.pot.id])[payer.pot.id]
 
         try:
@@ -260,18 +153,18 @@ class Ledger:
             account = auth.account(tx, user_id=payer.user_id)
             if account is None:
                 raise NotFound(f"user {payer.user_id} does not exist in fltr_auth")
-            entries = tuple(_entries(auth.rows_of_user(tx, payer.user_id)))
+            lines = tuple(entries(auth.rows_of_user(tx, payer.user_id)))
             return Statement(
                 user_id=payer.user_id,
                 email=account.email,
                 pot=payer.pot,
                 available=auth.balances(tx, payer.pot.kind, [payer.pot.id]).get(payer.pot.id, 0),
-                reserved=sum(e.reserved for e in entries),
-                charged=sum(e.charged for e in entries),
-                returned=sum(e.returned for e in entries),
-                held=sum(e.held for e in entries),
-                granted=sum(e.granted for e in entries),
-                entries=entries,
+                reserved=sum(e.reserved for e in lines),
+                charged=sum(e.charged for e in lines),
+                returned=sum(e.returned for e in lines),
+                held=sum(e.held for e in lines),
+                granted=sum(e.granted for e in lines),
+                entries=lines,
             )
 
         return self._retried(run, isolation="REPEATABLE READ")
@@ -286,12 +179,12 @@ class Ledger:
         refused: dict[str, HoldState] = {}
         for _ in range(_TRIES):
             try:
-                states = self._retried(lambda tx: _reserve_or_roll_back(tx, pot, wanted))
+                states = self._retried(partial(_reserve_or_roll_back, pot=pot, holds=wanted))
             except _DoesNotCover:
                 available = self.balances([pot]).get(pot)
                 if available is None:
                     return refused | {h.id: HoldState.POT_GONE for h in wanted}
-                existing = self._retried(lambda tx: auth.rows(tx, [h.id for h in wanted]))
+                existing = self._retried(partial(auth.rows, ids=[h.id for h in wanted]))
                 wanted, rest = _prefix(wanted, available, existing)
                 refused |= {h.id: HoldState.INSUFFICIENT for h in rest}
             except IntegrityError:
@@ -316,7 +209,7 @@ class Ledger:
         raise AssertionError("unreachable")
 
 
-class _DoesNotCover(Exception):  # noqa: N818 - a signal that rolls the transaction back, not an error
+class _DoesNotCover(Exception):
     """The pot doesn't cover what was really inserted."""
 
 
@@ -331,16 +224,16 @@ def _reserve_or_roll_back(tx: Connection, pot: Pot, holds: Sequence[Hold]) -> di
     """Insert first, balance second: the other order deadlocks against a user's deletion."""
     if not holds:
         return {}
-    inserted = auth.insert(tx, [_hold_row(h) for h in holds])
+    inserted = auth.insert(tx, [hold_row(h) for h in holds])
     total = -sum(inserted.values())
     if total and not auth.take(tx, pot.kind, pot.id, total):
         raise _DoesNotCover
-    states = {i: HoldState.OPEN for i in inserted}
+    states = dict.fromkeys(inserted, HoldState.OPEN)
     before = [h for h in holds if h.id not in inserted]
     closes = auth.rows(tx, [h.close_id for h in before]) if before else {}
     for hold in before:
         close = closes.get(hold.close_id)
-        states[hold.id] = HoldState.OPEN if close is None else HoldState(_outcome(close))
+        states[hold.id] = HoldState.OPEN if close is None else HoldState(outcome_of(close))
     return states
 
 
@@ -363,9 +256,11 @@ def _close_pot(tx: Connection, pot: Pot, closes: Sequence[Close]) -> dict[str, C
     there = [c for c in closes if c.hold.id in holds]
     result = {c.hold.id: Closed(CloseState.PAYER_GONE, 0) for c in closes if c.hold.id not in holds}
     try:
-        inserted = auth.insert(tx, [_close_row(c) for c in there])
+        inserted = auth.insert(tx, [close_row(c) for c in there])
     except IntegrityError as error:
-        raise StoreUnavailable("a payer was deleted while their hold was being closed; it is looked at again") from error
+        raise StoreUnavailable(
+            "a payer was deleted while their hold was being closed; it is looked at again"
+        ) from error
     back = sum(inserted.values())
     pot_there = not back or auth.give(tx, pot.kind, pot.id, back)
     if not pot_there:
@@ -374,53 +269,7 @@ def _close_pot(tx: Connection, pot: Pot, closes: Sequence[Close]) -> dict[str, C
     for close in there:
         found = earlier.get(close.hold.close_id)
         if found is not None:
-            result[close.hold.id] = Closed(CloseState(_outcome(found)), close.hold.amount - found.amount)
+            result[close.hold.id] = Closed(outcome_of(found), close.hold.amount - found.amount)
         else:
             result[close.hold.id] = Closed(close.outcome if pot_there else CloseState.POT_GONE, close.charged)
     return result
-
-
-def _outcome(close: auth.StoredRow) -> str:
-    return str(close.metadata.get("outcome", CloseState.SETTLED))
-
-
-def _metadata(hold: Hold, kind: str) -> dict[str, object]:
-    return {
-        "version": _METADATA_VERSION, "kind": kind, "hold_id": hold.id, "job_id": hold.job_id, "op": hold.op.value,
-        "generation": hold.generation, "sequence": hold.sequence, "pot": f"{hold.payer.pot.kind}:{hold.payer.pot.id}",
-        "unit_price": hold.unit_price, "price_version": hold.price_version,
-    }  # fmt: skip
-
-
-def _hold_row(hold: Hold) -> auth.LedgerRow:
-    return auth.LedgerRow(
-        id=hold.id, user_id=hold.payer.user_id, team_id=hold.payer.team_id, amount=-hold.amount, type="usage",
-        operation=hold.op.value, resource_id=hold.subject_id, metadata=_metadata(hold, "reserve"),
-    )  # fmt: skip
-
-
-def _close_row(close: Close) -> auth.LedgerRow:
-    hold, back = close.hold, close.hold.amount - close.charged
-    extra = {"outcome": close.outcome.value, "charged": close.charged, "used": close.used, "reason": close.reason}
-    return auth.LedgerRow(
-        id=hold.close_id, user_id=hold.payer.user_id, team_id=hold.payer.team_id, amount=back,
-        type="refund" if back else "usage", operation=hold.op.value, resource_id=hold.subject_id,
-        metadata=_metadata(hold, "close") | extra,
-    )  # fmt: skip
-
-
-def _entries(rows: Sequence[auth.StoredRow]) -> Iterable[Entry]:
-    """Holds with their closes; every other row as it is: a grant or purchase, or another application's usage."""
-    closes = {str(r.metadata["hold_id"]): r for r in rows if r.metadata.get("kind") == "close"}
-    for row in rows:
-        kind = row.metadata.get("kind")
-        if kind == "reserve":
-            close = closes.get(row.id)
-            back = close.amount if close else 0
-            yield Entry(
-                row.created_at, row.operation, row.resource_id, reserved=-row.amount,
-                charged=-row.amount - back if close else 0, returned=back, held=0 if close else -row.amount, granted=0,
-            )  # fmt: skip
-        elif kind != "close":
-            spent = max(0, -row.amount)
-            yield Entry(row.created_at, row.operation, row.resource_id, spent, spent, 0, 0, max(0, row.amount))

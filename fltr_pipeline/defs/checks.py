@@ -29,14 +29,19 @@ def _result(report: VerificationReport) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=report.conforms,
         severity=dg.AssetCheckSeverity.ERROR,
-        description=None if report.conforms else f"{report.database} drifted: see the table, or `fltr-pipeline db verify`",
+        description=None
+        if report.conforms
+        else f"{report.database} drifted: see the table, or `fltr-pipeline db verify`",
         metadata={
             "harmful": len(report.harmful),
             "harmless": len(report.harmless),
             "checked": len(report.findings),
             "differences": table(
                 ("severity", "subject", "expected", "found", "mend"),
-                [(f.severity.value, f.subject, f.expected, f.found, f.mend) for f in (*report.harmful, *report.harmless)],
+                [
+                    (f.severity.value, f.subject, f.expected, f.found, f.mend)
+                    for f in (*report.harmful, *report.harmless)
+                ],
             ),
         },
     )

@@ -31,7 +31,7 @@ AUTH_TABLES = [
 def datasets(
     context: dg.AssetExecutionContext,
     fltr: FltrResource,
-    credits: CreditsResource,  # noqa: A002
+    credits: CreditsResource,
     milvus: MilvusResource,
     embedder: EmbedderResource,
     blobs: BlobsResource,
@@ -43,7 +43,9 @@ def datasets(
         abandoned = billing.release_abandoned(context.partition_key)
         base = ground(services, context.partition_key)
         if base.payer is None:
-            context.log.warning("the owner %s of dataset %r has no account in fltr_auth", base.dataset.user_id, base.dataset.name)
+            context.log.warning(
+                "the owner %s of dataset %r has no account in fltr_auth", base.dataset.user_id, base.dataset.name
+            )
         report = set_up(services, billing, worker_of(context, services), base)
     return dg.MaterializeResult(
         metadata={

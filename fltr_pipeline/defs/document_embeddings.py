@@ -33,7 +33,7 @@ def document_embeddings(
     context: dg.AssetExecutionContext,
     config: WorkConfig,
     fltr: FltrResource,
-    credits: CreditsResource,  # noqa: A002
+    credits: CreditsResource,
     milvus: MilvusResource,
     embedder: EmbedderResource,
     blobs: BlobsResource,

@@ -15,7 +15,7 @@ def documents(
     context: dg.AssetExecutionContext,
     config: ReprocessConfig,
     fltr: FltrResource,
-    credits: CreditsResource,  # noqa: A002
+    credits: CreditsResource,
     milvus: MilvusResource,
     embedder: EmbedderResource,
     blobs: BlobsResource,
@@ -25,7 +25,11 @@ def documents(
         services = services_of(fltr, credits, milvus, embedder, blobs)
         billing = credits.billing(services.fltr)
         # A retry of this step must not queue what the first try queued and finished.
-        requeued = 0 if context.op_execution_context.retry_number else requeue(services, context.partition_key, config.mode, charge=config.charge)
+        requeued = (
+            0
+            if context.op_execution_context.retry_number
+            else requeue(services, context.partition_key, config.mode, charge=config.charge)
+        )
         with Extract(services) as work:
             report = run_stage(context, services, billing, work, config.max_documents)
     return dg.MaterializeResult(metadata=metadata_of(report, documents_requeued=requeued))

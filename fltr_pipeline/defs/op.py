@@ -41,7 +41,11 @@ class ReprocessConfig(WorkConfig):
 
 
 def services_of(
-    fltr: FltrResource, credits: CreditsResource, milvus: MilvusResource, embedder: EmbedderResource, blobs: BlobsResource
+    fltr: FltrResource,
+    credits: CreditsResource,
+    milvus: MilvusResource,
+    embedder: EmbedderResource,
+    blobs: BlobsResource,
 ) -> Services:
     """What the resources vend, as the use cases take it."""
     return Services(Settings(), fltr.engine(), credits.ledger(), milvus.vectors(), blobs.blobs(), embedder.model())

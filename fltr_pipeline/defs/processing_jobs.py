@@ -14,7 +14,7 @@ def processing_jobs(
     context: dg.AssetExecutionContext,
     config: WorkConfig,
     fltr: FltrResource,
-    credits: CreditsResource,  # noqa: A002
+    credits: CreditsResource,
     milvus: MilvusResource,
     embedder: EmbedderResource,
     blobs: BlobsResource,

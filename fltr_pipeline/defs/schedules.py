@@ -21,7 +21,7 @@ _NO_BOUND = 1_000_000
 def nightly_backfill(
     context: dg.ScheduleEvaluationContext,
     fltr: FltrResource,
-    credits: CreditsResource,  # noqa: A002
+    credits: CreditsResource,
     milvus: MilvusResource,
     embedder: EmbedderResource,
     blobs: BlobsResource,

@@ -4,7 +4,7 @@ from collections import Counter
 
 import dagster as dg
 
-from fltr_pipeline.credits.ledger import Pot
+from fltr_pipeline.credits.holds import Pot
 from fltr_pipeline.defs.jobs import ingest, work_config
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.models import ReprocessMode
@@ -32,7 +32,7 @@ _UNFINISHED = [
 def uploaded_documents(
     context: dg.SensorEvaluationContext,
     fltr: FltrResource,
-    credits: CreditsResource,  # noqa: A002
+    credits: CreditsResource,
 ) -> dg.SensorResult | dg.SkipReason:
     """Compare what waits with what is in flight. No cursor and no run key: a run that failed is launched again."""
     settings = Settings()
@@ -49,7 +49,8 @@ def uploaded_documents(
         return dg.SkipReason(f"{sum(b.waiting for b in waiting)} documents wait; enough runs are in flight")
     return dg.SensorResult(
         run_requests=[
-            dg.RunRequest(partition_key=i, run_config=work_config(ReprocessMode.pending, settings.run_documents)) for i in chosen
+            dg.RunRequest(partition_key=i, run_config=work_config(ReprocessMode.pending, settings.run_documents))
+            for i in chosen
         ],
         dynamic_partitions_requests=[DATASET_PARTITIONS.build_add_request(sorted(set(chosen)))],
     )

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from fltr_pipeline.credits.ledger import Payer, Statement
+from fltr_pipeline.credits.holds import Payer
+from fltr_pipeline.credits.statement import Statement
 from fltr_pipeline.embedded import rpc
 from fltr_pipeline.embedded.state import StackState
 from fltr_pipeline.errors import FltrError
@@ -118,7 +119,7 @@ def wait(
             return
         if time.monotonic() - since > PATIENCE_SECONDS:
             raise DemoStalled(
-                f"nothing moved for {PATIENCE_SECONDS:.0f} s; documents: {dict(status.documents)}, runs: {runs or 'none'}; "
+                f"nothing moved for {PATIENCE_SECONDS:.0f} s; documents: {status.documents}, runs: {runs or 'none'}; "
                 f"see {state.ui} and the logs under {state.home / 'logs'}"
             )
         time.sleep(_POLL_SECONDS)

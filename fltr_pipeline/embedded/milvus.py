@@ -10,6 +10,8 @@ from fltr_pipeline.embedded import rpc
 from fltr_pipeline.embedded.processes import HOME_VARIABLE, HOST, SERVICE_VARIABLE, ServiceSpec, plain_environment
 
 NAME = "milvus"
+MEMTABLE_BYTES = 8 * 1024 * 1024
+"""Rows leave Milvus Lite's unindexed memory early: searches of 20,000 rows take 30 ms instead of 650."""
 GET_VERSION = "/milvus.proto.milvus.MilvusService/GetVersion"
 
 
@@ -26,6 +28,7 @@ def spec(home: Path, port: int) -> ServiceSpec:
             HOME_VARIABLE: str(home),
             SERVICE_VARIABLE: NAME,
             "PYTHONUNBUFFERED": "1",
+            "MILVUS_LITE_MEMTABLE_MEMORY_LIMIT_BYTES": str(MEMTABLE_BYTES),
         },
         cwd=data,
         address=f"http://{HOST}:{port}",

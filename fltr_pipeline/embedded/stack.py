@@ -15,6 +15,8 @@ from fltr_pipeline.embedded.state import Service, StackState
 from fltr_pipeline.embedded.supervisor import Progress, Supervisor, silent
 from fltr_pipeline.errors import ConfigurationError
 from fltr_pipeline.settings import Endpoints, Settings
+from fltr_pipeline.stores.database import engine_for, transaction
+from fltr_pipeline.stores.fltr.claims import expire_runs
 from fltr_pipeline.stores.schema import init_databases
 
 UI_PORT = 3000
@@ -176,10 +178,15 @@ class Stack:
         init_databases(self._cluster.url("psycopg", "fltr"), self._cluster.url("psycopg", "fltr_auth"))
 
     def _fail_dead_runs(self) -> None:
-        """Also creates Dagster's tables, before three processes would do so at once."""
+        """Fail what a code location took with it, and free the documents that it held.
+
+        Also creates Dagster's tables, before three processes would do so at once.
+        """
         with dagster.open_instance(self.home, self._cluster.url("psycopg2", "dagster")) as instance:
             if dead := dagster.fail_dead_runs(instance):
                 self._supervisor.progress(dagster.CODE, f"failed {len(dead)} runs that had ended with it")
+                with transaction(engine_for(SecretStr(self._cluster.url("psycopg", "fltr")))) as tx:
+                    expire_runs(tx, dead)
 
 
 def _port_of(before: StackState | None, name: str) -> int:

@@ -1,6 +1,6 @@
 """The cycle that every op goes through: charge written, hold reserved, work done, hold settled.
 
-Belongs here: the order between `pipeline.charges` and the ledger. Does not: prices (credits.pricing), or the ledger's SQL.
+Belongs here: the order between `pipeline.charges` and the ledger. Does not: prices (credits.pricing), the ledger's SQL.
 A charge of 0 credits makes no ledger row but takes the same path.
 """
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import Engine
 
-from fltr_pipeline.credits.ledger import Close, Closed, CloseState, Hold, HoldState, Ledger, Payer, Pot
+from fltr_pipeline.credits.holds import Close, Closed, CloseState, Hold, HoldState, Payer, Pot
+from fltr_pipeline.credits.ledger import Ledger
 from fltr_pipeline.models import Op
 from fltr_pipeline.settings import Prices
 from fltr_pipeline.stores.database import transaction
@@ -126,7 +127,9 @@ class Billing:
                 elif state is HoldState.RELEASED:
                     released.append(charge)
                 else:
-                    refused.append(Refusal(charge.subject_id, state, charge.amount, Pot(charge.pot_kind, charge.pot_id)))
+                    refused.append(
+                        Refusal(charge.subject_id, state, charge.amount, Pot(charge.pot_kind, charge.pot_id))
+                    )
             if not released:
                 break
             with transaction(self.fltr) as tx:
@@ -134,7 +137,7 @@ class Billing:
         return Reservation(granted, refused, sum(c.amount for c in granted.values() if c.state == "open"))
 
     def settle(self, settlements: Sequence[Settlement]) -> Settled:
-        """Close each hold as its work ended and record it; a hold released meanwhile is reserved again and settled first."""
+        """Close each hold as its work ended; one that was released meanwhile is reserved again and settled first."""
         todo, refused = {s.charge.subject_id: s for s in settlements}, list[Refusal]()
         closed: dict[str, Closed] = {}
         for _ in range(_TRIES):

@@ -1,17 +1,19 @@
 """Which runs to launch. Pure: the sensor reads, this decides.
 
-Level-triggered: it looks at what waits and at what is in flight, never at what it launched before, so nothing is lost when a
-run fails and nothing is launched twice.
+Level-triggered: it looks at what waits and at what is in flight, never at what it launched before, so nothing is lost
+when a run fails and nothing is launched twice.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from fltr_pipeline.credits.ledger import Pot
+from fltr_pipeline.credits.holds import Pot
 from fltr_pipeline.stores.fltr.datasets import Awaiting, Backlog
 
 
-def waiting_documents(backlog: Iterable[Backlog], awaiting: Iterable[Awaiting], balances: Mapping[Pot, int]) -> list[Backlog]:
+def waiting_documents(
+    backlog: Iterable[Backlog], awaiting: Iterable[Awaiting], balances: Mapping[Pot, int]
+) -> list[Backlog]:
     """What can be worked on now, by dataset: the backlog, and what awaits credits that have come."""
     found = {b.dataset_id: b for b in backlog}
     for a in awaiting:

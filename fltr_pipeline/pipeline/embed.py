@@ -11,7 +11,7 @@ from fltr_pipeline.models import Op, Stage, VectorRow
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.stage import Result
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import generations
+from fltr_pipeline.stores.fltr import generations, manifest
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.generations import FreshChunk
@@ -93,11 +93,14 @@ class Embed:
             )
             done += len(part)
             rate = done / max(time.monotonic() - started, 1e-9)
-            _LOG.info("embedded %d of %d chunks (%.0f/s, %.0f s to go)", done, len(fresh), rate, (len(fresh) - done) / rate)
+            _LOG.info(
+                "embedded %d of %d chunks (%.0f/s, %.0f s to go)", done, len(fresh), rate, (len(fresh) - done) / rate
+            )
         missing = {c.key for c in fresh} - vectors.present([c.key for c in fresh], dataset_id)
         if missing:
             raise StoreUnavailable(
-                f"Milvus accepted {len(fresh)} vectors of dataset {dataset_id} but {len(missing)} can't be read back; the batch is tried again"
+                f"Milvus accepted {len(fresh)} vectors of dataset {dataset_id} but {len(missing)} can't be read back; "
+                "they are embedded again"
             )
 
 
@@ -106,14 +109,16 @@ def sweep(services: Services, dataset_id: str) -> int:
     swept = 0
     while True:
         with transaction(services.fltr) as tx:
-            keys = generations.retired_keys(tx, dataset_id, _SWEEP)
+            keys = manifest.retired_keys(tx, dataset_id, _SWEEP)
         if not keys:
             return swept
         services.vectors.delete(keys)
         if left := services.vectors.present(keys, dataset_id):
-            raise StoreUnavailable(f"Milvus still shows {len(left)} deleted vectors of dataset {dataset_id}; they are swept again later")
+            raise StoreUnavailable(
+                f"Milvus still shows {len(left)} deleted vectors of dataset {dataset_id}; they are swept again later"
+            )
         with transaction(services.fltr) as tx:
-            generations.forget_retired(tx, keys)
+            manifest.forget_retired(tx, keys)
         swept += len(keys)
 
 

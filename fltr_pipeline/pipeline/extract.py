@@ -12,10 +12,10 @@ from fltr_pipeline.models import Op, ParsedDocument, Stage
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.stage import Result
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims, datasets, generations
+from fltr_pipeline.stores.fltr import claims, datasets, texts
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
-from fltr_pipeline.stores.fltr.generations import LiveSource, StagedText
+from fltr_pipeline.stores.fltr.texts import LiveSource, StagedText
 from fltr_pipeline.text.fingerprint import extractor_fingerprint
 from fltr_pipeline.text.parse.pool import ParserPool
 
@@ -42,7 +42,9 @@ class Extract:
         self._pool.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._pool.__exit__(kind, error, trace)
 
     def groups(self, claimed: Sequence[Claim]) -> Sequence[Sequence[Claim]]:
@@ -53,14 +55,15 @@ class Extract:
         """By the pages that a file of this size can have; what it does not have comes back."""
         prices = self._services.settings.prices
         return {
-            c.document_id: pricing.extract_price(prices, pricing.estimated_pages(c.filename, self._size(c))) for c in claimed
+            c.document_id: pricing.extract_price(prices, pricing.estimated_pages(c.filename, self._size(c)))
+            for c in claimed
         }
 
-    def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:  # noqa: ARG002
+    def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
         """Parse in the worker processes and stage the texts as they come."""
         by_id = {c.document_id: c for c in claimed}
         with transaction(self._services.fltr) as tx:
-            live = generations.live_sources(tx, list(by_id))
+            live = texts.live_sources(tx, list(by_id))
         sources: dict[str, tuple[str, int]] = {}
         results: list[Result] = []
         pending: list[StagedText] = []
@@ -117,12 +120,14 @@ class Extract:
         with transaction(self._services.fltr) as tx:
             content = datasets.content(tx, claim.document_id)
         if content is None:
-            raise MissingUpload(f"{claim.filename}: marked as uploaded, but there is neither a file nor inline text; upload it again")
+            raise MissingUpload(
+                f"{claim.filename}: marked as uploaded, but there is neither a file nor inline text; upload it again"
+            )
         return f"{claim.document_id}.txt", content.encode()
 
     def _reuse(self, claim: Claim) -> Result | None:
         with transaction(self._services.fltr) as tx:
-            reused = generations.reuse_text(tx, claim)
+            reused = texts.reuse_text(tx, claim)
         return None if reused is None else Result(claim, counts={"pages": reused.pages, "unchanged": 1})
 
     def _staged(self, claim: Claim, parsed: ParsedDocument, digest: str, size: int) -> StagedText:
@@ -136,7 +141,7 @@ class Extract:
         if not pending:
             return []
         with transaction(self._services.fltr) as tx:
-            held = generations.stage_texts(tx, pending)
+            held = texts.stage_texts(tx, pending)
         prices = self._services.settings.prices
         results = []
         for staged in pending:
@@ -144,7 +149,9 @@ class Extract:
                 continue
             pages = pricing.counted_pages(staged.kind, staged.pages, len(staged.text))
             if staged.blank_pages:
-                _LOG.warning("%s: no text on %d of %d pages", staged.claim.filename, len(staged.blank_pages), staged.pages)
+                _LOG.warning(
+                    "%s: no text on %d of %d pages", staged.claim.filename, len(staged.blank_pages), staged.pages
+                )
             counts = {"pages": staged.pages, "blank_pages": len(staged.blank_pages)}
             results.append(Result(staged.claim, pricing.extract_price(prices, pages), pages, counts))
         return results

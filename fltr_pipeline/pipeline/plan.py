@@ -8,7 +8,7 @@ from fltr_pipeline.models import Op, Stage
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.stage import Result
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims, generations
+from fltr_pipeline.stores.fltr import claims, generations, texts
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.generations import PlannedChunk
@@ -33,7 +33,7 @@ class Plan:
         """The same for each document."""
         return {c.document_id: self._services.settings.prices.plan for c in claimed}
 
-    def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:  # noqa: ARG002
+    def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
         """Chunk, compare with the live generation, and write the manifest rows."""
         fingerprint = self._services.fingerprint
         plans: list[tuple[Claim, list[PlannedChunk]]] = []
@@ -41,7 +41,7 @@ class Plan:
             kept = generations.live_keys(tx, [c.document_id for c in claimed], fingerprint)
         for claim in claimed:
             with transaction(self._services.fltr) as tx:
-                text = generations.staged_text(tx, claim)
+                text = texts.staged_text(tx, claim)
             if text is not None:
                 plans.append((claim, self._plan(text, kept.get(claim.document_id, {}))))
         with transaction(self._services.fltr) as tx:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import generations
+from fltr_pipeline.stores.fltr import manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,12 @@ def compare(services: Services, dataset_id: str) -> Drift:
     Milvus is read between two readings of the manifest, so that a document published or retired meanwhile is no drift.
     """
     with transaction(services.fltr) as tx:
-        before = generations.manifest_keys(tx, dataset_id)
-        transient = generations.transient_keys(tx, dataset_id)
+        before = manifest.manifest_keys(tx, dataset_id)
+        transient = manifest.transient_keys(tx, dataset_id)
     stored = set(services.vectors.keys(dataset_id))
     with transaction(services.fltr) as tx:
-        after = generations.manifest_keys(tx, dataset_id)
-        transient |= generations.transient_keys(tx, dataset_id)
+        after = manifest.manifest_keys(tx, dataset_id)
+        transient |= manifest.transient_keys(tx, dataset_id)
     return Drift(
         live=len(after),
         missing=frozenset((before & after) - stored),

@@ -6,8 +6,8 @@ from typing import Literal
 
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import datasets, generations
-from fltr_pipeline.stores.fltr.generations import Place
+from fltr_pipeline.stores.fltr import datasets, manifest
+from fltr_pipeline.stores.fltr.manifest import Place
 
 Mode = Literal["dense", "bm25", "hybrid"]
 
@@ -37,7 +37,7 @@ def search(services: Services, dataset_id: str, query: str, *, k: int = 10, mode
     while True:
         found = services.vectors.search(dataset_id, vector=vector, text=query, k=wanted, mode=mode)
         with transaction(services.fltr) as tx:
-            live = generations.places(tx, dataset_id, [(h.key, h.document_id) for h in found])
+            live = manifest.places(tx, dataset_id, [(h.key, h.document_id) for h in found])
         hits = [Hit(h.score, live[h.key]) for h in found if h.key in live]
         if len(hits) >= k or len(found) < wanted or wanted >= 16 * k:
             return hits[:k]

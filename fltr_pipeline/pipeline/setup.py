@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fltr_pipeline.credits.ledger import HoldState, Payer
+from fltr_pipeline.credits.holds import HoldState, Payer
 from fltr_pipeline.errors import NotFound
 from fltr_pipeline.models import Op, Stage
 from fltr_pipeline.pipeline.billing import Billing, Quote, Settlement
@@ -34,7 +34,9 @@ def ground(services: Services, dataset_id: str) -> Ground:
     with transaction(services.fltr) as tx:
         dataset = datasets.get(tx, dataset_id)
     if dataset is None:
-        raise NotFound(f"dataset {dataset_id} does not exist in fltr: it was deleted, or this partition was added by hand")
+        raise NotFound(
+            f"dataset {dataset_id} does not exist in fltr: it was deleted, or this partition was added by hand"
+        )
     return Ground(dataset, services.ledger.payer(dataset.user_id))
 
 

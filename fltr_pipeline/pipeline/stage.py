@@ -12,7 +12,7 @@ from typing import Protocol
 
 from sqlalchemy import Engine
 
-from fltr_pipeline.credits.ledger import HoldState, Payer
+from fltr_pipeline.credits.holds import HoldState, Payer
 from fltr_pipeline.errors import DocumentError, TransientError
 from fltr_pipeline.models import Op, Stage
 from fltr_pipeline.pipeline.billing import Billing, Quote, Refusal, Settlement
@@ -85,10 +85,7 @@ class StageRun:
                 before = report.claimed
                 self._batch(claimed, report)
                 report.lost += len(claimed) - (report.claimed - before)
-                _LOG.info(
-                    "%s: %d done, %d failed, %d await credits (%.1f documents/s)",
-                    self.work.op, report.done, len(report.failures), report.awaiting_credits, report.done / max(report.seconds, 1e-9),
-                )  # fmt: skip
+                _LOG.info("%s: %s", self.work.op, report.summary())
         return report
 
     def _claim(self, limit: int) -> list[Claim]:
@@ -132,7 +129,9 @@ class StageRun:
     def _settle(self, results: Sequence[Result], charges: Mapping[str, Charge], report: Report) -> None:
         settled = self.billing.settle(
             [
-                Settlement(charges[r.claim.document_id], 0 if r.error else r.price, r.used, r.error.code if r.error else "done")
+                Settlement(
+                    charges[r.claim.document_id], 0 if r.error else r.price, r.used, r.error.code if r.error else "done"
+                )
                 for r in results
             ]
         )
@@ -151,7 +150,9 @@ class StageRun:
     def _give_up(self, claimed: Sequence[Claim], report: Report) -> list[Claim]:
         """Fail the documents whose attempts ended with a store's error, or a worker's death, too many times."""
         spent = [c for c in claimed if c.attempts >= self.max_attempts]
-        message = f"gave up after {self.max_attempts} attempts that ended with an error of ours; reprocess it when the cause is mended"
+        message = (
+            f"gave up after {self.max_attempts} attempts that an error of ours ended; mend the cause and reprocess it"
+        )
         self._fail([Failure(c, "gave_up", f"{c.filename}: {message}") for c in spent], report)
         return [c for c in claimed if c.attempts < self.max_attempts]
 
@@ -163,7 +164,9 @@ class StageRun:
             waits = [Wait(by_id[r.subject_id], r.amount, r.pot.kind, r.pot.id) for r in poor]
             with transaction(self.fltr) as tx:
                 report.awaiting_credits += len(claims.wait_for_credits(tx, waits))
-            _LOG.warning("%s: %d documents await credits of %s %s", self.work.op, len(poor), poor[0].pot.kind, poor[0].pot.id)
+            _LOG.warning(
+                "%s: %d documents await credits of %s %s", self.work.op, len(poor), poor[0].pot.kind, poor[0].pot.id
+            )
         gone = [r for r in refused if r.state is not HoldState.INSUFFICIENT]
         self._fail([Failure(by_id[r.subject_id], r.state, _owner_gone(self.dataset)) for r in gone], report)
 

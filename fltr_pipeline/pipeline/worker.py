@@ -75,6 +75,12 @@ class Report:
         """Documents that this op took into its hands."""
         return self.done + self.awaiting_credits + self.lost + len(self.failures)
 
+    def summary(self) -> str:
+        """For the log."""
+        rate = self.done / max(self.seconds, 1e-9)
+        ends = f"{self.done} done, {len(self.failures)} failed, {self.awaiting_credits} await credits"
+        return f"{ends} ({rate:.1f} documents/s)"
+
     @property
     def seconds(self) -> float:
         """Since the report was begun."""

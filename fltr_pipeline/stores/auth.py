@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, TextClause, text
 
 from fltr_pipeline.stores.database import id_array, recordset
 
@@ -83,27 +83,30 @@ _INSERT = text("""
 """)
 
 _ROWS = text("""
-    SELECT id::text, amount, type::text, operation, resource_id::text, transaction_metadata::text::json AS metadata, created_at
+    SELECT id::text, amount, type::text, operation, resource_id::text, created_at,
+           transaction_metadata::text::json AS metadata
     FROM credit_transactions WHERE id = ANY(:ids)
 """)
 
 _OF_USER = text("""
-    SELECT id::text, amount, type::text, operation, resource_id::text, transaction_metadata::text::json AS metadata, created_at
+    SELECT id::text, amount, type::text, operation, resource_id::text, created_at,
+           transaction_metadata::text::json AS metadata
     FROM credit_transactions WHERE user_id = ANY(:ids) ORDER BY created_at, id
 """)
 
 
-def _take(table: str, key: str) -> Any:
+def _take(table: str, key: str) -> TextClause:
     return text(
-        f"UPDATE {table} SET credits = credits - :amount, updated_at = :now WHERE {key} = ANY(:ids) AND credits >= :amount"  # noqa: S608
+        f"UPDATE {table} SET credits = credits - :amount, updated_at = :now "  # noqa: S608
+        f"WHERE {key} = ANY(:ids) AND credits >= :amount"
     )
 
 
-def _give(table: str, key: str) -> Any:
+def _give(table: str, key: str) -> TextClause:
     return text(f"UPDATE {table} SET credits = credits + :amount, updated_at = :now WHERE {key} = ANY(:ids)")  # noqa: S608
 
 
-def _balance(table: str, key: str) -> Any:
+def _balance(table: str, key: str) -> TextClause:
     return text(f"SELECT {key}::text AS id, credits FROM {table} WHERE {key} = ANY(:ids)")  # noqa: S608
 
 
@@ -151,7 +154,7 @@ def rows_of_user(tx: Connection, user_id: str) -> list[StoredRow]:
     return [_stored(r) for r in tx.execute(_OF_USER, {"ids": id_array([user_id])})]
 
 
-def _stored(row: Any) -> StoredRow:
+def _stored(row: Row[Any]) -> StoredRow:
     metadata = row.metadata if isinstance(row.metadata, dict) else {}
     return StoredRow(row.id, row.amount, row.type, row.operation, row.resource_id, metadata, row.created_at)
 

@@ -2,8 +2,8 @@
 
 Belongs here: what both databases need. Does not: any table's name.
 
-Ids may be text, varchar or uuid, as whoever created the tables chose. An id or an array of ids is therefore sent without
-a type (`= ANY(:ids)` with an array literal takes the column's own type and its index), and read as `id::text`.
+Ids may be text, varchar or uuid, as whoever created the tables chose. An id or an array of ids is therefore sent
+without a type (`= ANY(:ids)` with an array literal takes the column's own type and its index), and read as `id::text`.
 """
 
 import functools
@@ -77,7 +77,9 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     except (OperationalError, InterfaceError, PoolTimeout) as error:
         # Class 40 (deadlock, serialization) means that the server is well; the caller may simply run it again.
         name = engine.url.database
-        raise StoreUnavailable(f"database {name} did not complete a transaction ({_reason(error)}); it is tried again") from error
+        raise StoreUnavailable(
+            f"database {name} did not complete a transaction ({_reason(error)}); it is tried again"
+        ) from error
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) in _DRIFT:
             raise SchemaDrift(
@@ -85,7 +87,9 @@ def transaction(engine: Engine) -> Iterator[Connection]:
                 "`fltr-pipeline db verify` lists the differences, `db init` creates what is absent"
             ) from error
         if error.connection_invalidated:
-            raise StoreUnavailable(f"the connection to database {engine.url.database} was cut; it is tried again") from error
+            raise StoreUnavailable(
+                f"the connection to database {engine.url.database} was cut; it is tried again"
+            ) from error
         raise
 
 

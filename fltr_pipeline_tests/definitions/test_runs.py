@@ -1,7 +1,6 @@
 """Real Dagster runs, in this process, on real stores."""
 
 import dagster as dg
-import pytest
 
 from fltr_pipeline.definitions import build_defs
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
@@ -37,7 +36,9 @@ def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, object]
 def test_one_run_takes_a_dataset_from_upload_to_search(world: World, instance: dg.DagsterInstance) -> None:
     payer = world.user(credits=10)
     dataset = world.dataset(payer)
-    world.upload(dataset, {"a.txt": b"Alpha and omega.", "b.md": b"# Title\n\nBeta.", "c.pdf": b"%PDF-1.4 nothing", "d.txt": b""})
+    world.upload(
+        dataset, {"a.txt": b"Alpha and omega.", "b.md": b"# Title\n\nBeta.", "c.pdf": b"%PDF-1.4 nothing", "d.txt": b""}
+    )
 
     result = run(instance, "ingest", dataset)
 

@@ -6,9 +6,9 @@ import dagster as dg
 import psycopg
 import pytest
 
-from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.defs.sensors import uploaded_documents
+from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.resources import CreditsResource, FltrResource
 from fltr_pipeline_tests.world import World
 
@@ -51,7 +51,9 @@ def test_it_reads_only(world: World, instance: dg.DagsterInstance) -> None:
         world.change("DELETE FROM documents")
 
 
-def test_one_run_for_a_dataset_whatever_is_ticked_while_it_is_in_flight(world: World, instance: dg.DagsterInstance) -> None:
+def test_one_run_for_a_dataset_whatever_is_ticked_while_it_is_in_flight(
+    world: World, instance: dg.DagsterInstance
+) -> None:
     dataset = world.dataset(world.user())
     world.upload(dataset, {f"{n}.txt": b"text" for n in range(20)})
     assert launched(tick(instance)) == [dataset.id]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fltr_pipeline.credits.ledger import Hold, Payer
+from fltr_pipeline.credits.holds import Hold, Payer
 from fltr_pipeline.models import Op
 from fltr_pipeline.settings import STACK_FILE
 from fltr_pipeline_tests.command_line import fltr_pipeline, fltr_pipeline_process

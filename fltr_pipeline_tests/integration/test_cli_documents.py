@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fltr_pipeline.credits.ledger import Payer
+from fltr_pipeline.credits.holds import Payer
 from fltr_pipeline.models import DocumentStatus
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline_tests.command_line import fltr_pipeline, fltr_pipeline_process

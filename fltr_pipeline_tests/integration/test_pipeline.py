@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import uuid
+from collections.abc import Sequence
 
 import pytest
 
@@ -13,6 +14,7 @@ from fltr_pipeline.pipeline.extract import Extract
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import compare
 from fltr_pipeline.pipeline.search import search
+from fltr_pipeline.pipeline.stage import Result
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims
 from fltr_pipeline.stores.fltr.datasets import Dataset
@@ -79,14 +81,20 @@ def test_bad_files_fail_for_their_own_reason_and_cost_nothing(world: World) -> N
 
     assert world.statuses(dataset) == dict.fromkeys(BAD, "failed") | {"good.txt": "ready"}
     codes = dict(
-        world.rows("SELECT d.filename, p.error_code FROM documents d JOIN pipeline.documents p ON p.document_id = d.id WHERE d.status = 'failed'")
+        world.rows(
+            "SELECT d.filename, p.error_code FROM documents d JOIN pipeline.documents p ON p.document_id = d.id"
+            " WHERE d.status = 'failed'"
+        )
     )
     assert codes == {name: code for name, (_, code) in BAD.items()}
     assert {f.filename: f.code for f in extracted.failures} == codes
     assert all(f.filename in f.message for f in extracted.failures)
     statement = world.statement(payer)
     assert (statement.charged, statement.held, statement.available) == (2, 0, 28)
-    assert dict(world.rows("SELECT status, count(*) FROM processing_jobs GROUP BY 1")) == {"failed": len(BAD), "completed": 1}
+    assert dict(world.rows("SELECT status, count(*) FROM processing_jobs GROUP BY 1")) == {
+        "failed": len(BAD),
+        "completed": 1,
+    }
 
 
 def test_a_pot_that_covers_some_pays_for_the_first_and_the_rest_waits(world: World) -> None:
@@ -196,7 +204,7 @@ def test_an_upload_just_before_the_publish_wins(world: World) -> None:
     work = Embed(world.services)
     publish = work.finish
 
-    def overtaken(results):  # type: ignore[no-untyped-def]
+    def overtaken(results: Sequence[Result]) -> set[str]:
         world.upload(dataset, {"a.txt": BREAD})
         return publish(results)
 
@@ -215,8 +223,12 @@ def test_a_worker_that_lost_its_lease_changes_nothing(world: World) -> None:
     world.upload(dataset, {"a.txt": TREATY})
     slow = world.worker()
     with transaction(world.services.fltr) as tx:
-        (claim,) = claims.claim(tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id=slow.run_id, limit=5, lease_seconds=60)
-        assert not claims.claim(tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id="other", limit=5, lease_seconds=60)
+        (claim,) = claims.claim(
+            tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id=slow.run_id, limit=5, lease_seconds=60
+        )
+        assert not claims.claim(
+            tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id="other", limit=5, lease_seconds=60
+        )
     with transaction(world.services.fltr) as tx:
         assert claims.expire_runs(tx, [slow.run_id]) == [claim.document_id]
     world.process(dataset)
@@ -245,7 +257,9 @@ def test_a_document_that_kills_its_workers_is_given_up(world: World) -> None:
 
 
 @pytest.mark.parametrize("stage", ["extract", "embed"])
-def test_a_store_that_does_not_answer_costs_no_document_and_no_credit(world: World, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_does_not_answer_costs_no_document_and_no_credit(
+    world: World, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     payer = world.user(credits=20)
     dataset = world.dataset(payer)
     world.upload(dataset, {"a.txt": TREATY, "b.md": BREAD})
@@ -264,7 +278,9 @@ def test_a_store_that_does_not_answer_costs_no_document_and_no_credit(world: Wor
             extract(world, dataset)
         folder.with_name("unmounted").rename(folder)
     assert set(world.statuses(dataset).values()) == {"processing"}
-    assert dict(world.rows("SELECT attempts, count(*) FROM pipeline.documents WHERE retry_at > now() GROUP BY 1")) == {1: 2}
+    assert dict(world.rows("SELECT attempts, count(*) FROM pipeline.documents WHERE retry_at > now() GROUP BY 1")) == {
+        1: 2
+    }
 
     world.services = healthy
     world.change("UPDATE pipeline.documents SET retry_at = NULL")
@@ -294,7 +310,10 @@ def test_a_crash_between_reserve_and_settle_is_charged_once(world: World, monkey
                 patch.setattr(broken, step, crash)
                 with pytest.raises(Crash):
                     world.process(dataset)
-            world.change("UPDATE pipeline.documents SET lease_until = now() - interval '1 s', attempts = 0 WHERE lease_until IS NOT NULL")
+            world.change(
+                "UPDATE pipeline.documents SET lease_until = now() - interval '1 s', attempts = 0"
+                " WHERE lease_until IS NOT NULL"
+            )
     world.process(dataset)
     assert world.statuses(dataset) == {"a.txt": "ready"}
     statement = world.statement(payer)
@@ -338,7 +357,9 @@ def test_a_document_deleted_in_the_middle_leaves_no_hold(world: World) -> None:
 def test_a_team_pays_for_its_member(world: World) -> None:
     payer = world.user(credits=7)
     team = str(uuid.uuid4())
-    world.change_auth("INSERT INTO teams (id, name, credits, owner_id) VALUES (%s, 'Readers', 50, %s)", team, payer.user_id)
+    world.change_auth(
+        "INSERT INTO teams (id, name, credits, owner_id) VALUES (%s, 'Readers', 50, %s)", team, payer.user_id
+    )
     world.change_auth("UPDATE user_credits SET team_id = %s WHERE user_id = %s", team, payer.user_id)
     dataset = world.dataset(payer)
     world.upload(dataset, {"a.txt": TREATY})
@@ -351,7 +372,7 @@ def test_a_team_pays_for_its_member(world: World) -> None:
 def test_text_uploaded_inline(world: World) -> None:
     dataset = world.dataset(world.user())
     world.change(
-        "INSERT INTO documents (id, dataset_id, filename, content, status) VALUES ('note-1', %s, 'note', %s, 'uploaded')",
+        "INSERT INTO documents (id, dataset_id, filename, content, status) VALUES ('n-1', %s, 'note', %s, 'uploaded')",
         dataset.id, BREAD.decode(),
     )  # fmt: skip
     world.blobs.mkdir(exist_ok=True)
@@ -361,7 +382,9 @@ def test_text_uploaded_inline(world: World) -> None:
 
 def test_an_upload_without_its_file_says_so(world: World) -> None:
     dataset = world.dataset(world.user())
-    world.change("INSERT INTO documents (id, dataset_id, filename, status) VALUES ('x', %s, 'lost.pdf', 'uploaded')", dataset.id)
+    world.change(
+        "INSERT INTO documents (id, dataset_id, filename, status) VALUES ('x', %s, 'lost.pdf', 'uploaded')", dataset.id
+    )
     world.blobs.mkdir(exist_ok=True)
     _, extracted, *_ = world.process(dataset)
     assert [(f.code, f.filename) for f in extracted.failures] == [("missing_upload", "lost.pdf")]
@@ -408,12 +431,18 @@ def test_charging_switched_off(world: World, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("kind", ["uuid", "varchar(36)"])
 def test_tables_made_by_the_application_with_other_id_types(world: World, kind: str) -> None:
-    for table, column in (
-        ("processing_jobs", "id"), ("processing_jobs", "document_id"), ("documents", "id"), ("documents", "dataset_id"), ("datasets", "id"),
-    ):  # fmt: skip
-        world.change("ALTER TABLE processing_jobs DROP CONSTRAINT IF EXISTS processing_jobs_document_id_documents_id_fk")
-        world.change("ALTER TABLE documents DROP CONSTRAINT IF EXISTS documents_dataset_id_datasets_id_fk")
-        world.change(f"ALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT, ALTER COLUMN {column} TYPE {kind} USING {column}::{kind}")
+    world.change("ALTER TABLE processing_jobs DROP CONSTRAINT processing_jobs_document_id_documents_id_fk")
+    world.change("ALTER TABLE documents DROP CONSTRAINT documents_dataset_id_datasets_id_fk")
+    for name in (
+        "processing_jobs.id",
+        "processing_jobs.document_id",
+        "documents.id",
+        "documents.dataset_id",
+        "datasets.id",
+    ):
+        table, column = name.split(".")
+        world.change(f"ALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT")
+        world.change(f"ALTER TABLE {table} ALTER COLUMN {column} TYPE {kind} USING {column}::{kind}")
     dataset = world.dataset(world.user())
     world.upload(dataset, {"a.txt": TREATY, "b.md": BREAD, "bad.txt": b""})
     world.process(dataset)

@@ -14,7 +14,7 @@ from fltr_pipeline.stores.database import recordset
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """One op on one generation of one subject (a document; the dataset itself for `dataset_setup`). Amounts in credits."""
+    """One op on one generation of a document (or of a dataset, for `dataset_setup`). Amounts in credits."""
 
     subject_id: str
     op: Op
@@ -120,7 +120,8 @@ def abandoned_charges(tx: Connection, dataset_id: str, limit: int) -> list[Charg
 
 def _ids(charges: Sequence[Charge]) -> str:
     return recordset(
-        {"subject_id": c.subject_id, "op": c.op.value, "generation": c.generation, "sequence": c.sequence} for c in charges
+        {"subject_id": c.subject_id, "op": c.op.value, "generation": c.generation, "sequence": c.sequence}
+        for c in charges
     )
 
 

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, RowMapping, text
 
 from fltr_pipeline.models import Stage
 from fltr_pipeline.stores.database import id_array, recordset
@@ -109,7 +109,10 @@ _CLOSE_JOBS = text("""
     WHERE id = ANY(:ids) AND status IN ('queued', 'running', 'indexed')
 """)
 
-_START_JOBS = text("UPDATE public.processing_jobs SET status = 'running', updated_at = now() WHERE id = ANY(:ids) AND status = 'queued'")
+_START_JOBS = text(
+    "UPDATE public.processing_jobs SET status = 'running', updated_at = now() "
+    "WHERE id = ANY(:ids) AND status = 'queued'"
+)
 
 _INSERT_JOBS = text("""
     INSERT INTO public.processing_jobs (id, document_id, status, created_at, updated_at)
@@ -135,7 +138,8 @@ _ADVANCE = text("""
 
 _RETRY = text("""
     UPDATE pipeline.documents p
-    SET lease_until = NULL, attempts = p.attempts + 1, error_code = 'transient', error_message = :message, error_at = now(),
+    SET lease_until = NULL, attempts = p.attempts + 1,
+        error_code = 'transient', error_message = :message, error_at = now(),
         retry_at = now() + make_interval(secs => least(600, 5 * power(2, p.attempts)))
     FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
     WHERE p.document_id = r.document_id AND p.fence = r.fence AND p.lease_until IS NOT NULL
@@ -173,11 +177,13 @@ _EXPIRE_RUNS = text("""
 """)
 
 
-def claim(tx: Connection, *, dataset_id: str, stage: Stage, run_id: str, limit: int, lease_seconds: float) -> list[Claim]:
+def claim(
+    tx: Connection, *, dataset_id: str, stage: Stage, run_id: str, limit: int, lease_seconds: float
+) -> list[Claim]:
     """Take up to `limit` documents that wait at `stage`; several workers may call this at once.
 
-    New uploads come first at the first stage; then what was parked, and what a dead worker left behind (its job is closed
-    and a new one begun). Documents that await credits are offered once per run.
+    New uploads come first at the first stage; then what was parked, and what a dead worker left behind (its job is
+    closed and a new one begun). Documents that await credits are offered once per run.
     """
     claims: list[Claim] = []
     if stage is Stage.EXTRACT:
@@ -188,7 +194,9 @@ def claim(tx: Connection, *, dataset_id: str, stage: Stage, run_id: str, limit: 
 
 
 def _claim_uploaded(tx: Connection, dataset_id: str, run_id: str, limit: int, lease: float) -> list[Claim]:
-    rows = {r["document_id"]: r for r in tx.execute(_LOCK_UPLOADED, {"dataset_id": dataset_id, "limit": limit}).mappings()}
+    rows = {
+        r["document_id"]: r for r in tx.execute(_LOCK_UPLOADED, {"dataset_id": dataset_id, "limit": limit}).mappings()
+    }
     if not rows:
         return []
     inputs = [{"document_id": i, "input_version": r["input_version"]} for i, r in rows.items()]
@@ -198,14 +206,10 @@ def _claim_uploaded(tx: Connection, dataset_id: str, run_id: str, limit: int, le
     states = {r["document_id"]: r for r in taken}
     close_jobs(tx, [r["job_id"] for r in states.values() if r["job_id"]], "canceled")
     jobs = insert_jobs(tx, list(states), "running")
-    tx.execute(_SET_STATUS, {"ids": id_array(states), "status": "processing", "before": ["uploaded", "awaiting_credits"]})
-    return [
-        Claim(
-            document_id=i, dataset_id=dataset_id, filename=rows[i]["filename"], generation=s["generation"],
-            live_generation=s["live_generation"], fence=s["fence"], job_id=jobs[i], billable=s["billable"], attempts=s["attempts"],
-        )
-        for i, s in ((i, states[i]) for i in rows)
-    ]  # fmt: skip
+    tx.execute(
+        _SET_STATUS, {"ids": id_array(states), "status": "processing", "before": ["uploaded", "awaiting_credits"]}
+    )
+    return [_claim(i, dataset_id, rows[i]["filename"], states[i], jobs[i]) for i in rows]
 
 
 def _claim_parked(tx: Connection, dataset_id: str, stage: Stage, run_id: str, limit: int, lease: float) -> list[Claim]:
@@ -213,25 +217,34 @@ def _claim_parked(tx: Connection, dataset_id: str, stage: Stage, run_id: str, li
     waiting = {r.document_id: r.taken_over for r in tx.execute(_PARKED, parameters)}
     if not waiting:
         return []
-    names = {r.document_id: r.filename for r in tx.execute(_LOCK_PUBLIC, {"ids": id_array(waiting)}) if r.status != "uploaded"}
+    names = {
+        r.document_id: r.filename
+        for r in tx.execute(_LOCK_PUBLIC, {"ids": id_array(waiting)})
+        if r.status != "uploaded"
+    }
     if lost := [i for i in waiting if i not in names]:
         tx.execute(_DEQUEUE, {"ids": lost})
-    taken = tx.execute(_TAKE_PARKED, {"ids": list(names), "stage": stage.value, "run_id": run_id, "lease": lease}).mappings()
+    taken = tx.execute(
+        _TAKE_PARKED, {"ids": list(names), "stage": stage.value, "run_id": run_id, "lease": lease}
+    ).mappings()
     states = {r["document_id"]: r for r in taken}
     over = [i for i in states if waiting[i] or states[i]["job_id"] is None]
     close_jobs(tx, [states[i]["job_id"] for i in over if states[i]["job_id"]], "failed")
     jobs = insert_jobs(tx, over, "running")
     kept = {i: s["job_id"] for i, s in states.items() if i not in jobs}
     tx.execute(_START_JOBS, {"ids": id_array(kept.values())})
-    tx.execute(_SET_STATUS, {"ids": id_array(states), "status": "processing", "before": ["uploaded", "awaiting_credits"]})
+    tx.execute(
+        _SET_STATUS, {"ids": id_array(states), "status": "processing", "before": ["uploaded", "awaiting_credits"]}
+    )
     jobs |= kept
-    return [
-        Claim(
-            document_id=i, dataset_id=dataset_id, filename=names[i], generation=s["generation"],
-            live_generation=s["live_generation"], fence=s["fence"], job_id=jobs[i], billable=s["billable"], attempts=s["attempts"],
-        )
-        for i, s in states.items()
-    ]  # fmt: skip
+    return [_claim(i, dataset_id, names[i], s, jobs[i]) for i, s in states.items()]
+
+
+def _claim(document_id: str, dataset_id: str, filename: str, state: RowMapping, job_id: str) -> Claim:
+    return Claim(
+        document_id, dataset_id, filename, state["generation"], state["live_generation"], state["fence"], job_id,
+        state["billable"], state["attempts"],
+    )  # fmt: skip
 
 
 def insert_jobs(tx: Connection, document_ids: Sequence[str], status: str) -> dict[str, str]:
@@ -250,7 +263,9 @@ def close_jobs(tx: Connection, job_ids: Sequence[str], status: str) -> None:
 
 
 def _fenced(claims: Sequence[Claim]) -> str:
-    return recordset({"document_id": c.document_id, "fence": c.fence} for c in sorted(claims, key=lambda c: c.document_id))
+    return recordset(
+        {"document_id": c.document_id, "fence": c.fence} for c in sorted(claims, key=lambda c: c.document_id)
+    )
 
 
 def advance(tx: Connection, claims: Sequence[Claim], stage: Stage) -> set[str]:
@@ -267,7 +282,8 @@ def fail(tx: Connection, failures: Sequence[Failure]) -> set[str]:
     """End the attempts. A document with a good version stays `ready` in it; a newer upload stays `uploaded`."""
     lock_documents(tx, [f.claim.document_id for f in failures])
     rows = recordset(
-        {"document_id": f.claim.document_id, "fence": f.claim.fence, "code": f.code, "message": f.message} for f in failures
+        {"document_id": f.claim.document_id, "fence": f.claim.fence, "code": f.code, "message": f.message}
+        for f in failures
     )
     done = set(tx.execute(_FAIL, {"rows": rows}).scalars())
     tx.execute(_SET_STATUS, {"ids": id_array(done), "status": "failed", "before": ["processing", "awaiting_credits"]})

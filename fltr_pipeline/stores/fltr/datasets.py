@@ -106,7 +106,8 @@ _ALL = text("SELECT id::text, user_id::text, name FROM public.datasets ORDER BY 
 
 _INSERT_DATASET = text("""
     INSERT INTO public.datasets (id, user_id, name, description, created_at, updated_at)
-    SELECT r.id, r.user_id, r.name, r.description, now(), now() FROM json_populate_recordset(NULL::public.datasets, :rows) AS r
+    SELECT r.id, r.user_id, r.name, r.description, now(), now()
+    FROM json_populate_recordset(NULL::public.datasets, :rows) AS r
 """)
 
 # Index: documents_waiting (status = 'uploaded'), then pipeline.documents_by_stage.
@@ -182,7 +183,8 @@ _TOTALS = text("""
 _FIRST_UPLOAD = text("SELECT min(created_at)::timestamptz FROM public.documents WHERE dataset_id = :dataset_id")
 
 _FAILURES = text("""
-    SELECT d.id::text AS document_id, d.filename, coalesce(p.error_code, 'unknown') AS code, coalesce(p.error_message, '') AS message
+    SELECT d.id::text AS document_id, d.filename, coalesce(p.error_code, 'unknown') AS code,
+           coalesce(p.error_message, '') AS message
     FROM public.documents d LEFT JOIN pipeline.documents p ON p.document_id = d.id::text
     WHERE d.dataset_id = :dataset_id AND d.status = 'failed'
     ORDER BY d.filename LIMIT :limit
@@ -366,7 +368,8 @@ def requeue(tx: Connection, dataset_id: str, mode: ReprocessMode, *, fingerprint
     if mode is ReprocessMode.failed:
         return len(failed)
     parameters = {
-        "dataset_id": dataset_id, "of_dataset": dataset_id, "billable": billable, "fingerprint": fingerprint, "everything": mode is ReprocessMode.all,
+        "dataset_id": dataset_id, "of_dataset": dataset_id, "billable": billable,
+        "fingerprint": fingerprint, "everything": mode is ReprocessMode.all,
     }  # fmt: skip
     live = list(tx.execute(_REQUEUE_LIVE, parameters).scalars())
     insert_jobs(tx, live, "queued")

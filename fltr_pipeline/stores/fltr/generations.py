@@ -13,38 +13,6 @@ from fltr_pipeline.stores.fltr.claims import Claim, close_jobs, lock_documents
 
 
 @dataclass(frozen=True, slots=True)
-class StagedText:
-    """The result of extraction."""
-
-    claim: Claim
-    extractor: str
-    source_sha256: str
-    source_bytes: int
-    kind: str
-    engine: str
-    text: str
-    text_sha256: str
-    pages: int
-    blank_pages: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LiveSource:
-    """What the live generation was made from, and by what."""
-
-    extractor: str
-    source_sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReusedText:
-    """Size of a text that was taken over unread."""
-
-    pages: int
-    characters: int
-
-
-@dataclass(frozen=True, slots=True)
 class PlannedChunk:
     """One row of the manifest; `key` is None where the chunk is to be embedded."""
 
@@ -58,20 +26,6 @@ class PlannedChunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a live chunk stands: `text == content[start:end]` of that document."""
-
-    key: str
-    document_id: str
-    filename: str
-    page: int
-    start: int
-    end: int
-    ordinal: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class FreshChunk:
     """A chunk to embed, with the key that this worker's fence gave it."""
 
@@ -81,43 +35,6 @@ class FreshChunk:
     text: str
     tokens: int
 
-
-# Primary keys.
-_LIVE_SOURCES = text("""
-    SELECT g.document_id, g.extractor, g.source_sha256
-    FROM pipeline.documents p
-    JOIN pipeline.generations g ON g.document_id = p.document_id AND g.generation = p.live_generation
-    WHERE p.document_id = ANY(:ids)
-""")
-
-# Unchanged bytes under an unchanged extractor: the live text is the new generation's text.
-_REUSE_TEXT = text("""
-    INSERT INTO pipeline.generations AS g
-        (document_id, generation, state, extractor, source_sha256, source_bytes, kind, engine, text, text_sha256, pages, blank_pages)
-    SELECT p.document_id, p.generation, 'staged', l.extractor, l.source_sha256, l.source_bytes, l.kind, l.engine, d.content,
-           l.text_sha256, l.pages, l.blank_pages
-    FROM pipeline.documents p
-    JOIN pipeline.generations l ON l.document_id = p.document_id AND l.generation = p.live_generation
-    JOIN public.documents d ON d.id = ANY(:ids)
-    WHERE p.document_id = :document_id AND p.fence = :fence AND d.content IS NOT NULL
-    ON CONFLICT (document_id, generation) DO UPDATE SET state = 'staged', text = excluded.text
-    RETURNING g.pages, length(g.text) AS characters
-""")
-
-_STAGE_TEXT = text("""
-    INSERT INTO pipeline.generations AS g
-        (document_id, generation, state, extractor, source_sha256, source_bytes, kind, engine, text, text_sha256, pages, blank_pages)
-    SELECT p.document_id, p.generation, 'staged', :extractor, :source_sha256, :source_bytes, :kind, :engine, :text,
-           :text_sha256, :pages, :blank_pages
-    FROM pipeline.documents p WHERE p.document_id = :document_id AND p.fence = :fence
-    ON CONFLICT (document_id, generation) DO UPDATE SET
-        state = 'staged', extractor = excluded.extractor, source_sha256 = excluded.source_sha256,
-        source_bytes = excluded.source_bytes, kind = excluded.kind, engine = excluded.engine, text = excluded.text,
-        text_sha256 = excluded.text_sha256, pages = excluded.pages, blank_pages = excluded.blank_pages
-    RETURNING g.document_id
-""")
-
-_STAGED_TEXT = text("SELECT text FROM pipeline.generations WHERE document_id = :document_id AND generation = :generation")
 
 _FRESH_TOKENS = text("""
     SELECT g.document_id, g.fresh_tokens FROM pipeline.generations g
@@ -136,7 +53,8 @@ _LIVE_CHUNKS = text("""
 
 _LOCK_FENCED = text("""
     SELECT p.document_id FROM pipeline.documents p
-    JOIN json_to_recordset(:rows) AS r(document_id text, fence bigint) ON p.document_id = r.document_id AND p.fence = r.fence
+    JOIN json_to_recordset(:rows) AS r(document_id text, fence bigint)
+      ON p.document_id = r.document_id AND p.fence = r.fence
     ORDER BY p.document_id
     FOR UPDATE OF p
 """)
@@ -147,8 +65,10 @@ _CLEAR_CHUNKS = text("""
 """)
 
 _INSERT_CHUNKS = text("""
-    INSERT INTO pipeline.chunks (document_id, generation, ordinal, key, fresh, digest, page, start_offset, end_offset, tokens)
-    SELECT r.document_id, r.generation, r.ordinal, r.key, r.key IS NULL, r.digest, r.page, r.start_offset, r.end_offset, r.tokens
+    INSERT INTO pipeline.chunks
+        (document_id, generation, ordinal, key, fresh, digest, page, start_offset, end_offset, tokens)
+    SELECT r.document_id, r.generation, r.ordinal, r.key, r.key IS NULL, r.digest, r.page, r.start_offset,
+           r.end_offset, r.tokens
     FROM json_to_recordset(:rows) AS r(document_id text, generation int, ordinal int, key text, digest text, page int,
                                        start_offset int, end_offset int, tokens int)
 """)
@@ -202,7 +122,10 @@ _DECIDE = text("""
     WHERE g.document_id = r.document_id AND g.generation = r.generation
 """)
 
-_JOBS_INDEXED = text("UPDATE public.processing_jobs SET status = 'indexed', updated_at = now() WHERE id = ANY(:ids) AND status = 'running'")
+_JOBS_INDEXED = text("""
+    UPDATE public.processing_jobs SET status = 'indexed', updated_at = now()
+    WHERE id = ANY(:ids) AND status = 'running'
+""")
 
 _PUBLISH = text("""
     UPDATE public.documents d SET content = g.text, status = 'ready'
@@ -256,75 +179,12 @@ _DELETE_OTHER_GENERATIONS = text("""
       AND g.generation IS DISTINCT FROM p.live_generation AND (p.stage IS NULL OR g.generation <> p.generation)
 """)
 
-# Index: pipeline.retired_keys_by_dataset.
-_RETIRED = text("SELECT key FROM pipeline.retired_keys WHERE dataset_id = :dataset_id ORDER BY key LIMIT :limit")
-_FORGET_RETIRED = text("DELETE FROM pipeline.retired_keys WHERE key = ANY(:keys)")
-
-# Index: pipeline.documents_live, then the primary key of chunks.
-_MANIFEST_KEYS = text("""
-    SELECT c.key FROM pipeline.documents p
-    JOIN pipeline.chunks c ON c.document_id = p.document_id AND c.generation = p.live_generation
-    WHERE p.dataset_id = :dataset_id AND p.live_generation IS NOT NULL
-""")
-
-# Keys that may lie in Milvus without being live: an attempt in flight, or named for the sweep.
-_TRANSIENT_KEYS = text("""
-    SELECT c.key FROM pipeline.documents p
-    JOIN pipeline.chunks c ON c.document_id = p.document_id AND c.generation = p.generation
-    WHERE p.dataset_id = :dataset_id AND p.stage IS NOT NULL AND c.key IS NOT NULL
-    UNION ALL
-    SELECT key FROM pipeline.retired_keys WHERE dataset_id = :dataset_id
-""")
-
-# Index: pipeline.chunks_by_key; a hit counts if its chunk is of the live generation of a document that exists.
-_PLACES = text("""
-    SELECT c.key, d.id::text AS document_id, d.filename, c.page, c.start_offset AS start, c.end_offset AS end, c.ordinal,
-           substr(d.content, c.start_offset + 1, c.end_offset - c.start_offset) AS text
-    FROM pipeline.chunks c
-    JOIN pipeline.documents p ON p.document_id = c.document_id AND p.live_generation = c.generation
-    JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = c.document_id
-    WHERE c.key = ANY(:keys) AND d.dataset_id = :dataset_id
-""")
-
 
 def _keyed(claims: Sequence[Claim]) -> str:
     return recordset(
         {"document_id": c.document_id, "generation": c.generation, "fence": c.fence}
         for c in sorted(claims, key=lambda c: c.document_id)
     )
-
-
-def live_sources(tx: Connection, document_ids: Sequence[str]) -> dict[str, LiveSource]:
-    """What the live generations were made from, by document; nothing for documents without one."""
-    return {r.document_id: LiveSource(r.extractor, r.source_sha256) for r in tx.execute(_LIVE_SOURCES, {"ids": list(document_ids)})}
-
-
-def reuse_text(tx: Connection, claim: Claim) -> ReusedText | None:
-    """Stage the live text as the claimed generation's; None if the fence was lost or the document is gone."""
-    parameters = {"ids": id_array([claim.document_id]), "document_id": claim.document_id, "fence": claim.fence}
-    row = tx.execute(_REUSE_TEXT, parameters).first()
-    return None if row is None else ReusedText(row.pages, row.characters)
-
-
-def stage_texts(tx: Connection, staged: Sequence[StagedText]) -> set[str]:
-    """Store extracted texts under the claims' fences; returns the documents whose fence held."""
-    return {
-        document_id
-        for s in staged
-        for document_id in tx.execute(
-            _STAGE_TEXT,
-            {
-                "document_id": s.claim.document_id, "fence": s.claim.fence, "extractor": s.extractor,
-                "source_sha256": s.source_sha256, "source_bytes": s.source_bytes, "kind": s.kind, "engine": s.engine,
-                "text": s.text, "text_sha256": s.text_sha256, "pages": s.pages, "blank_pages": list(s.blank_pages),
-            },
-        ).scalars()
-    }  # fmt: skip
-
-
-def staged_text(tx: Connection, claim: Claim) -> str | None:
-    """The claimed generation's staged text; None if it was discarded meanwhile."""
-    return tx.execute(_STAGED_TEXT, {"document_id": claim.document_id, "generation": claim.generation}).scalar()
 
 
 def fresh_tokens(tx: Connection, claims: Sequence[Claim]) -> dict[str, int]:
@@ -376,11 +236,14 @@ def assign_keys(tx: Connection, claims: Sequence[Claim]) -> list[FreshChunk]:
     keyed = _keyed(mine)
     tx.execute(_RETIRE_ATTEMPT, {"rows": keyed, "dataset_id": mine[0].dataset_id})
     tx.execute(_ASSIGN_KEYS, {"rows": keyed})
-    return [FreshChunk(r.document_id, r.ordinal, r.key, r.text, r.tokens) for r in tx.execute(_FRESH_CHUNKS, {"rows": keyed})]
+    return [
+        FreshChunk(r.document_id, r.ordinal, r.key, r.text, r.tokens)
+        for r in tx.execute(_FRESH_CHUNKS, {"rows": keyed})
+    ]
 
 
 def decide(tx: Connection, claims: Sequence[Claim]) -> set[str]:
-    """The decision: every vector was read back, so from here the documents only go forward. Returns those whose fence held."""
+    """The decision: every vector was read back, from here the documents only go forward. Returns those still ours."""
     held = _lock_fenced(tx, claims)
     mine = [c for c in claims if c.document_id in held]
     tx.execute(_DECIDE, {"rows": _keyed(mine)})
@@ -391,8 +254,8 @@ def decide(tx: Connection, claims: Sequence[Claim]) -> set[str]:
 def publish(tx: Connection, claims: Sequence[Claim]) -> set[str]:
     """Make the claimed generations live: content, status, job and manifest in one transaction.
 
-    A document whose input changed meanwhile is left `uploaded` (its work is dropped, its vectors named for the sweep), and
-    so is one whose fence was lost. Returns the documents that are now `ready`.
+    A document whose input changed meanwhile is left `uploaded`: its work is dropped, its vectors named for the sweep.
+    One whose fence was lost is left alone. Returns the documents that are now `ready`.
     """
     lock_documents(tx, [c.document_id for c in claims])
     held = _lock_fenced(tx, claims)
@@ -411,30 +274,3 @@ def discard_others(tx: Connection, document_ids: Sequence[str]) -> None:
     """Drop what is neither live nor in flight; keys that nothing else holds are named for the sweep."""
     for statement in (_RETIRE_OTHERS, _DELETE_OTHER_CHUNKS, _DELETE_OTHER_GENERATIONS):
         tx.execute(statement, {"ids": list(document_ids)})
-
-
-def retired_keys(tx: Connection, dataset_id: str, limit: int) -> list[str]:
-    """Keys that may still lie in Milvus and that nothing holds."""
-    return list(tx.execute(_RETIRED, {"dataset_id": dataset_id, "limit": limit}).scalars())
-
-
-def forget_retired(tx: Connection, keys: Sequence[str]) -> None:
-    """The keys are gone from Milvus."""
-    tx.execute(_FORGET_RETIRED, {"keys": list(keys)})
-
-
-def manifest_keys(tx: Connection, dataset_id: str) -> set[str]:
-    """Keys of the dataset's live generations: exactly what Milvus must hold for it."""
-    return set(tx.execute(_MANIFEST_KEYS, {"dataset_id": dataset_id}).scalars())
-
-
-def transient_keys(tx: Connection, dataset_id: str) -> set[str]:
-    """Keys that may lie in Milvus although they are not live: in flight, or waiting for the sweep."""
-    return set(tx.execute(_TRANSIENT_KEYS, {"dataset_id": dataset_id}).scalars())
-
-
-def places(tx: Connection, dataset_id: str, found: Sequence[tuple[str, str]]) -> dict[str, Place]:
-    """(key, document id) → where the chunk stands, for those that are live."""
-    keys, ids = [k for k, _ in found], sorted({i for _, i in found})
-    rows = tx.execute(_PLACES, {"keys": keys, "ids": id_array(ids), "dataset_id": dataset_id}).mappings()
-    return {r["key"]: Place(**r) for r in rows}

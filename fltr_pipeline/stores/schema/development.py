@@ -31,7 +31,7 @@ VALUES (%(transaction)s, %(id)s, %(credits)s, 'bonus', 'grant', now() AT TIME ZO
 """
 
 
-def add_user(admin_url: str, email: str, name: str, credits: int) -> str:  # noqa: A002 - the column's name
+def add_user(admin_url: str, email: str, name: str, credits: int) -> str:
     """Adds a user with a balance, and the ledger row that explains it, and returns the user's id.
 
     A known e-mail address changes nothing and returns the id it has.

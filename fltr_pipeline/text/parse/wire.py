@@ -9,7 +9,7 @@ from typing import BinaryIO
 _LENGTH = struct.Struct(">Q")
 
 
-class FrameTooLong(Exception):  # noqa: N818  says what is the case
+class FrameTooLong(Exception):
     """The other side announces more bytes than this side accepts."""
 
 
