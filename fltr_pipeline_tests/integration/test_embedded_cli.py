@@ -15,7 +15,8 @@ import pytest
 
 from fltr_pipeline.embedded import processes
 from fltr_pipeline.embedded.postgres import MAX_SOCKET_PATH, SOCKET, Cluster
-from fltr_pipeline_tests.integration.test_embedded_stack import DEFINITIONS, traces
+from fltr_pipeline_tests.integration.test_embedded_stack import DEFINITIONS
+from fltr_pipeline_tests.processes import traces
 
 PROGRAM = f"""
 import sys
@@ -113,10 +114,11 @@ def test_production_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     urls = ("DATABASE_URL", "AUTH_DATABASE_URL", "DAGSTER_DATABASE_URL", "MILVUS_URI", "BLOB_URL")
     for name in urls:
         monkeypatch.setenv(f"FLTR_{name}", "postgresql://secret@nowhere/x")
+    before = psutil.Process().children()
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, "up", "--json"], env=os.environ, capture_output=True, text=True, check=False
     )
     assert result.returncode == 1
     assert json.loads(result.stderr)["error"]["type"] == "ConfigurationError"
     assert "secret" not in result.stderr
-    assert psutil.Process().children() == []
+    assert psutil.Process().children() == before

@@ -18,22 +18,10 @@ from fltr_pipeline.embedded.stack import STOP_ORDER, UI_PORT, Stack
 from fltr_pipeline.embedded.state import StackState
 from fltr_pipeline.errors import ConfigurationError, StackError
 from fltr_pipeline.settings import STACK_FILE, Settings
+from fltr_pipeline_tests.processes import traces
 
 DEFINITIONS = "fltr_pipeline_tests.integration.embedded_definitions"
 ORIGIN = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("l"), "r"), "x")
-
-
-def traces(home: Path) -> list[psutil.Process]:
-    """Every process that mentions the home folder anywhere."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            seen = [*process.cmdline(), *process.environ().values(), process.cwd()]
-        except psutil.Error:
-            continue
-        if any(str(home) in text for text in seen):
-            found.append(process)
-    return found
 
 
 def pids(state: StackState) -> dict[str, int]:
