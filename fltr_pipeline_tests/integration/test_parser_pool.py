@@ -28,6 +28,7 @@ from fltr_pipeline.text.parse import parse, process
 from fltr_pipeline.text.parse import pool as pool_module
 from fltr_pipeline.text.parse.pool import ParserPool
 from fltr_pipeline_tests.pdfs import pdf
+from fltr_pipeline_tests.processes import children
 
 MB = 1 << 20
 
@@ -67,7 +68,7 @@ worker.main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3])
 @pytest.fixture(autouse=True)
 def nothing_stays_behind() -> Iterator[None]:
     yield
-    assert [child for child in psutil.Process().children() if "text.parse.worker" in " ".join(child.cmdline())] == []
+    assert children("text.parse.worker") == []
 
 
 @pytest.fixture
@@ -105,6 +106,14 @@ def test_failures_keep_their_type_and_name_the_file() -> None:
         got = dict(parsers.parse_all((name, name, data) for name, (data, _) in files.items()))
     assert {name: type(error) for name, error in got.items()} == {name: kind for name, (_, kind) in files.items()}
     assert all(name in str(error) for name, error in got.items())
+
+
+@pytest.mark.usefixtures("faulty")
+def test_a_crash_is_a_crash_however_large_the_parent_is() -> None:
+    ballast = b"x" * (700 * MB)  # more than half of the parser's limit, touched
+    with pool(workers=1) as parsers:
+        assert isinstance(outcomes(parsers, "crash")["crash"], ParserCrash)
+    assert len(ballast) == 700 * MB
 
 
 @pytest.mark.usefixtures("faulty")
@@ -215,7 +224,7 @@ def test_parsers_see_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     with pool(workers=1) as parsers:
         results = parsers.parse_all([("1", "a.txt", b"words")] * 3)
         next(results)
-        (worker,) = [child for child in psutil.Process().children() if "text.parse.worker" in " ".join(child.cmdline())]
+        (worker,) = children("text.parse.worker")
         assert not [name for name in worker.environ() if name.startswith("FLTR_")]
         assert len(list(results)) == 2
 

@@ -4,6 +4,7 @@ Belongs here: starting it, one request at a time, its deadline, and what its dea
 """
 
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -56,6 +57,8 @@ class ParserProcess:
     def __init__(self, limits: Limits) -> None:
         """Start the process; `wait_until_ready` before the first document."""
         self._limits = limits
+        # Linux lets a new process begin with the peak of the one that started it.
+        self._inherited_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self._popen = subprocess.Popen(  # noqa: S603  our own module
             [
                 *(sys.executable, *WORKER),
@@ -151,7 +154,8 @@ class ParserProcess:
         except ChildProcessError:  # reaped by another thread's `kill`
             return ParserCrash(f"{filename}: the parser process was ended")
         self._popen.returncode = code = os.waitstatus_to_exitcode(status)
-        if usage.ru_maxrss * 1024 > self._limits.memory_mb << 19:  # ru_maxrss is in KiB; half of the limit
+        half_of_limit = self._limits.memory_mb << 9  # KiB, as ru_maxrss
+        if usage.ru_maxrss > max(half_of_limit, self._inherited_peak):
             return MemoryLimit(f"{filename}: parsing needs more than {self._limits.memory_mb} MB of memory")
         return ParserCrash(f"{filename}: the parser process died with exit code {code}")
 
