@@ -5,14 +5,14 @@ from collections.abc import Mapping
 import dagster as dg
 
 from fltr_pipeline.defs import checks, jobs, schedules, sensors
-from fltr_pipeline.defs.datasets import AUTH_TABLES
+from fltr_pipeline.defs.datasets import OWNERS_TABLES
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 
 
 def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
     """All definitions; `overrides` replaces resources by name (tests)."""
     return dg.Definitions(
-        assets=[*jobs.ASSETS, *AUTH_TABLES],
+        assets=[*OWNERS_TABLES, *jobs.ASSETS, jobs.LEDGER],
         asset_checks=checks.SCHEMA_CHECKS,
         jobs=[jobs.ingest, jobs.reprocess_dataset, jobs.verify_schemas],
         sensors=[sensors.uploaded_documents],

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from fltr_pipeline.cli.output import AsJson, Progress, err, out, print_json, read_settings
+from fltr_pipeline.cli.output import AsJson, Progress, err, out, print_json, print_table, read_settings
 from fltr_pipeline.embedded.stack import Stack
 from fltr_pipeline.embedded.state import StackState
 from fltr_pipeline.errors import ConfigurationError
@@ -116,6 +116,5 @@ def _print_state(state: StackState, *, as_json: bool) -> None:
     table = Table(*fields, box=None)
     for service in state.services:
         table.add_row(*(str(getattr(service, field)) for field in fields))
-    console = out()
-    console.print(table)
-    console.print(f"Dagster UI: [bold]{state.ui}[/]")
+    print_table(table)
+    out().print(f"Dagster UI: [bold]{state.ui}[/]")

@@ -7,24 +7,20 @@ from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.pipeline.setup import ground, set_up
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 
-AUTH_TABLES = [
-    dg.AssetSpec(
-        ["fltr_auth", name],
-        description=description,
-        group_name="fltr_auth",
-        kinds={"postgres"},
-    )
+OWNERS_TABLES = [
+    dg.AssetSpec(["fltr_auth", name], description=description, group_name="fltr_auth", kinds={"postgres"})
     for name, description in {
         "users": "Who owns datasets. The web application's table; the pipeline reads id and e-mail.",
         "user_credits": "Balances of users. The web application's table; the pipeline moves `credits`.",
-        "credit_transactions": "The ledger. The web application's table; the pipeline appends holds and closes.",
+        "teams": "Balances of teams. The web application's table; the pipeline moves `credits`.",
     }.items()
 ]
+"""What the pipeline reads before it works; the ledger, to which it writes, is `jobs.LEDGER`."""
 
 
 @dg.asset(
     partitions_def=DATASET_PARTITIONS,
-    deps=[dg.AssetKey(["fltr_auth", "users"]), dg.AssetKey(["fltr_auth", "user_credits"])],
+    deps=OWNERS_TABLES,
     group_name="fltr",
     kinds={"postgres", "milvus"},
 )

@@ -10,6 +10,14 @@ from fltr_pipeline.models import ReprocessMode
 
 ASSETS = [datasets, documents, processing_jobs, document_embeddings]
 
+LEDGER = dg.AssetSpec(
+    ["fltr_auth", "credit_transactions"],
+    description="The ledger. The web application's table; each of the four ops appends its holds and closes.",
+    group_name="fltr_auth",
+    kinds={"postgres"},
+    deps=ASSETS,
+)
+
 ingest = dg.define_asset_job(
     "ingest",
     selection=dg.AssetSelection.assets(*ASSETS),

@@ -15,6 +15,7 @@ import stat
 import subprocess
 import tempfile
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -128,6 +129,9 @@ class Cluster:
         # Left by a kill -9, they name a pid that may be another program's by now, and would forbid the next start.
         for lock in (self.data / "postmaster.pid", self.socket_folder / f"{SOCKET}.lock"):
             lock.unlink(missing_ok=True)
+        if self.socket_folder.parent != self.home:
+            with suppress(OSError):  # absent, or another user's
+                self.socket_folder.rmdir()
 
     def members(self) -> list[psutil.Process]:
         """The server and its backends. Backends overwrite their environment with a title, but all sit in the data."""

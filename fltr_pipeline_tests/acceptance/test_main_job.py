@@ -156,13 +156,17 @@ query ($id: ID!) { runOrError(runId: $id) { ... on Run { status
 
 def test_reprocessing_a_dataset_from_the_ui(installation: Installation) -> None:
     dataset = installation.json("status", "tides")["dataset"]["id"]
-    tags = [{"key": "dagster/partition", "value": dataset}, {"key": "dagster/partition_set", "value": "reprocess_dataset"}]
+    tags = [
+        {"key": "dagster/partition", "value": dataset},
+        {"key": "dagster/partition_set", "value": "reprocess_dataset"},
+    ]
     config = {"ops": {"documents": {"config": {"mode": "all"}}}}
     launched = installation.graphql(LAUNCH, tags=tags, config=config)["launchRun"]
     assert launched["__typename"] == "LaunchRunSuccess", launched
     run_id = launched["run"]["runId"]
     wait_for(
-        lambda: installation.graphql(RUN, id=run_id)["runOrError"]["status"] in {"SUCCESS", "FAILURE", "CANCELED"}, "the run"
+        lambda: installation.graphql(RUN, id=run_id)["runOrError"]["status"] in {"SUCCESS", "FAILURE", "CANCELED"},
+        "the run",
     )
     run = installation.graphql(RUN, id=run_id)["runOrError"]
     assert run["status"] == "SUCCESS"

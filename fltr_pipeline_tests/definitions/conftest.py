@@ -9,5 +9,5 @@ import pytest
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path)) as instance:
+    with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
         yield instance

@@ -1,9 +1,12 @@
 """Real Dagster runs, in this process, on real stores."""
 
 import dagster as dg
+import pytest
 
 from fltr_pipeline.definitions import build_defs
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
+from fltr_pipeline.defs.schedules import nightly_backfill
+from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline_tests.world import World
 
@@ -55,3 +58,92 @@ def test_one_run_takes_a_dataset_from_upload_to_search(world: World, instance: d
         "manifest_matches_milvus": True,
     }
     assert world.statuses(dataset) == {"a.txt": "ready", "b.md": "ready", "c.pdf": "failed", "d.txt": "failed"}
+
+
+def test_an_asset_may_be_materialised_alone_and_the_rest_later(world: World, instance: dg.DagsterInstance) -> None:
+    dataset = world.dataset(world.user(credits=10))
+    world.upload(dataset, {"a.txt": b"Alpha and omega."})
+    assert run(instance, "ingest", dataset, selection=["datasets", "documents"]).success
+    assert world.statuses(dataset) == {"a.txt": "processing"}
+    assert run(instance, "ingest", dataset, selection=["processing_jobs"]).success
+    result = run(instance, "ingest", dataset, selection=["document_embeddings"])
+    assert metadata(result, "document_embeddings")["documents_done"] == 1
+    assert world.statuses(dataset) == {"a.txt": "ready"}
+
+
+def test_a_partition_materialised_by_hand_redoes_what_failed(world: World, instance: dg.DagsterInstance) -> None:
+    dataset = world.dataset(world.user(credits=10))
+    ids = world.upload(dataset, {"a.txt": b"Alpha and omega.", "b.txt": b""})
+    assert run(instance, "ingest", dataset).success
+    world.services.blobs.put(dataset.id, ids["b.txt"], "b.txt", b"No longer empty.")
+    result = run(instance, "reprocess_dataset", dataset)
+    assert metadata(result, "documents")["documents_requeued"] == 1
+    assert world.statuses(dataset) == {"a.txt": "ready", "b.txt": "ready"}
+
+
+def test_what_failed_stands_in_the_metadata_as_a_table(world: World, instance: dg.DagsterInstance) -> None:
+    dataset = world.dataset(world.user(credits=10))
+    world.upload(dataset, {"b.txt": b""})
+    failures = metadata(run(instance, "ingest", dataset), "documents")["failures"]
+    assert isinstance(failures, dg.TableMetadataValue)
+    (row,) = [record.data for record in failures.records]
+    assert (row["document"], row["code"]) == ("b.txt", "empty")
+    assert "b.txt" in str(row["reason"])
+
+
+def test_harmful_drift_stops_ingest_and_says_so(world: World, instance: dg.DagsterInstance) -> None:
+    dataset = world.dataset(world.user(credits=10))
+    world.upload(dataset, {"a.txt": b"Alpha and omega."})
+    world.change("CREATE TABLE users (id text)")
+    result = run(instance, "ingest", dataset)
+    assert not result.success
+    (check,) = [c for c in result.get_asset_check_evaluations() if c.check_name == "fltr_matches_specification"]
+    assert not check.passed
+    assert "users" in str(check.metadata["differences"].value)
+    assert world.statuses(dataset) == {"a.txt": "uploaded"}
+    assert world.auth_rows("SELECT count(*) FROM credit_transactions WHERE type = 'usage'") == [(0,)]
+
+
+def test_drift_between_manifest_and_milvus_fails_the_check(world: World, instance: dg.DagsterInstance) -> None:
+    dataset = world.dataset(world.user(credits=10))
+    world.upload(dataset, {"a.txt": b"Alpha and omega."})
+    assert run(instance, "ingest", dataset).success
+    world.services.vectors.delete(list(world.services.vectors.keys(dataset.id)))
+    result = run(instance, "ingest", dataset)
+    (check,) = [c for c in result.get_asset_check_evaluations() if c.check_name == "manifest_matches_milvus"]
+    assert not check.passed
+    assert check.metadata["missing"].value == 1
+
+
+def test_a_dataset_that_is_gone_ends_the_run_at_once(world: World, instance: dg.DagsterInstance) -> None:
+    result = run(instance, "ingest", Dataset("no-such-dataset", "nobody", "gone"))
+    assert not result.success
+    assert result.retry_attempts_for_node("datasets") == 0
+    failure = result.failure_data_for_node("datasets")
+    assert failure is not None
+    assert failure.error is not None
+    assert "no-such-dataset does not exist" in failure.error.message
+
+
+def test_the_nightly_backfill_names_the_datasets_that_need_it(
+    world: World, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payer = world.user(credits=20)
+    fresh, failed = world.dataset(payer, "fresh"), world.dataset(payer, "failed")
+    world.upload(fresh, {"a.txt": b"Alpha and omega."})
+    world.upload(failed, {"a.txt": b"", "b.txt": b""})
+    for dataset in (fresh, failed):
+        world.process(dataset)
+
+    def named() -> list[str]:
+        context = dg.build_schedule_context(instance=instance)
+        resources = {"fltr": FltrResource(), "credits": CreditsResource(), "milvus": MilvusResource()}
+        answer = nightly_backfill(context, **resources, embedder=EmbedderResource(), blobs=BlobsResource())
+        return [] if isinstance(answer, dg.SkipReason) else [str(r.partition_key) for r in answer]
+
+    assert named() == []
+    # An empty file stays empty; a failure that was not the document's own may be mended by another night.
+    world.change("UPDATE pipeline.documents SET error_code = 'gave_up' WHERE dataset_id = %s", failed.id)
+    assert named() == [failed.id]
+    monkeypatch.setenv("FLTR_CHUNK_TOKENS", "100")
+    assert named() == sorted([fresh.id, failed.id])

@@ -48,7 +48,7 @@ class Wait:
     pot_id: str
 
 
-# Index: documents_waiting (public.documents (dataset_id, created_at) where status in uploaded, awaiting_credits).
+# Index: documents_waiting_idx, in its own order: a batch out of twenty thousand uploads reads a batch.
 _LOCK_UPLOADED = text("""
     SELECT id::text AS document_id, filename, updated_at::text AS input_version
     FROM public.documents

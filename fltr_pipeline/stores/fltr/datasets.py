@@ -137,11 +137,12 @@ _AWAITING = text("""
     ORDER BY 1
 """)
 
+# Index: documents_dataset_id_idx (also below).
 _COUNTS = text(
     "SELECT status, count(*)::int AS n FROM public.documents WHERE dataset_id = :dataset_id GROUP BY 1 ORDER BY 1"
 )
 
-# Index: documents_dataset_id_idx (also below).
+# Reads all documents: for a person's look, not for a sensor.
 _COUNTS_OF_ALL = text("""
     SELECT s.id::text AS id, s.user_id::text AS user_id, s.name, d.status, count(d.id)::int AS n
     FROM public.datasets s LEFT JOIN public.documents d ON d.dataset_id = s.id
@@ -149,11 +150,11 @@ _COUNTS_OF_ALL = text("""
     ORDER BY s.created_at, s.id, d.status
 """)
 
-# Index: pipeline.documents_by_stage.
+# Index: pipeline.documents_by_stage. A parameter has one type, and the two tables' ids may differ in theirs: two names.
 _IN_FLIGHT = text("""
     SELECT p.stage, count(*) FILTER (WHERE p.lease_until >= now())::int AS working,
            count(*) FILTER (WHERE p.lease_until IS NULL AND p.retry_at > now())::int AS retrying, count(*)::int AS n
-    FROM pipeline.documents p JOIN public.documents d ON d.dataset_id = :dataset_id AND d.id::text = p.document_id
+    FROM pipeline.documents p JOIN public.documents d ON d.dataset_id = :of_dataset AND d.id::text = p.document_id
     WHERE p.dataset_id = :dataset_id AND p.stage IS NOT NULL AND p.credits_needed IS NULL AND d.status <> 'uploaded'
     GROUP BY p.stage
 """)
@@ -175,7 +176,7 @@ _TOTALS = text("""
     SELECT coalesce(sum(g.pages), 0)::bigint AS pages, coalesce(sum(g.chunks), 0)::bigint AS chunks,
            coalesce(sum(g.tokens), 0)::bigint AS tokens, max(g.published_at) AS last
     FROM pipeline.documents p
-    JOIN public.documents d ON d.dataset_id = :dataset_id AND d.id::text = p.document_id
+    JOIN public.documents d ON d.dataset_id = :of_dataset AND d.id::text = p.document_id
     JOIN pipeline.generations g ON g.document_id = p.document_id AND g.generation = p.live_generation
     WHERE p.dataset_id = :dataset_id AND p.live_generation IS NOT NULL
 """)
@@ -190,9 +191,10 @@ _FAILURES = text("""
     ORDER BY d.filename LIMIT :limit
 """)
 
-# Index: pipeline.documents_live.
+# Index: pipeline.documents_live. With EXISTS, PostgreSQL reads the table from its start to a large dataset's first row.
 _IS_SEARCHABLE = text("""
-    SELECT EXISTS (SELECT FROM pipeline.documents WHERE dataset_id = :dataset_id AND live_generation IS NOT NULL)
+    SELECT true FROM pipeline.documents WHERE dataset_id = :dataset_id AND live_generation IS NOT NULL
+    ORDER BY document_id LIMIT 1
 """)
 
 # Primary keys.
@@ -292,7 +294,7 @@ def awaiting(tx: Connection) -> list[Awaiting]:
 
 def in_flight(tx: Connection, dataset_id: str) -> list[WorkInFlight]:
     """What is on its way through the stages, in their order."""
-    rows = {r.stage: r for r in tx.execute(_IN_FLIGHT, {"dataset_id": dataset_id})}
+    rows = {r.stage: r for r in tx.execute(_IN_FLIGHT, {"dataset_id": dataset_id, "of_dataset": dataset_id})}
     found = [rows[stage.value] for stage in Stage if stage.value in rows]
     return [WorkInFlight(r.stage, r.working, r.n - r.working - r.retrying, r.retrying) for r in found]
 
@@ -316,7 +318,7 @@ def counts_of_all(tx: Connection) -> list[DatasetCounts]:
 def status(tx: Connection, dataset: Dataset, *, failures: int | None = 1000) -> DatasetStatus:
     """The dataset at a glance, with its first `failures` failures by filename; None: all of them."""
     key = {"dataset_id": dataset.id}
-    totals = tx.execute(_TOTALS, key).one()
+    totals = tx.execute(_TOTALS, key | {"of_dataset": dataset.id}).one()
     first = tx.execute(_FIRST_UPLOAD, key).scalar()
     return DatasetStatus(
         dataset=dataset,

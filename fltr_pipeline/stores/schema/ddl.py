@@ -59,4 +59,4 @@ def _foreign_key(key: ForeignKey) -> str:
 
 def _index(table: Table, index: Index) -> str:
     condition = f" WHERE {index.where}" if index.where else ""
-    return f"CREATE INDEX {index.name} ON public.{table.name} ({index.column}){condition}"
+    return f"CREATE INDEX {index.name} ON public.{table.name} ({index.columns}){condition}"

@@ -40,8 +40,9 @@ CREATE INDEX IF NOT EXISTS documents_by_stage ON pipeline.documents (dataset_id,
 CREATE INDEX IF NOT EXISTS documents_leased ON pipeline.documents (run_id) WHERE lease_until IS NOT NULL;
 -- The sensor: whose balance to look at.
 CREATE INDEX IF NOT EXISTS documents_awaiting ON pipeline.documents (pot_kind, pot_id) WHERE credits_needed IS NOT NULL;
--- Manifest of a dataset, stale documents of a dataset.
-CREATE INDEX IF NOT EXISTS documents_live ON pipeline.documents (dataset_id) WHERE live_generation IS NOT NULL;
+-- Manifest of a dataset, stale documents of a dataset; whether it has any.
+CREATE INDEX IF NOT EXISTS documents_live ON pipeline.documents (dataset_id, document_id)
+    WHERE live_generation IS NOT NULL;
 
 -- One row per version of a document's text and how it was made.
 CREATE TABLE IF NOT EXISTS pipeline.generations (
@@ -92,7 +93,7 @@ CREATE TABLE IF NOT EXISTS pipeline.retired_keys (
     document_id text NOT NULL,
     retired_at  timestamptz NOT NULL DEFAULT now()
 );
-CREATE INDEX IF NOT EXISTS retired_keys_by_dataset ON pipeline.retired_keys (dataset_id);
+CREATE INDEX IF NOT EXISTS retired_keys_by_dataset ON pipeline.retired_keys (dataset_id, key);
 
 -- What one op on one generation of one document (or one dataset) is to cost; written before the ledger is touched.
 CREATE TABLE IF NOT EXISTS pipeline.charges (

@@ -94,7 +94,7 @@ class Index:
     """An index that we add; nobody else needs it, so its absence is slow rather than wrong."""
 
     name: str
-    column: str
+    columns: str
     where: str | None = None
     source: Source = Source.OURS
 
@@ -186,8 +186,8 @@ FLTR = Database(
                 Index("documents_dataset_id_idx", "dataset_id"),
                 Index(
                     "documents_waiting_idx",
-                    "dataset_id",
-                    where=f"status IN ('{DocumentStatus.UPLOADED}', '{DocumentStatus.AWAITING_CREDITS}')",
+                    "dataset_id, created_at, id",
+                    where=f"status = '{DocumentStatus.UPLOADED}'",
                 ),
             ),
             written=True,

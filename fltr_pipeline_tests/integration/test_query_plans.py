@@ -1,0 +1,301 @@
+"""On 100,000 documents, no named query reads a whole table that grows with the documents.
+
+Each public function is called as the pipeline calls it. Before PostgreSQL runs one of its statements, it is asked for
+its plan, with the very parameters and, since the driver prepares what runs often, without them.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, event, text
+
+from fltr_pipeline.models import Op, ReprocessMode, Stage
+from fltr_pipeline.stores.fltr import charges, claims, datasets, generations, manifest, texts
+from fltr_pipeline.stores.fltr.charges import Charge
+from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
+from fltr_pipeline.stores.fltr.datasets import Dataset
+from fltr_pipeline_tests.queries import Copy, Fltr, staged, words
+
+Call = Callable[["Large", Connection], object]
+
+LOAD = """
+SET LOCAL session_replication_role = replica;  -- the foreign keys need no proof here
+
+INSERT INTO datasets (id, user_id, name, created_at, updated_at)
+SELECT md5('s' || n)::uuid, md5('u' || n)::uuid, 'dataset ' || n, now(), now() FROM generate_series(0, 500) n;
+
+-- 500 datasets of 200 documents: of each hundred one is uploaded, one parked, one leased, one failed, and one awaits
+-- credits; the rest is ready. Then one of 20,000, all of them published once and uploaded anew this afternoon.
+CREATE TEMP TABLE made ON COMMIT DROP AS
+SELECT n, md5('d' || n)::uuid::text AS id, md5('s' || s)::uuid::text AS dataset_id,
+       CASE WHEN s = 500 THEN -1 ELSE n / 500 % 100 END AS kind
+FROM generate_series(0, 119999) n, LATERAL (SELECT CASE WHEN n < 100000 THEN n % 500 ELSE 500 END AS s) t;
+
+INSERT INTO documents (id, dataset_id, filename, content, status, created_at, updated_at)
+SELECT id::uuid, dataset_id::uuid, n || '.txt', CASE WHEN kind NOT BETWEEN 0 AND 4 THEN 'alpha beta' END,
+       CASE WHEN kind < 1 THEN 'uploaded' WHEN kind < 3 THEN 'processing' WHEN kind = 3 THEN 'failed'
+            WHEN kind = 4 THEN 'awaiting_credits' ELSE 'ready' END,
+       now() - n * interval '1 s', now()
+FROM made;
+
+INSERT INTO processing_jobs (id, document_id, status, created_at, updated_at)
+SELECT md5('j' || n)::uuid, id::uuid, CASE WHEN kind IN (1, 2, 4) THEN 'running' ELSE 'completed' END, now(), now()
+FROM made WHERE kind <> 0;
+
+INSERT INTO pipeline.documents (document_id, dataset_id, input_version, live_generation, stage, run_id, lease_until,
+                                job_id, credits_needed, pot_kind, pot_id)
+SELECT m.id, m.dataset_id, d.updated_at, CASE WHEN kind NOT BETWEEN 0 AND 4 THEN 1 END,
+       CASE kind WHEN 1 THEN 'plan' WHEN 2 THEN 'embed' WHEN 4 THEN 'extract' END,
+       CASE kind WHEN 2 THEN 'run ' || n % 50 ELSE 'old run' END, CASE kind WHEN 2 THEN now() + interval '1 h' END,
+       md5('j' || n)::uuid, CASE kind WHEN 4 THEN 3 END, CASE kind WHEN 4 THEN 'user' END,
+       CASE kind WHEN 4 THEN 'u' || n % 500 END
+FROM made m JOIN documents d ON d.id::text = m.id WHERE kind <> 0;
+
+INSERT INTO pipeline.generations (document_id, generation, state, extractor, fingerprint, source_sha256, source_bytes,
+                                  kind, engine, text, text_sha256, pages, chunks, tokens, fresh_tokens)
+SELECT id, 1, CASE WHEN kind IN (1, 2) THEN 'planned' ELSE 'live' END, 'e', 'f', 's', 10, 'text', 'utf-8',
+       CASE WHEN kind IN (1, 2) THEN 'alpha beta' END, 't', 1, 10, 4, 4
+FROM made WHERE kind <> 0;
+
+INSERT INTO pipeline.chunks (document_id, generation, ordinal, key, fresh, digest, page, start_offset, end_offset, tokens)
+SELECT id, 1, o, md5(n || ':' || o), true, md5(o::text), 1, o, o + 4, 2
+FROM made, generate_series(0, 9) o WHERE n % 10 = 0;
+
+INSERT INTO pipeline.retired_keys (key, dataset_id, document_id) SELECT md5('r' || n), dataset_id, id FROM made;
+
+INSERT INTO pipeline.charges (subject_id, op, generation, dataset_id, amount, user_id, pot_kind, pot_id, price_version,
+                              unit_price, state)
+SELECT id, 'document_plan', 1, dataset_id, 1, 'u', 'user', 'u', 'v', 1, CASE kind WHEN 1 THEN 'open' ELSE 'settled' END
+FROM made WHERE kind > 0;
+"""
+
+LARGE = {"documents", "processing_jobs", "generations", "chunks", "retired_keys", "charges"}
+"""Tables that grow with the documents, in either schema."""
+
+
+@dataclass(frozen=True)
+class Large:
+    """The loaded database, and what its documents look like to a worker."""
+
+    fltr: Fltr
+    dataset: Dataset
+    afternoon: str
+    """The dataset of 20,000 uploads."""
+    ids: tuple[str, ...]
+    """Twenty ready documents."""
+
+    def claims(self, kind: int) -> list[Claim]:
+        rows = self.fltr.rows(
+            "SELECT document_id, fence, job_id FROM pipeline.documents WHERE document_id IN"
+            " (SELECT md5('d' || n)::uuid::text FROM generate_series(0, 99999, 500) n WHERE n / 500 % 100 = :kind)",
+            kind=kind,
+        )
+        return [Claim(i, self.dataset.id, "x", 1, None, fence, job, True, 0) for i, fence, job in rows]
+
+    def charges(self) -> list[Charge]:
+        values = {"dataset_id": self.dataset.id, "amount": 1, "user_id": "u", "pot_kind": "user", "pot_id": "u"}
+        return [
+            Charge(i, Op.DOCUMENT_PLAN, 1, price_version="v", unit_price=1, job_id=None, **values)  # type: ignore[arg-type]
+            for i in self.ids
+        ]
+
+
+@pytest.fixture(scope="module", params=["text", "uuid"])
+def large(request: pytest.FixtureRequest, copy_of_fltr: Callable[[str], Copy]) -> Iterator[Large]:
+    fltr, drop = copy_of_fltr(request.param)
+    fltr.change(LOAD)
+    with fltr.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE"))
+    small, afternoon, ids = fltr.one(
+        "SELECT md5('s0')::uuid::text, md5('s500')::uuid::text, array_agg(md5('d' || n)::uuid::text)"
+        " FROM generate_series(5000, 14500, 500) n"
+    )
+    yield Large(fltr, Dataset(small, "u", "dataset 0"), afternoon, tuple(ids))
+    drop()
+
+
+@dataclass(frozen=True)
+class Plans:
+    """What PostgreSQL would do for the statements of one call."""
+
+    indexes: set[str] = field(default_factory=set)
+    nodes: set[str] = field(default_factory=set)
+    scans: set[str] = field(default_factory=set)
+    """Large tables that are read as a whole."""
+
+
+def plans(large: Large, call: Callable[[Connection], object]) -> Plans:
+    """The plans of every statement of the call, whose effects are rolled back."""
+    found = Plans()
+
+    def explain(connection: Connection, _: object, statement: str, parameters: Any, *__: object) -> None:
+        for option in ("", ", GENERIC_PLAN"):
+            with connection.connection.cursor() as cursor:
+                cursor.execute(f"EXPLAIN (FORMAT JSON{option}) {statement}", parameters)
+                ((explained,),) = cursor.fetchall()
+            for node in nodes(explained[0]["Plan"]):
+                found.nodes.add(node["Node Type"])
+                found.indexes.update({node["Index Name"]} if "Index Name" in node else ())
+                if node["Node Type"] == "Seq Scan" and node["Relation Name"] in LARGE:
+                    found.scans.add(node["Relation Name"])
+
+    with large.fltr.engine.connect() as connection:
+        event.listen(connection, "before_cursor_execute", explain)
+        call(connection)
+        connection.rollback()
+    return found
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for below in plan.get("Plans", ()):
+        yield from nodes(below)
+
+
+def claiming(stage: Stage) -> Call:
+    return lambda large, tx: claims.claim(
+        tx, dataset_id=large.dataset.id, stage=stage, run_id="r", limit=100, lease_seconds=60
+    )
+
+
+def requeueing(mode: ReprocessMode) -> Call:
+    return lambda large, tx: datasets.requeue(tx, large.dataset.id, mode, fingerprint="new", billable=False)
+
+
+CLAIMS: dict[str, tuple[set[str], Call]] = {
+    "claim uploads": ({"documents_waiting_idx", "documents_by_stage"}, claiming(Stage.EXTRACT)),
+    "claim parked": ({"documents_by_stage", "processing_jobs_pkey"}, claiming(Stage.PLAN)),
+    "advance": ({"documents_pkey"}, lambda large, tx: claims.advance(tx, large.claims(2), Stage.EMBED)),
+    "retry_later": (set(), lambda large, tx: claims.retry_later(tx, large.claims(2), "later")),
+    "fail": (
+        {"documents_pkey", "processing_jobs_pkey"},
+        lambda large, tx: claims.fail(tx, [Failure(c, "corrupt", "bad") for c in large.claims(2)]),
+    ),
+    "wait_for_credits": (
+        {"documents_pkey"},
+        lambda large, tx: claims.wait_for_credits(tx, [Wait(c, 1, "user", "u") for c in large.claims(2)]),
+    ),
+    "heartbeat": ({"documents_leased"}, lambda _, tx: claims.heartbeat(tx, run_id="run 0", lease_seconds=60)),
+    "expire_runs": ({"documents_leased"}, lambda _, tx: claims.expire_runs(tx, ["run 0", "run 7"])),
+}  # fmt: skip
+
+GENERATIONS: dict[str, tuple[set[str], Call]] = {
+    "live_sources": ({"generations_pkey"}, lambda large, tx: texts.live_sources(tx, large.ids)),
+    "reuse_text": ({"generations_pkey"}, lambda large, tx: texts.reuse_text(tx, large.claims(50)[0])),
+    "stage_texts": ({"documents_pkey"}, lambda large, tx: texts.stage_texts(tx, [staged(large.claims(1)[0], "a")])),
+    "staged_text": ({"generations_pkey"}, lambda large, tx: texts.staged_text(tx, large.claims(1)[0])),
+    "fresh_tokens": ({"generations_pkey"}, lambda large, tx: generations.fresh_tokens(tx, large.claims(2))),
+    "live_keys": ({"chunks_pkey"}, lambda large, tx: generations.live_keys(tx, large.ids, "f")),
+    "store_plan": (
+        {"chunks_pkey", "generations_pkey"},
+        lambda large, tx: generations.store_plan(tx, [(c, words("alpha beta")) for c in large.claims(1)], "f"),
+    ),
+    "assign_keys": ({"chunks_pkey"}, lambda large, tx: generations.assign_keys(tx, large.claims(2))),
+    "decide and publish": (
+        {"documents_pkey", "generations_pkey", "processing_jobs_pkey", "chunks_pkey"},
+        lambda large, tx: generations.publish(tx, [c for c in large.claims(2) if generations.decide(tx, [c])]),
+    ),
+    "discard_others": ({"chunks_pkey", "generations_pkey"}, lambda large, tx: generations.discard_others(tx, large.ids)),
+    "retired_keys": ({"retired_keys_by_dataset"}, lambda large, tx: manifest.retired_keys(tx, large.dataset.id, 1000)),
+    "retired_keys of a large dataset": (
+        {"retired_keys_by_dataset"}, lambda large, tx: manifest.retired_keys(tx, large.afternoon, 1000)
+    ),
+    "forget_retired": ({"retired_keys_pkey"}, lambda large, tx: manifest.forget_retired(tx, large.ids)),
+    "manifest_keys": (
+        {"documents_live", "chunks_pkey"}, lambda large, tx: manifest.manifest_keys(tx, large.dataset.id)
+    ),
+    "transient_keys": (
+        {"documents_by_stage", "chunks_pkey", "retired_keys_by_dataset"},
+        lambda large, tx: manifest.transient_keys(tx, large.dataset.id),
+    ),
+    "places": (
+        {"chunks_by_key"}, lambda large, tx: manifest.places(tx, large.dataset.id, [("key", i) for i in large.ids])
+    ),
+}  # fmt: skip
+
+DATASETS: dict[str, tuple[set[str], Call]] = {
+    "backlog": ({"documents_waiting_idx", "documents_by_stage"}, lambda _, tx: datasets.backlog(tx)),
+    "awaiting": ({"documents_awaiting"}, lambda _, tx: datasets.awaiting(tx)),
+    "in_flight": ({"documents_by_stage"}, lambda large, tx: datasets.in_flight(tx, large.dataset.id)),
+    "pace": (
+        {"documents_dataset_id_idx", "processing_jobs_document_id_idx"},
+        lambda large, tx: datasets.pace(tx, large.dataset.id, window=60),
+    ),
+    "status": ({"documents_dataset_id_idx"}, lambda large, tx: datasets.status(tx, large.dataset)),
+    "is_searchable": ({"documents_live"}, lambda large, tx: datasets.is_searchable(tx, large.dataset.id)),
+    "is_searchable of a large dataset": ({"documents_live"}, lambda large, tx: datasets.is_searchable(tx, large.afternoon)),
+    "names_of": (
+        {"documents_pkey"},
+        lambda large, tx: datasets.names_of(tx, dataset_ids=[large.dataset.id], document_ids=large.ids),
+    ),
+    "find_documents": (
+        {"documents_dataset_id_idx"}, lambda large, tx: datasets.find_documents(tx, large.dataset.id, ["500.txt"])
+    ),
+    "upload": (set(), lambda large, tx: datasets.upload(tx, large.dataset.id, [(i, "x") for i in large.ids])),
+    "content": ({"documents_pkey"}, lambda large, tx: datasets.content(tx, large.ids[0])),
+    "requeue failed": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.failed)),
+    "requeue stale": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.stale)),
+    "requeue all": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.all)),
+}  # fmt: skip
+
+CHARGES: dict[str, tuple[set[str], Call]] = {
+    "write_charges": (
+        {"charges_pkey", "documents_pkey"},
+        lambda large, tx: charges.write_charges(tx, large.charges(), dict.fromkeys(large.ids, 1)),
+    ),
+    "next_sequence": ({"charges_pkey"}, lambda large, tx: charges.next_sequence(tx, large.charges())),
+    "close_charges": (
+        {"charges_pkey"}, lambda large, tx: charges.close_charges(tx, [(c, "settled", 1) for c in large.charges()])
+    ),
+    "abandoned_charges": ({"charges_open"}, lambda large, tx: charges.abandoned_charges(tx, large.dataset.id, 1000)),
+}  # fmt: skip
+
+CALLS = CLAIMS | GENERATIONS | DATASETS | CHARGES
+"""What is called, and the indexes that its comments name."""
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_named_indexes_are_used_and_no_large_table_is_scanned(large: Large, name: str) -> None:
+    indexes, call = CALLS[name]
+    found = plans(large, lambda tx: call(large, tx))
+    assert indexes <= found.indexes
+    assert found.scans == set()
+
+
+def test_a_batch_of_twenty_thousand_uploads_is_claimed_without_reading_or_sorting_them(large: Large) -> None:
+    def claim(tx: Connection) -> None:
+        taken = claims.claim(
+            tx, dataset_id=large.afternoon, stage=Stage.EXTRACT, run_id="r", limit=100, lease_seconds=60
+        )
+        assert [c.filename for c in taken] == [f"{n}.txt" for n in range(119_999, 119_899, -1)]
+
+    found = plans(large, claim)
+    assert "documents_waiting_idx" in found.indexes
+    assert found.scans == set()
+    assert not {node for node in found.nodes if "Bitmap" in node}
+
+
+def test_only_the_views_over_everything_read_everything(large: Large) -> None:
+    whole: dict[str, Call] = {
+        "counts_of_all": lambda _, tx: datasets.counts_of_all(tx),
+        "backfill_candidates": lambda _, tx: datasets.backfill_candidates(tx, fingerprint="f", retryable=["transient"]),
+    }
+    for call in whole.values():
+        assert "documents" in plans(large, lambda tx, call=call: call(large, tx)).scans  # type: ignore[misc]
+
+
+def test_every_named_query_on_documents_has_a_plan_here() -> None:
+    functions = {
+        name
+        for module in (claims, generations, texts, manifest, datasets, charges)
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+    }
+    within = {"insert_jobs", "close_jobs", "lock_documents"}  # called by the others
+    small = {"get", "named", "every", "create", "mark_set_up"}  # datasets are few
+    whole = {"counts_of_all", "backfill_candidates"}
+    named = {word for name in CALLS for word in name.split()}
+    assert functions - within - small - whole - named == set()
