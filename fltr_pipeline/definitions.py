@@ -12,11 +12,11 @@ from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderReso
 def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
     """All definitions; `overrides` replaces resources by name (tests)."""
     return dg.Definitions(
-        assets=[*OWNERS_TABLES, *jobs.ASSETS, jobs.LEDGER],
-        asset_checks=checks.SCHEMA_CHECKS,
-        jobs=[jobs.ingest, jobs.reprocess_dataset, jobs.verify_schemas],
+        assets=[*OWNERS_TABLES, *jobs.ASSETS, jobs.LEDGER, checks.COLLECTION],
+        asset_checks=[*checks.SCHEMA_CHECKS, checks.manifest_matches_milvus],
+        jobs=[jobs.ingest, jobs.reprocess_dataset, jobs.verify],
         sensors=[sensors.uploaded_documents],
-        schedules=[schedules.nightly_backfill, schedules.daily_schema_check],
+        schedules=[schedules.nightly_backfill, schedules.daily_verification],
         resources={
             "fltr": FltrResource(),
             "credits": CreditsResource(),

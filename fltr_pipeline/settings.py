@@ -89,7 +89,7 @@ class Settings(BaseSettings):
         default=2, ge=1, description="Runs in flight; the sensor keeps Dagster's queue this short."
     )
     lease_seconds: int = Field(default=120, ge=5, description="A claim not renewed for this long is taken over.")
-    max_attempts: int = Field(default=5, ge=1, description="Transient failures of a document before it is `failed`.")
+    max_attempts: int = Field(default=5, ge=1, description="Workers that may die at a document before it is `failed`.")
 
     charging: bool = Field(default=True, description="Off while another application still charges `document_upload`.")
     prices: Prices = Field(

@@ -96,8 +96,13 @@ class World:
 
     def stage(self, work: StageWork, dataset: Dataset, worker: Worker | None = None, limit: int = 10_000) -> Report:
         base = ground(self.services, dataset.id)
+        worker = worker or self.worker()
+        with transaction(self.services.fltr) as tx:
+            ready = datasets.is_set_up(tx, dataset.id)
+        if not ready:
+            set_up(self.services, self.billing, worker, base)
         return StageRun(
-            fltr=self.services.fltr, billing=self.billing, work=work, worker=worker or self.worker(),
+            fltr=self.services.fltr, billing=self.billing, work=work, worker=worker,
             dataset=base.dataset, payer=base.payer, batch_size=self.services.settings.batch_size,
             max_attempts=self.services.settings.max_attempts,
         ).run(limit)  # fmt: skip

@@ -64,6 +64,11 @@ class Hold:
         """Derived from the hold's id, the same for settle and release."""
         return str(uuid.uuid5(_NAMESPACE, f"close:{self.id}"))
 
+    @property
+    def refund_id(self) -> str:
+        """Derived from the hold's id: what was charged is given back once."""
+        return str(uuid.uuid5(_NAMESPACE, f"refund:{self.id}"))
+
 
 class HoldState(StrEnum):
     """How a hold stands after `reserve`."""
@@ -129,12 +134,20 @@ def hold_row(hold: Hold) -> auth.LedgerRow:
     )  # fmt: skip
 
 
-def close_row(close: Close) -> auth.LedgerRow:
-    """`refund` of what is not charged; `usage` of 0 where that is nothing."""
+def close_row(close: Close, team_id: str | None) -> auth.LedgerRow:
+    """`refund` of what is not charged; `usage` of 0 where that is nothing. `team_id` as the hold has it now."""
     hold, back = close.hold, close.hold.amount - close.charged
     extra = {"outcome": close.outcome.value, "charged": close.charged, "used": close.used, "reason": close.reason}
     return auth.LedgerRow(
-        id=hold.close_id, user_id=hold.payer.user_id, team_id=hold.payer.team_id, amount=back,
+        id=hold.close_id, user_id=hold.payer.user_id, team_id=team_id, amount=back,
         type="refund" if back else "usage", operation=hold.op.value, resource_id=hold.subject_id,
         metadata=_metadata(hold, "close") | extra,
+    )  # fmt: skip
+
+
+def refund_row(hold: Hold, amount: int, team_id: str | None, reason: str) -> auth.LedgerRow:
+    """`refund` of what a settled hold was charged."""
+    return auth.LedgerRow(
+        id=hold.refund_id, user_id=hold.payer.user_id, team_id=team_id, amount=amount, type="refund",
+        operation=hold.op.value, resource_id=hold.subject_id, metadata=_metadata(hold, "refund") | {"reason": reason},
     )  # fmt: skip

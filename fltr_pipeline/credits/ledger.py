@@ -31,6 +31,7 @@ from fltr_pipeline.credits.holds import (
     close_row,
     hold_row,
     outcome_of,
+    refund_row,
 )
 from fltr_pipeline.credits.statement import Statement, entries
 from fltr_pipeline.errors import InvalidAmount, NotFound, PotGone, StoreUnavailable
@@ -75,8 +76,8 @@ class Ledger:
     def reserve(self, holds: Sequence[Hold]) -> dict[str, HoldState]:
         """Reserve each hold, or find it as an earlier try left it; returns hold id → state.
 
-        One transaction per pot, pots in a fixed order. Where a pot can't cover all, the first ones in the given order
-        that it covers are reserved.
+        One transaction per pot, pots in a fixed order. Where a pot can't cover all, those are reserved that fit, first
+        come first served in the given order.
 
         Raises:
             InvalidAmount: not 0 < amount ≤ cap.
@@ -107,6 +108,19 @@ class Ledger:
             ids = {h.id for h in mine}
             closed |= self._retried(partial(_close_pot, pot=pot, closes=[c for c in closes if c.hold.id in ids]))
         return closed
+
+    def refund(self, holds: Sequence[Hold], *, reason: str) -> int:
+        """Give back what settled holds were charged, once each; returns the credits that went back now.
+
+        Holds that are open, released or gone are left alone.
+
+        Raises:
+            StoreUnavailable: fltr_auth does not answer.
+        """
+        return sum(
+            self._retried(partial(_refund_pot, pot=pot, holds=mine, reason=reason))
+            for pot, mine in _by_pot(holds).items()
+        )
 
     def grant(self, payer: Payer, amount: int, *, reason: str) -> int:
         """Add a bonus to the payer's pot; returns the new balance.
@@ -174,7 +188,7 @@ class Ledger:
             raise InvalidAmount(f"{amount} credits for {what}: an amount must be between 1 and {self.max_amount}")
 
     def _reserve_pot(self, pot: Pot, holds: Sequence[Hold]) -> dict[str, HoldState]:
-        """Reserve what the pot covers; when it can't cover all, look again and take the longest prefix that fits."""
+        """Reserve what the pot covers; when it can't cover all, look again and take those that fit, in order."""
         wanted = list(holds)
         refused: dict[str, HoldState] = {}
         for _ in range(_TRIES):
@@ -185,7 +199,7 @@ class Ledger:
                 if available is None:
                     return refused | {h.id: HoldState.POT_GONE for h in wanted}
                 existing = self._retried(partial(auth.rows, ids=[h.id for h in wanted]))
-                wanted, rest = _prefix(wanted, available, existing)
+                wanted, rest = _fitting(wanted, available, existing)
                 refused |= {h.id: HoldState.INSUFFICIENT for h in rest}
             except IntegrityError:
                 # The only constraints an insert can break are the foreign keys to users and teams.
@@ -237,13 +251,13 @@ def _reserve_or_roll_back(tx: Connection, pot: Pot, holds: Sequence[Hold]) -> di
     return states
 
 
-def _prefix(holds: Sequence[Hold], available: int, existing: Mapping[str, object]) -> tuple[list[Hold], list[Hold]]:
-    """Holds in order as long as `available` covers them; those that exist already cost nothing more."""
+def _fitting(holds: Sequence[Hold], available: int, existing: Mapping[str, object]) -> tuple[list[Hold], list[Hold]]:
+    """Each hold in order that what is left of `available` covers; those that exist already cost nothing more."""
     fits: list[Hold] = []
     rest: list[Hold] = []
     for hold in holds:
         cost = 0 if hold.id in existing else hold.amount
-        if cost <= available and (cost == 0 or not rest):
+        if cost <= available:
             available -= cost
             fits.append(hold)
         else:
@@ -256,7 +270,7 @@ def _close_pot(tx: Connection, pot: Pot, closes: Sequence[Close]) -> dict[str, C
     there = [c for c in closes if c.hold.id in holds]
     result = {c.hold.id: Closed(CloseState.PAYER_GONE, 0) for c in closes if c.hold.id not in holds}
     try:
-        inserted = auth.insert(tx, [close_row(c) for c in there])
+        inserted = auth.insert(tx, [close_row(c, holds[c.hold.id].team_id) for c in there])
     except IntegrityError as error:
         raise StoreUnavailable(
             "a payer was deleted while their hold was being closed; it is looked at again"
@@ -264,7 +278,7 @@ def _close_pot(tx: Connection, pot: Pot, closes: Sequence[Close]) -> dict[str, C
     back = sum(inserted.values())
     pot_there = not back or auth.give(tx, pot.kind, pot.id, back)
     if not pot_there:
-        _LOG.error("%s %s is gone: %d credits of closed holds could not be returned", pot.kind, pot.id, back)
+        _LOG.error("%s is gone: %d credits of closed holds could not be returned", pot.name, back)
     earlier = auth.rows(tx, [c.hold.close_id for c in there if c.hold.close_id not in inserted])
     for close in there:
         found = earlier.get(close.hold.close_id)
@@ -273,3 +287,13 @@ def _close_pot(tx: Connection, pot: Pot, closes: Sequence[Close]) -> dict[str, C
         else:
             result[close.hold.id] = Closed(close.outcome if pot_there else CloseState.POT_GONE, close.charged)
     return result
+
+
+def _refund_pot(tx: Connection, pot: Pot, holds: Sequence[Hold], reason: str) -> int:
+    closes = auth.rows(tx, [h.close_id for h in holds])
+    charged = {h.id: h.amount - closes[h.close_id].amount for h in holds if h.close_id in closes}
+    rows = [refund_row(h, charged[h.id], closes[h.close_id].team_id, reason) for h in holds if charged.get(h.id, 0) > 0]
+    back = sum(auth.insert(tx, rows).values()) if rows else 0
+    if back and not auth.give(tx, pot.kind, pot.id, back):
+        _LOG.error("%s is gone: %d credits of failed work could not be given back", pot.name, back)
+    return back

@@ -1,5 +1,11 @@
-"""From work to whole credits. Pure."""
+"""From work to units of the price list. Pure; a unit's price is frozen in the charge.
 
+Belongs here: how pages and tokens are counted, and estimated. Does not: credits (a unit costs what the charge says).
+"""
+
+from collections.abc import Mapping
+
+from fltr_pipeline.models import Op
 from fltr_pipeline.settings import Prices
 
 CHARACTERS_PER_PAGE = 3000
@@ -9,27 +15,37 @@ PDF_BYTES_PER_PAGE = 2000
 """A dense page of text compresses to about this; the estimate is meant to be high, the rest comes back at settle."""
 
 
-def units(quantity: int, per: int) -> int:
-    """Units begun: ⌈quantity / per⌉."""
+def unit_prices(prices: Prices) -> Mapping[Op, int]:
+    """Credits per unit of each op."""
+    return {
+        Op.DATASET_SETUP: prices.dataset_setup,
+        Op.DOCUMENT_EXTRACT: prices.extract,
+        Op.DOCUMENT_PLAN: prices.plan,
+        Op.DOCUMENT_EMBED: prices.embed,
+    }
+
+
+def begun(quantity: int, per: int) -> int:
+    """Units begun: quantity / per, rounded up."""
     return -(-max(0, quantity) // per)
 
 
 def estimated_pages(filename: str, size: int) -> int:
     """An upper estimate of the pages in a file of `size` bytes, at least 1."""
     per = PDF_BYTES_PER_PAGE if filename.lower().endswith(".pdf") else CHARACTERS_PER_PAGE
-    return max(1, units(size, per))
+    return max(1, begun(size, per))
 
 
 def counted_pages(kind: str, pages: int, characters: int) -> int:
     """The pages that are charged: a PDF's own, else 3,000 characters each; at least 1."""
-    return max(1, pages if kind == "pdf" else units(characters, CHARACTERS_PER_PAGE))
+    return max(1, pages if kind == "pdf" else begun(characters, CHARACTERS_PER_PAGE))
 
 
-def extract_price(prices: Prices, pages: int) -> int:
-    """Credits for extracting `pages` pages."""
-    return prices.extract * units(pages, prices.extract_pages)
+def extract_units(prices: Prices, pages: int) -> int:
+    """Units of extraction in `pages` pages."""
+    return begun(pages, prices.extract_pages)
 
 
-def embed_price(prices: Prices, tokens: int) -> int:
-    """Credits for embedding `tokens` tokens; 0 where nothing is embedded."""
-    return prices.embed * units(tokens, prices.embed_tokens)
+def embed_units(prices: Prices, tokens: int) -> int:
+    """Units of embedding in `tokens` tokens; 0 where nothing is embedded."""
+    return begun(tokens, prices.embed_tokens)

@@ -43,17 +43,18 @@ class Statement:
 
 
 def entries(rows: Sequence[StoredRow]) -> Iterator[Entry]:
-    """Holds with their closes; every other row as it is: a grant or purchase, or another application's usage."""
+    """Holds with their closes and refunds; every other row as it is: a grant, or another application's usage."""
     closes = {str(r.metadata["hold_id"]): r for r in rows if r.metadata.get("kind") == "close"}
+    refunds = {str(r.metadata["hold_id"]): r.amount for r in rows if r.metadata.get("kind") == "refund"}
     for row in rows:
         kind = row.metadata.get("kind")
         if kind == "reserve":
             close = closes.get(row.id)
-            back = close.amount if close else 0
+            back = (close.amount if close else 0) + refunds.get(row.id, 0)
             yield Entry(
                 row.created_at, row.operation, row.resource_id, reserved=-row.amount,
                 charged=-row.amount - back if close else 0, returned=back, held=0 if close else -row.amount, granted=0,
             )  # fmt: skip
-        elif kind != "close":
+        elif kind not in {"close", "refund"}:
             spent = max(0, -row.amount)
             yield Entry(row.created_at, row.operation, row.resource_id, spent, spent, 0, 0, max(0, row.amount))

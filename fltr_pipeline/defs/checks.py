@@ -1,9 +1,16 @@
-"""The checks of both databases against their specification. Harmful drift blocks ingest."""
+"""The checks that look at everything: both databases against their specification, the manifest against Milvus.
+
+Harmful drift of a schema blocks ingest. The comparison with Milvus lists every key, so it runs by schedule, on the
+collection's own asset, and not with each run.
+"""
 
 import dagster as dg
 
 from fltr_pipeline.defs.datasets import datasets
-from fltr_pipeline.defs.op import table, typed_failures
+from fltr_pipeline.defs.document_embeddings import document_embeddings
+from fltr_pipeline.defs.op import services_of, table, typed_failures
+from fltr_pipeline.pipeline.reconcile import compare_all
+from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 from fltr_pipeline.settings import Settings
 from fltr_pipeline.stores.schema.verify import VerificationReport, verify_auth, verify_fltr
 
@@ -20,6 +27,40 @@ def fltr_auth_matches_specification() -> dg.AssetCheckResult:
     """Schema of `fltr_auth`."""
     with typed_failures():
         return _result(verify_auth(Settings().endpoints.auth_database_url.get_secret_value()))
+
+
+COLLECTION = dg.AssetSpec(
+    ["milvus", "fltr_chunks"],
+    description="The collection that all datasets share, partitioned by dataset.",
+    group_name="milvus",
+    kinds={"milvus"},
+    deps=[document_embeddings],
+)
+
+
+@dg.asset_check(asset=COLLECTION.key, description="The manifest in Postgres and Milvus hold the same keys.")
+def manifest_matches_milvus(
+    fltr: FltrResource,
+    credits: CreditsResource,
+    milvus: MilvusResource,
+    embedder: EmbedderResource,
+    blobs: BlobsResource,
+) -> dg.AssetCheckResult:
+    """Every dataset, key by key."""
+    with typed_failures():
+        drifts = compare_all(services_of(fltr, credits, milvus, embedder, blobs))
+    return dg.AssetCheckResult(
+        passed=not drifts,
+        severity=dg.AssetCheckSeverity.ERROR,
+        metadata={
+            "missing": sum(len(d.missing) for d in drifts.values()),
+            "orphans": sum(len(d.orphans) for d in drifts.values()),
+            "datasets": table(
+                ("dataset", "live", "missing", "orphans"),
+                [(i, str(d.live), str(len(d.missing)), str(len(d.orphans))) for i, d in drifts.items()],
+            ),
+        },
+    )
 
 
 SCHEMA_CHECKS = [fltr_matches_specification, fltr_auth_matches_specification]

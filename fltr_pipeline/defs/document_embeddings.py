@@ -1,4 +1,4 @@
-"""Asset `document_embeddings`: vectors in Milvus, published; and the check that manifest and Milvus agree."""
+"""Asset `document_embeddings`: vectors in Milvus, published; and the check that what was published is there."""
 
 from collections.abc import Iterator
 
@@ -8,11 +8,11 @@ from fltr_pipeline.defs.op import WorkConfig, metadata_of, run_stage, services_o
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.defs.processing_jobs import processing_jobs
 from fltr_pipeline.pipeline.embed import Embed, sweep
-from fltr_pipeline.pipeline.reconcile import Drift, compare
+from fltr_pipeline.pipeline.reconcile import Published, check_published
 from fltr_pipeline.pipeline.reprocess import remaining
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 
-MANIFEST_CHECK = "manifest_matches_milvus"
+PUBLISHED_CHECK = "published_chunks_are_in_milvus"
 _KEYS_SHOWN = 20
 
 
@@ -23,9 +23,9 @@ _KEYS_SHOWN = 20
     kinds={"milvus"},
     check_specs=[
         dg.AssetCheckSpec(
-            MANIFEST_CHECK,
+            PUBLISHED_CHECK,
             asset="document_embeddings",
-            description="Postgres's manifest and Milvus hold the same keys for the dataset, listed one by one.",
+            description="Every chunk of the documents that this run published is in Milvus, looked up by key.",
         )
     ],
 )
@@ -45,24 +45,23 @@ def document_embeddings(
         services.vectors.ensure()
         report = run_stage(context, services, billing, Embed(services), config.max_documents)
         swept = sweep(services, context.partition_key)
-        drift = compare(services, context.partition_key)
+        published = check_published(services, context.partition_key, report.finished)
         left = remaining(services, context.partition_key)
     yield dg.MaterializeResult(
-        metadata=metadata_of(report, chunks_deleted=swept, chunks_live=drift.live, documents_remaining=left),
-        check_results=[_check(drift)],
+        metadata=metadata_of(report, chunks_deleted=swept, documents_remaining=left),
+        check_results=[_check(published)],
     )
 
 
-def _check(drift: Drift) -> dg.AssetCheckResult:
+def _check(published: Published) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
-        check_name=MANIFEST_CHECK,
-        passed=drift.none,
+        check_name=PUBLISHED_CHECK,
+        passed=not published.missing,
         severity=dg.AssetCheckSeverity.ERROR,
         metadata={
-            "live": drift.live,
-            "missing": len(drift.missing),
-            "orphans": len(drift.orphans),
-            "missing_keys": sorted(drift.missing)[:_KEYS_SHOWN],
-            "orphan_keys": sorted(drift.orphans)[:_KEYS_SHOWN],
+            "documents": published.documents,
+            "chunks": published.chunks,
+            "missing": len(published.missing),
+            "missing_keys": sorted(published.missing)[:_KEYS_SHOWN],
         },
     )

@@ -24,11 +24,12 @@ def documents(
     with typed_failures(context.op_execution_context):
         services = services_of(fltr, credits, milvus, embedder, blobs)
         billing = credits.billing(services.fltr)
-        # A retry of this step must not queue what the first try queued and finished.
-        requeued = (
-            0
-            if context.op_execution_context.retry_number
-            else requeue(services, context.partition_key, config.mode, charge=config.charge)
+        requeued = requeue(
+            services,
+            context.partition_key,
+            config.mode,
+            charge=config.charge,
+            retryable_only=config.retryable_failures_only,
         )
         with Extract(services) as work:
             report = run_stage(context, services, billing, work, config.max_documents)

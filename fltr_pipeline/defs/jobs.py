@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from fltr_pipeline.defs.checks import COLLECTION
 from fltr_pipeline.defs.datasets import datasets
 from fltr_pipeline.defs.document_embeddings import document_embeddings
 from fltr_pipeline.defs.documents import documents
@@ -33,20 +34,21 @@ reprocess_dataset = dg.define_asset_job(
     ),
 )
 
-verify_schemas = dg.define_asset_job(
-    "verify_schemas",
-    selection=dg.AssetSelection.checks_for_assets(datasets),
-    description="Compares both databases with their specification.",
+verify = dg.define_asset_job(
+    "verify",
+    selection=dg.AssetSelection.checks_for_assets(datasets) | dg.AssetSelection.checks_for_assets(COLLECTION.key),
+    description="Compares both databases with their specification, and the manifest with Milvus, key by key.",
 )
 
 
-def work_config(mode: ReprocessMode, max_documents: int) -> dict[str, object]:
+def work_config(mode: ReprocessMode, max_documents: int, *, retryable_failures_only: bool = False) -> dict[str, object]:
     """Run config of the first two jobs for one bounded run."""
-    bound = {"config": {"max_documents": max_documents}}
+    bound = {"max_documents": max_documents}
+    first = bound | {"mode": mode.name, "retryable_failures_only": retryable_failures_only}
     return {
         "ops": {
-            "documents": {"config": {"mode": mode.name, "max_documents": max_documents}},
-            "processing_jobs": bound,
-            "document_embeddings": bound,
+            "documents": {"config": first},
+            "processing_jobs": {"config": bound},
+            "document_embeddings": {"config": bound},
         }
     }

@@ -36,6 +36,8 @@ class ReprocessConfig(WorkConfig):
     mode: ReprocessMode = ReprocessMode.stale
     """Each includes the ones before it: `pending` (only what waits), `failed`, `stale` (made with another
     configuration), `all`."""
+    retryable_failures_only: bool = False
+    """Of the failed documents, only those whose failure was not their own: what a backfill may mend."""
     charge: bool = False
     """Charge the redo of ready documents: for a redo that the customer asked for. One that we cause is free."""
 

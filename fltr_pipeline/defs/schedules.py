@@ -2,14 +2,13 @@
 
 import dagster as dg
 
-from fltr_pipeline.defs.jobs import reprocess_dataset, verify_schemas, work_config
+from fltr_pipeline.defs.jobs import reprocess_dataset, verify, work_config
 from fltr_pipeline.defs.op import services_of
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline.reprocess import datasets_to_backfill
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
-
-_NO_BOUND = 1_000_000
+from fltr_pipeline.settings import Settings
 
 
 @dg.schedule(
@@ -31,12 +30,14 @@ def nightly_backfill(
     if not found:
         return dg.SkipReason("every document is up to date")
     context.instance.add_dynamic_partitions(str(DATASET_PARTITIONS.name), found)
-    return [dg.RunRequest(partition_key=i, run_config=work_config(ReprocessMode.stale, _NO_BOUND)) for i in found]
+    # Bounded: the run queues everything and does a part of it; the sensor goes on, as with any backlog.
+    config = work_config(ReprocessMode.stale, Settings().run_documents, retryable_failures_only=True)
+    return [dg.RunRequest(partition_key=i, run_config=config) for i in found]
 
 
-daily_schema_check = dg.ScheduleDefinition(
-    name="daily_schema_check",
-    job=verify_schemas,
+daily_verification = dg.ScheduleDefinition(
+    name="daily_verification",
+    job=verify,
     cron_schedule="30 2 * * *",
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )

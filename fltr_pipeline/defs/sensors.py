@@ -1,6 +1,7 @@
 """The sensor that picks up uploaded documents. It reads only: the UI's preview executes it too."""
 
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
@@ -22,6 +23,10 @@ _UNFINISHED = [
     dg.DagsterRunStatus.CANCELING,
 ]
 
+_FIRST = {"dagster/priority": "1"}
+"""Before backfills in Dagster's queue, which is first in, first out."""
+_PAUSE = timedelta(seconds=60)
+
 
 @dg.sensor(
     job=ingest,
@@ -42,21 +47,36 @@ def uploaded_documents(
     waiting = waiting_documents(backlog, awaiting, balances)
     if not waiting:
         return dg.SkipReason("no document waits" if not awaiting else "the documents that wait await credits")
+    failed = just_failed(context.instance)
     chosen = runs_to_launch(
-        waiting, in_flight(context.instance), per_run=settings.run_documents, max_in_flight=settings.max_concurrent_runs
+        [b for b in waiting if b.dataset_id not in failed],
+        in_flight(context.instance),
+        per_run=settings.run_documents,
+        max_in_flight=settings.max_concurrent_runs,
     )
     if not chosen:
-        return dg.SkipReason(f"{sum(b.waiting for b in waiting)} documents wait; enough runs are in flight")
+        pausing = f", or failed less than {_PAUSE.seconds} s ago" if failed else ""
+        return dg.SkipReason(f"{sum(b.waiting for b in waiting)} documents wait; enough runs are in flight{pausing}")
+    config = work_config(ReprocessMode.pending, settings.run_documents)
     return dg.SensorResult(
-        run_requests=[
-            dg.RunRequest(partition_key=i, run_config=work_config(ReprocessMode.pending, settings.run_documents))
-            for i in chosen
-        ],
+        run_requests=[dg.RunRequest(partition_key=i, run_config=config, tags=_FIRST) for i in chosen],
         dynamic_partitions_requests=[DATASET_PARTITIONS.build_add_request(sorted(set(chosen)))],
     )
 
 
 def in_flight(instance: dg.DagsterInstance) -> Counter[str]:
-    """Unfinished runs by dataset."""
-    runs = instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED))
-    return Counter(run.tags["dagster/partition"] for run in runs if "dagster/partition" in run.tags)
+    """Unfinished runs of `ingest` by dataset. Backfills and runs by hand don't keep new uploads waiting."""
+    return _by_dataset(instance, dg.RunsFilter(job_name=ingest.name, statuses=_UNFINISHED))
+
+
+def just_failed(instance: dg.DagsterInstance) -> Counter[str]:
+    """Datasets whose run failed a moment ago: they pause, so that others get their slots."""
+    since = datetime.now(UTC) - _PAUSE
+    failure = [dg.DagsterRunStatus.FAILURE]
+    return _by_dataset(instance, dg.RunsFilter(job_name=ingest.name, statuses=failure, updated_after=since))
+
+
+def _by_dataset(instance: dg.DagsterInstance, runs: dg.RunsFilter) -> Counter[str]:
+    return Counter(
+        run.tags["dagster/partition"] for run in instance.get_runs(filters=runs) if "dagster/partition" in run.tags
+    )

@@ -1,6 +1,6 @@
 """The cycle that every op goes through: charge written, hold reserved, work done, hold settled.
 
-Belongs here: the order between `pipeline.charges` and the ledger. Does not: prices (credits.pricing), the ledger's SQL.
+Belongs here: the order between `pipeline.charges` and the ledger. Does not: counting units (credits.pricing), SQL.
 A charge of 0 credits makes no ledger row but takes the same path.
 """
 
@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from fltr_pipeline.credits.holds import Close, Closed, CloseState, Hold, HoldState, Payer, Pot
 from fltr_pipeline.credits.ledger import Ledger
+from fltr_pipeline.credits.pricing import unit_prices
 from fltr_pipeline.models import Op
 from fltr_pipeline.settings import Prices
 from fltr_pipeline.stores.database import transaction
@@ -19,15 +20,18 @@ from fltr_pipeline.stores.fltr.charges import Charge
 
 _TRIES = 5
 
+ChargeKey = tuple[str, Op, int]
+
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """What an op on one subject will cost at most. `fence` is None for a dataset."""
+    """The most units that an op on one subject can take. `fence` is None for a dataset; not billable: free."""
 
     subject_id: str
     generation: int
     fence: int | None
-    amount: int
+    units: int
+    billable: bool
     job_id: str | None
 
 
@@ -53,27 +57,25 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How the work on a charge ended. `price` is its actual cost; at most what is reserved is charged."""
+    """How the work on a charge ended: `units` of the price list were used, for `used` pages or tokens."""
 
     charge: Charge
-    price: int
+    units: int
     used: int
     reason: str
 
     @property
     def charged(self) -> int:
-        """min(actual, reserved)."""
-        return min(self.price, self.charge.amount)
+        """min(actual, reserved), at the price that was frozen with the charge."""
+        return min(self.units * self.charge.unit_price, self.charge.amount)
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
     """What the ledger says after closing."""
 
-    closed: Mapping[str, Closed]
-    """By subject."""
     refused: Sequence[Refusal]
-    """Subjects whose hold had been released meanwhile and that could not be reserved again: not paid, don't publish."""
+    """Subjects that are not paid: their hold was released meanwhile and can't be had again, or their payer is gone."""
     charged: int
     returned: int
 
@@ -92,14 +94,11 @@ class Billing:
 
         Subjects whose fence was lost are in neither answer.
         """
-        unit_price = {
-            Op.DATASET_SETUP: self.prices.dataset_setup, Op.DOCUMENT_EXTRACT: self.prices.extract,
-            Op.DOCUMENT_PLAN: self.prices.plan, Op.DOCUMENT_EMBED: self.prices.embed,
-        }[op]  # fmt: skip
+        unit_price = unit_prices(self.prices)[op] if self.charging else 0
         drafts = [
             Charge(
                 subject_id=q.subject_id, op=op, generation=q.generation, dataset_id=dataset_id,
-                amount=q.amount if self.charging else 0, user_id=payer.user_id, pot_kind=payer.pot.kind,
+                amount=q.units * unit_price if q.billable else 0, user_id=payer.user_id, pot_kind=payer.pot.kind,
                 pot_id=payer.pot.id, price_version=self.prices.version, unit_price=unit_price, job_id=q.job_id,
             )
             for q in quotes
@@ -109,53 +108,46 @@ class Billing:
             charges = store.write_charges(tx, drafts, fences)
         return self._hold(charges)
 
-    def _hold(self, charges: Sequence[Charge]) -> Reservation:
-        """Reserve; a hold that an earlier attempt released is tried again under the next sequence."""
-        granted: dict[str, Charge] = {}
-        refused: list[Refusal] = []
-        todo = list(charges)
-        for _ in range(_TRIES):
-            paid = [c for c in todo if c.amount == 0 or c.state == "settled"]
-            granted |= {c.subject_id: c for c in paid}
-            released = [c for c in todo if c.amount > 0 and c.state == "released"]
-            holds = {hold_of(c).id: c for c in todo if c.amount > 0 and c.state == "open"}
-            states = self.ledger.reserve([hold_of(c) for c in holds.values()]) if holds else {}
-            for hold_id, charge in holds.items():
-                state = states[hold_id]
-                if state in {HoldState.OPEN, HoldState.SETTLED}:
-                    granted[charge.subject_id] = charge
-                elif state is HoldState.RELEASED:
-                    released.append(charge)
-                else:
-                    refused.append(
-                        Refusal(charge.subject_id, state, charge.amount, Pot(charge.pot_kind, charge.pot_id))
-                    )
-            if not released:
-                break
-            with transaction(self.fltr) as tx:
-                todo = store.next_sequence(tx, released)
-        return Reservation(granted, refused, sum(c.amount for c in granted.values() if c.state == "open"))
-
     def settle(self, settlements: Sequence[Settlement]) -> Settled:
         """Close each hold as its work ended; one that was released meanwhile is reserved again and settled first."""
-        todo, refused = {s.charge.subject_id: s for s in settlements}, list[Refusal]()
-        closed: dict[str, Closed] = {}
+        todo = {s.charge.key: s for s in settlements}
+        refused: list[Refusal] = []
+        closed: dict[ChargeKey, Closed] = {}
         for _ in range(_TRIES):
             closed |= self._close(list(todo.values()))
-            lost = {i: s for i, s in todo.items() if s.charged > 0 and closed[i].state is CloseState.RELEASED}
+            lost = {k: s for k, s in todo.items() if s.charged > 0 and closed[k].state is CloseState.RELEASED}
             if not lost:
                 break
             again = self._hold([replace(s.charge, state="released") for s in lost.values()])
             refused += again.refused
-            todo = {i: replace(lost[i], charge=c) for i, c in again.granted.items()}
+            todo = {c.key: replace(lost[c.key], charge=c) for c in again.granted.values()}
+        refused += [
+            _refusal(s.charge, HoldState.PAYER_GONE)
+            for s in settlements
+            if s.charged > 0 and closed[s.charge.key].state is CloseState.PAYER_GONE
+        ]
         now = [s.charge for s in settlements if s.charge.state == "open"]  # not those that an earlier attempt paid
-        charged = sum(closed[c.subject_id].charged for c in now)
-        return Settled(closed, refused, charged, max(0, sum(c.amount for c in now) - charged))
+        charged = sum(closed[c.key].charged for c in now)
+        return Settled(refused, charged, max(0, sum(c.amount for c in now) - charged))
+
+    def give_up(self, generations: Sequence[tuple[str, int]]) -> int:
+        """Work on these (document, generation)s failed for good, through our fault: everything goes back.
+
+        Open holds are released, what earlier ops charged is refunded. Returns the credits that went back.
+        """
+        with transaction(self.fltr) as tx:
+            charges = store.charges_of(tx, generations)
+        returned = self.release([c for c in charges if c.state == "open"], "gave_up")
+        paid = [c for c in charges if c.state == "settled" and c.charged]
+        if paid:
+            returned += self.ledger.refund([hold_of(c) for c in paid], reason="gave_up")
+            with transaction(self.fltr) as tx:
+                store.close_charges(tx, [(c, "refunded", 0) for c in paid])
+        return returned
 
     def release(self, charges: Sequence[Charge], reason: str) -> int:
-        """Give the holds back whole; returns the credits that went back."""
-        settled = self.settle([Settlement(c, 0, 0, reason) for c in charges])
-        return settled.returned
+        """Give open holds back whole; returns the credits that went back."""
+        return self.settle([Settlement(c, 0, 0, reason) for c in charges]).returned if charges else 0
 
     def release_abandoned(self, dataset_id: str, limit: int = 1000) -> int:
         """Close the charges whose document is gone or no longer at work on that generation; returns how many."""
@@ -164,27 +156,44 @@ class Billing:
         self.release(abandoned, "abandoned")
         return len(abandoned)
 
-    def _close(self, settlements: Sequence[Settlement]) -> dict[str, Closed]:
+    def _hold(self, charges: Sequence[Charge]) -> Reservation:
+        """Reserve; a hold that an earlier attempt released is tried again under the next sequence."""
+        granted: dict[str, Charge] = {}
+        refused: list[Refusal] = []
+        todo = list(charges)
+        for _ in range(_TRIES):
+            granted |= {c.subject_id: c for c in todo if c.amount == 0 or c.state == "settled"}
+            over = [c for c in todo if c.amount > 0 and c.state in {"released", "refunded"}]
+            holds = {hold_of(c).id: c for c in todo if c.amount > 0 and c.state == "open"}
+            states = self.ledger.reserve([hold_of(c) for c in holds.values()]) if holds else {}
+            for hold_id, charge in holds.items():
+                state = states[hold_id]
+                if state in {HoldState.OPEN, HoldState.SETTLED}:
+                    granted[charge.subject_id] = charge
+                elif state is HoldState.RELEASED:
+                    over.append(charge)
+                else:
+                    refused.append(_refusal(charge, state))
+            if not over:
+                break
+            with transaction(self.fltr) as tx:
+                todo = store.next_sequence(tx, over)
+        return Reservation(granted, refused, sum(c.amount for c in granted.values() if c.state == "open"))
+
+    def _close(self, settlements: Sequence[Settlement]) -> dict[ChargeKey, Closed]:
         closes = {
-            s.charge.subject_id: Close(
+            s.charge.key: Close(
                 hold_of(s.charge), s.charged, CloseState.SETTLED if s.charged else CloseState.RELEASED, s.reason, s.used
             )
             for s in settlements
             if s.charge.amount > 0
         }
         by_hold = self.ledger.close(list(closes.values())) if closes else {}
-        closed = {i: by_hold[c.hold.id] for i, c in closes.items()}
-        for s in settlements:
-            closed.setdefault(s.charge.subject_id, Closed(CloseState.SETTLED, 0))
+        free = Closed(CloseState.SETTLED, 0)
+        closed = {s.charge.key: by_hold[hold_of(s.charge).id] if s.charge.amount > 0 else free for s in settlements}
+        ended = [(s.charge, _state(closed[s.charge.key]), closed[s.charge.key].charged) for s in settlements]
         with transaction(self.fltr) as tx:
-            store.close_charges(
-                tx,
-                [
-                    (s.charge, "released" if closed[s.charge.subject_id].state is CloseState.RELEASED else "settled",
-                     closed[s.charge.subject_id].charged)
-                    for s in settlements
-                ],
-            )  # fmt: skip
+            store.close_charges(tx, ended)
         return closed
 
 
@@ -195,3 +204,11 @@ def hold_of(charge: Charge) -> Hold:
         amount=charge.amount, payer=Payer(charge.user_id, Pot(charge.pot_kind, charge.pot_id)), job_id=charge.job_id,
         price_version=charge.price_version, unit_price=charge.unit_price,
     )  # fmt: skip
+
+
+def _refusal(charge: Charge, state: HoldState) -> Refusal:
+    return Refusal(charge.subject_id, state, charge.amount, Pot(charge.pot_kind, charge.pot_id))
+
+
+def _state(closed: Closed) -> str:
+    return "released" if closed.state is CloseState.RELEASED else "settled"

@@ -4,8 +4,10 @@ Level-triggered: it looks at what waits and at what is in flight, never at what 
 when a run fails and nothing is launched twice.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from fltr_pipeline.credits.holds import Pot
 from fltr_pipeline.stores.fltr.datasets import Awaiting, Backlog
@@ -14,15 +16,17 @@ from fltr_pipeline.stores.fltr.datasets import Awaiting, Backlog
 def waiting_documents(
     backlog: Iterable[Backlog], awaiting: Iterable[Awaiting], balances: Mapping[Pot, int]
 ) -> list[Backlog]:
-    """What can be worked on now, by dataset: the backlog, and what awaits credits that have come."""
+    """What can be worked on now, by dataset: the backlog, and what awaits credits that have come.
+
+    Where the pot no longer exists, a run tells its documents so.
+    """
     found = {b.dataset_id: b for b in backlog}
     for a in awaiting:
-        if balances.get(Pot(a.pot_kind, a.pot_id), 0) < a.least:
-            continue
-        known = found.get(a.dataset_id)
-        found[a.dataset_id] = Backlog(
-            a.dataset_id, a.user_id, a.documents + (known.waiting if known else 0), known.oldest if known else None
-        )
+        available = balances.get(Pot(a.pot_kind, a.pot_id))
+        affordable = a.documents if available is None else min(a.documents, available // a.least)
+        if affordable > 0:
+            known = found.get(a.dataset_id, Backlog(a.dataset_id, a.user_id, 0, None))
+            found[a.dataset_id] = replace(known, waiting=known.waiting + affordable)
     return list(found.values())
 
 
@@ -54,4 +58,5 @@ def runs_to_launch(
 
 
 def _since(backlog: Backlog) -> float:
-    return backlog.oldest.timestamp() if backlog.oldest else 0.0
+    """New uploads by age; what was parked or awaited credits after them."""
+    return backlog.oldest.timestamp() if backlog.oldest else math.inf

@@ -9,9 +9,9 @@ from fltr_pipeline.credits import pricing
 from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.models import Op, Stage, VectorRow
 from fltr_pipeline.pipeline.services import Services
-from fltr_pipeline.pipeline.stage import Result
+from fltr_pipeline.pipeline.stage import Result, grouped
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import generations, manifest
+from fltr_pipeline.stores.fltr import generations, manifest, texts
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.generations import FreshChunk
@@ -35,22 +35,13 @@ class Embed:
         """By tokens: a document is published when it and a few others are done, not when a whole batch is."""
         with transaction(self._services.fltr) as tx:
             tokens = generations.fresh_tokens(tx, claimed)
-        groups: list[list[Claim]] = [[]]
-        room = _GROUP_TOKENS
-        for claim in claimed:
-            needed = tokens.get(claim.document_id, 0)
-            if groups[-1] and needed > room:
-                groups.append([])
-                room = _GROUP_TOKENS
-            groups[-1].append(claim)
-            room -= needed
-        return groups
+        return grouped(claimed, tokens, _GROUP_TOKENS)
 
     def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
         """By the tokens to embed, known exactly."""
         with transaction(self._services.fltr) as tx:
             tokens = generations.fresh_tokens(tx, claimed)
-        return {i: pricing.embed_price(self._services.settings.prices, n) for i, n in tokens.items()}
+        return {i: pricing.embed_units(self._services.settings.prices, n) for i, n in tokens.items()}
 
     def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
         """Insert under this worker's keys, read back every one, and decide.
@@ -61,7 +52,7 @@ class Embed:
         with transaction(self._services.fltr) as tx:
             fresh = generations.assign_keys(tx, claimed)
         if fresh:
-            self._embed(claimed[0].dataset_id, fresh)
+            self._embed(claimed, fresh)
         with transaction(self._services.fltr) as tx:
             held = generations.decide(tx, claimed)
         tokens: Counter[str] = Counter()
@@ -69,28 +60,27 @@ class Embed:
         for chunk in fresh:
             tokens[chunk.document_id] += chunk.tokens
             chunks[chunk.document_id] += 1
-        return [
-            Result(
-                claim, charges[claim.document_id].amount, tokens[claim.document_id],
-                {"chunks_embedded": chunks[claim.document_id], "tokens_embedded": tokens[claim.document_id]},
-            )
-            for claim in claimed
-            if claim.document_id in held
-        ]  # fmt: skip
+        return [self._result(c, chunks[c.document_id], tokens[c.document_id]) for c in claimed if c.document_id in held]
 
     def finish(self, results: Sequence[Result]) -> set[str]:
         """Publish."""
         with transaction(self._services.fltr) as tx:
             return generations.publish(tx, [r.claim for r in results])
 
-    def _embed(self, dataset_id: str, fresh: Sequence[FreshChunk]) -> None:
-        vectors, started = self._services.vectors, time.monotonic()
+    def _result(self, claim: Claim, chunks: int, tokens: int) -> Result:
+        units = pricing.embed_units(self._services.settings.prices, tokens)
+        return Result(claim, units, tokens, {"chunks_embedded": chunks, "tokens_embedded": tokens})
+
+    def _embed(self, claimed: Sequence[Claim], fresh: Sequence[FreshChunk]) -> None:
+        vectors, dataset_id, started = self._services.vectors, claimed[0].dataset_id, time.monotonic()
+        with transaction(self._services.fltr) as tx:
+            staged = texts.staged_texts(tx, claimed)
         done = 0
-        for part in _slices(fresh):
-            encoded = self._services.model.encode([c.text for c in part])
-            vectors.insert(
-                [VectorRow(c.key, dataset_id, c.document_id, c.text, v) for c, v in zip(part, encoded, strict=True)]
-            )
+        for part in _slices([c for c in fresh if c.document_id in staged]):
+            words = [staged[c.document_id][c.start : c.end] for c in part]
+            encoded = self._services.model.encode(words)
+            rows = zip(part, words, encoded, strict=True)
+            vectors.insert([VectorRow(c.key, dataset_id, c.document_id, w, v) for c, w, v in rows])
             done += len(part)
             rate = done / max(time.monotonic() - started, 1e-9)
             _LOG.info(

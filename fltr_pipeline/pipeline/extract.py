@@ -3,11 +3,12 @@
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from fltr_pipeline.credits import pricing
-from fltr_pipeline.errors import DocumentError, MissingUpload, NotFound
+from fltr_pipeline.errors import DocumentError, MissingUpload, NotFound, TooLarge
 from fltr_pipeline.models import Op, ParsedDocument, Stage
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.stage import Result
@@ -20,7 +21,20 @@ from fltr_pipeline.text.fingerprint import extractor_fingerprint
 from fltr_pipeline.text.parse.pool import ParserPool
 
 _LOG = logging.getLogger(__name__)
-_FLUSH = 16  # texts kept in memory before they are staged
+_FLUSH, _FLUSH_CHARACTERS = 16, 4_000_000  # texts kept in memory before they are staged
+
+
+@dataclass(frozen=True, slots=True)
+class _Upload:
+    """Where a document's bytes are. `key` is None for inline text; `found` is None if there is nothing at all."""
+
+    key: str | None
+    found: int | None
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.found or 0
 
 
 class Extract:
@@ -33,9 +47,11 @@ class Extract:
         settings = services.settings
         self._services = services
         self._extractor = extractor_fingerprint(settings.pdf_engine)
+        self._most = settings.max_document_mb * 2**20
+        self._uploads: dict[str, _Upload] = {}
         self._pool = ParserPool(
             workers=settings.parse_workers, seconds=settings.parse_seconds, memory_mb=settings.parse_memory_mb,
-            max_bytes=settings.max_document_mb * 2**20, pdf_engine=settings.pdf_engine,
+            max_bytes=self._most, pdf_engine=settings.pdf_engine,
         )  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -53,9 +69,10 @@ class Extract:
 
     def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
         """By the pages that a file of this size can have; what it does not have comes back."""
-        prices = self._services.settings.prices
+        prices, self._uploads = self._services.settings.prices, self._locate(claimed)
+        sizes = {c.document_id: min(self._uploads[c.document_id].size, self._most) for c in claimed}
         return {
-            c.document_id: pricing.extract_price(prices, pricing.estimated_pages(c.filename, self._size(c)))
+            c.document_id: pricing.extract_units(prices, pricing.estimated_pages(c.filename, sizes[c.document_id]))
             for c in claimed
         }
 
@@ -73,7 +90,7 @@ class Extract:
                 results.append(Result(claim, error=parsed))
                 continue
             pending.append(self._staged(claim, parsed, *sources.pop(document_id)))
-            if len(pending) >= _FLUSH:
+            if len(pending) >= _FLUSH or sum(len(p.text) for p in pending) > _FLUSH_CHARACTERS:
                 results += self._stage(pending)
                 pending = []
         return results + self._stage(pending)
@@ -83,9 +100,13 @@ class Extract:
         with transaction(self._services.fltr) as tx:
             return claims.advance(tx, [r.claim for r in results], Stage.PLAN)
 
-    def _size(self, claim: Claim) -> int:
-        key = self._services.blobs.find(claim.dataset_id, claim.document_id)
-        return self._services.blobs.size(key) if key else 0
+    def _locate(self, claimed: Sequence[Claim]) -> dict[str, _Upload]:
+        """Where each document's bytes are, and how many: a blob, or text that was uploaded inline."""
+        blobs = self._services.blobs
+        keys = {c.document_id: blobs.find(c.dataset_id, c.document_id) for c in claimed}
+        with transaction(self._services.fltr) as tx:
+            inline = datasets.content_sizes(tx, [i for i, key in keys.items() if key is None])
+        return {i: _Upload(key, blobs.size(key) if key else inline.get(i)) for i, key in keys.items()}
 
     def _sources(
         self,
@@ -97,7 +118,7 @@ class Extract:
         """What has to be parsed; the pool pulls from here, so only a few files are in memory at once."""
         for claim in claimed:
             try:
-                filename, data = self._read(claim)
+                filename, data = self._read(claim, self._uploads[claim.document_id])
             except DocumentError as error:
                 results.append(Result(claim, error=error))
                 continue
@@ -109,21 +130,24 @@ class Extract:
             sources[claim.document_id] = digest, len(data)
             yield claim.document_id, filename, data
 
-    def _read(self, claim: Claim) -> tuple[str, bytes]:
-        """The blob, or the text that was uploaded inline (plain text, whatever its name says)."""
-        key = self._services.blobs.find(claim.dataset_id, claim.document_id)
-        if key is not None:
+    def _read(self, claim: Claim, upload: _Upload) -> tuple[str, bytes]:
+        """(filename, bytes); inline text is plain text, whatever the document's name says."""
+        if upload.found is None:
+            raise MissingUpload(
+                f"{claim.filename}: marked as uploaded, but there is neither a file nor inline text; upload it again"
+            )
+        if upload.size > self._most:
+            raise TooLarge(
+                f"{claim.filename}: has {upload.size:,} bytes, the limit is {self._most:,} (FLTR_MAX_DOCUMENT_MB)"
+            )
+        if upload.key is not None:
             try:
-                return claim.filename, self._services.blobs.read(key)
+                return claim.filename, self._services.blobs.read(upload.key)
             except NotFound as error:
                 raise MissingUpload(f"{claim.filename}: {error}") from error
         with transaction(self._services.fltr) as tx:
             content = datasets.content(tx, claim.document_id)
-        if content is None:
-            raise MissingUpload(
-                f"{claim.filename}: marked as uploaded, but there is neither a file nor inline text; upload it again"
-            )
-        return f"{claim.document_id}.txt", content.encode()
+        return f"{claim.document_id}.txt", (content or "").encode()
 
     def _reuse(self, claim: Claim) -> Result | None:
         with transaction(self._services.fltr) as tx:
@@ -153,5 +177,5 @@ class Extract:
                     "%s: no text on %d of %d pages", staged.claim.filename, len(staged.blank_pages), staged.pages
                 )
             counts = {"pages": staged.pages, "blank_pages": len(staged.blank_pages)}
-            results.append(Result(staged.claim, pricing.extract_price(prices, pages), pages, counts))
+            results.append(Result(staged.claim, pricing.extract_units(prices, pages), pages, counts))
         return results

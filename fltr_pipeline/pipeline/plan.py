@@ -6,7 +6,7 @@ from functools import cached_property
 
 from fltr_pipeline.models import Op, Stage
 from fltr_pipeline.pipeline.services import Services
-from fltr_pipeline.pipeline.stage import Result
+from fltr_pipeline.pipeline.stage import Result, grouped
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, generations, texts
 from fltr_pipeline.stores.fltr.charges import Charge
@@ -14,6 +14,8 @@ from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.generations import PlannedChunk
 from fltr_pipeline.text.chunk import chunk_text
 from fltr_pipeline.text.tokenizer import Tokenizer
+
+_GROUP_CHARACTERS = 4_000_000
 
 
 class Plan:
@@ -26,24 +28,26 @@ class Plan:
         self._services = services
 
     def groups(self, claimed: Sequence[Claim]) -> Sequence[Sequence[Claim]]:
-        """All at once."""
-        return [claimed]
+        """By length, so that only so much text is in memory."""
+        with transaction(self._services.fltr) as tx:
+            sizes = texts.staged_sizes(tx, claimed)
+        return grouped(claimed, sizes, _GROUP_CHARACTERS)
 
     def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
-        """The same for each document."""
-        return {c.document_id: self._services.settings.prices.plan for c in claimed}
+        """One unit each."""
+        return {c.document_id: 1 for c in claimed}
 
     def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
         """Chunk, compare with the live generation, and write the manifest rows."""
         fingerprint = self._services.fingerprint
-        plans: list[tuple[Claim, list[PlannedChunk]]] = []
         with transaction(self._services.fltr) as tx:
             kept = generations.live_keys(tx, [c.document_id for c in claimed], fingerprint)
-        for claim in claimed:
-            with transaction(self._services.fltr) as tx:
-                text = texts.staged_text(tx, claim)
-            if text is not None:
-                plans.append((claim, self._plan(text, kept.get(claim.document_id, {}))))
+            staged = texts.staged_texts(tx, claimed)
+        plans = [
+            (claim, self._plan(staged[claim.document_id], kept.get(claim.document_id, {})))
+            for claim in claimed
+            if claim.document_id in staged
+        ]
         with transaction(self._services.fltr) as tx:
             held = generations.store_plan(tx, plans, fingerprint)
         return [self._result(claim, chunks) for claim, chunks in plans if claim.document_id in held]
@@ -80,4 +84,4 @@ class Plan:
             "chunks": len(chunks), "chunks_reused": reused, "chunks_new": len(chunks) - reused,
             "tokens": sum(c.tokens for c in chunks), "tokens_new": sum(c.tokens for c in chunks if c.key is None),
         }  # fmt: skip
-        return Result(claim, self._services.settings.prices.plan, 1, counts)
+        return Result(claim, 1, 1, counts)

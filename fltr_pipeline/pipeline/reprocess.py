@@ -5,14 +5,22 @@ from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets
 
-RETRYABLE = ("gave_up", "parser_crash", "time_limit", "memory_limit", "payer_gone", "pot_gone")
+RETRYABLE = ("gave_up", "internal_error", "parser_crash", "time_limit", "memory_limit", "payer_gone", "pot_gone")
 """Failures that another night may mend; the others are the document's own."""
 
 
-def requeue(services: Services, dataset_id: str, mode: ReprocessMode, *, charge: bool) -> int:
-    """Queue what the mode names; returns how many documents."""
+def requeue(
+    services: Services, dataset_id: str, mode: ReprocessMode, *, charge: bool, retryable_only: bool = False
+) -> int:
+    """Queue what the mode names; returns how many documents.
+
+    `retryable_only` leaves failures of the documents' own alone.
+    """
+    codes = RETRYABLE if retryable_only else None
     with transaction(services.fltr) as tx:
-        return datasets.requeue(tx, dataset_id, mode, fingerprint=services.fingerprint, billable=charge)
+        return datasets.requeue(
+            tx, dataset_id, mode, fingerprint=services.fingerprint, billable=charge, retryable=codes
+        )
 
 
 def remaining(services: Services, dataset_id: str) -> int:

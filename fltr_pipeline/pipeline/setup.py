@@ -49,8 +49,7 @@ def set_up(services: Services, billing: Billing, worker: Worker, base: Ground) -
     if base.payer is None:
         return report
     dataset = base.dataset
-    price = services.settings.prices.dataset_setup
-    quote = Quote(dataset.id, _ONCE, None, price, None)
+    quote = Quote(dataset.id, _ONCE, None, 1, True, None)
     reservation = billing.reserve(Op.DATASET_SETUP, dataset.id, base.payer, [quote])
     for refusal in reservation.refused:
         if refusal.state is HoldState.INSUFFICIENT:
@@ -60,7 +59,7 @@ def set_up(services: Services, billing: Billing, worker: Worker, base: Ground) -
     with transaction(services.fltr) as tx:
         datasets.mark_set_up(tx, dataset, facts.name)
     charge = reservation.granted[dataset.id]
-    settled = billing.settle([Settlement(charge, charge.amount, 1, "done")])
+    settled = billing.settle([Settlement(charge, 1, 1, "done")])
     report.done = 1
     report.credits_reserved = reservation.reserved
     report.credits_charged = settled.charged

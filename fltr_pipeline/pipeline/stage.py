@@ -7,31 +7,41 @@ After a kill at any point another worker finds the same charge, the same hold an
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from sqlalchemy import Engine
 
 from fltr_pipeline.credits.holds import HoldState, Payer
-from fltr_pipeline.errors import DocumentError, TransientError
+from fltr_pipeline.errors import (
+    ConfigurationError,
+    DocumentError,
+    SchemaDrift,
+    StoreUnavailable,
+    TransientError,
+    UnsupportedCapability,
+)
 from fltr_pipeline.models import Op, Stage
 from fltr_pipeline.pipeline.billing import Billing, Quote, Refusal, Settlement
 from fltr_pipeline.pipeline.worker import Report, Worker
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims, generations
+from fltr_pipeline.stores.fltr import claims, datasets, generations
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.datasets import Dataset, FailedDocument
 
 _LOG = logging.getLogger(__name__)
+_NOT_THE_DOCUMENTS = (TransientError, ConfigurationError, SchemaDrift, UnsupportedCapability)
+"""Errors that every document would meet: they end the op."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of one document: its price, or the error that ends its attempt."""
+    """What came of one document: the units it took, or the error that ends its attempt."""
 
     claim: Claim
-    price: int = 0
+    units: int = 0
     used: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
     error: DocumentError | None = None
@@ -47,7 +57,7 @@ class StageWork(Protocol):
         """How much to pay for, do and hand on at a time."""
 
     def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
-        """The most that each document can cost, in credits, by id."""
+        """The most units of the price list that each document can take, by id."""
 
     def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
         """Do the work; a document whose fence was lost is simply left out of the results.
@@ -77,6 +87,13 @@ class StageRun:
     def run(self, max_documents: int) -> Report:
         """Work until nothing waits at this stage, or `max_documents` were taken in hand."""
         report = Report()
+        with transaction(self.fltr) as tx:
+            # The ops of a run follow one another: what it still holds, an earlier try of this op left behind.
+            claims.expire_runs(tx, [self.worker.run_id])
+            ready = datasets.is_set_up(tx, self.dataset.id)
+        if not ready and self.payer is not None:
+            _LOG.warning("dataset %r is not set up, or that is not paid for: nothing is done in it", self.dataset.name)
+            return report
         with self.worker.heartbeat():
             while (left := max_documents - report.claimed) > 0:
                 claimed = self._claim(min(left, self.batch_size))
@@ -107,17 +124,32 @@ class StageRun:
         for n, group in enumerate(groups):
             try:
                 self._group(self.payer, group, report)
-            except TransientError as error:
-                with transaction(self.fltr) as tx:
-                    claims.retry_later(tx, [c for rest in groups[n:] for c in rest], str(error))
+            except BaseException as error:  # also the end of the run by an operator: what is in hand is put back
+                with suppress(StoreUnavailable), transaction(self.fltr) as tx:
+                    claims.retry_later(tx, [c for rest in groups[n:] for c in rest], str(error) or type(error).__name__)
                 raise
 
-    def _group(self, payer: Payer, claimed: Sequence[Claim], report: Report) -> None:
-        quotes = self.work.quote(claimed)
+    def _group(self, payer: Payer, group: Sequence[Claim], report: Report) -> None:
+        """One document that breaks our own code must not take the others along: then each is tried by itself."""
+        try:
+            self._pay_and_perform(payer, group, report)
+        except _NOT_THE_DOCUMENTS:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told with the document's name
+            if len(group) == 1:
+                _LOG.exception("%s of %s broke", self.work.op, group[0].filename)
+                message = f"{group[0].filename}: {self.work.op} broke with {type(error).__name__}: {error}"
+                self._fail_for_our_fault([Failure(group[0], "internal_error", message)], report)
+            else:
+                for claim in group:
+                    self._group(payer, [claim], report)
+
+    def _pay_and_perform(self, payer: Payer, claimed: Sequence[Claim], report: Report) -> None:
+        units = self.work.quote(claimed)
         reservation = self.billing.reserve(
             self.work.op, self.dataset.id, payer,
-            [Quote(c.document_id, c.generation, c.fence, quotes[c.document_id] if c.billable else 0, c.job_id)
-             for c in claimed if c.document_id in quotes],
+            [Quote(c.document_id, c.generation, c.fence, units[c.document_id], c.billable, c.job_id)
+             for c in claimed if c.document_id in units],
         )  # fmt: skip
         report.credits_reserved += reservation.reserved
         self._refuse(claimed, reservation.refused, report)
@@ -129,9 +161,7 @@ class StageRun:
     def _settle(self, results: Sequence[Result], charges: Mapping[str, Charge], report: Report) -> None:
         settled = self.billing.settle(
             [
-                Settlement(
-                    charges[r.claim.document_id], 0 if r.error else r.price, r.used, r.error.code if r.error else "done"
-                )
+                Settlement(charges[r.claim.document_id], r.units, r.used, r.error.code if r.error else "done")
                 for r in results
             ]
         )
@@ -142,18 +172,19 @@ class StageRun:
         done = [r for r in results if r.error is None and r.claim.document_id not in unpaid]
         ours = self.work.finish(done) if done else set()
         report.done += len(ours)
+        report.finished += sorted(ours)
         for result in done:
             if result.claim.document_id in ours:
                 report.counts.update(Counter(result.counts))
-        self._fail([Failure(r.claim, r.error.code, str(r.error)) for r in results if r.error], report)
+        failed = [(r, r.error) for r in results if r.error]
+        self._fail([Failure(r.claim, e.code, str(e)) for r, e in failed if e.user_error], report)
+        self._fail_for_our_fault([Failure(r.claim, e.code, str(e)) for r, e in failed if not e.user_error], report)
 
     def _give_up(self, claimed: Sequence[Claim], report: Report) -> list[Claim]:
-        """Fail the documents whose attempts ended with a store's error, or a worker's death, too many times."""
+        """Fail the documents whose workers died too many times."""
         spent = [c for c in claimed if c.attempts >= self.max_attempts]
-        message = (
-            f"gave up after {self.max_attempts} attempts that an error of ours ended; mend the cause and reprocess it"
-        )
-        self._fail([Failure(c, "gave_up", f"{c.filename}: {message}") for c in spent], report)
+        message = f"gave up after {self.max_attempts} workers died at it; mend the cause and reprocess it"
+        self._fail_for_our_fault([Failure(c, "gave_up", f"{c.filename}: {message}") for c in spent], report)
         return [c for c in claimed if c.attempts < self.max_attempts]
 
     def _refuse(self, claimed: Sequence[Claim], refused: Sequence[Refusal], report: Report) -> None:
@@ -170,15 +201,37 @@ class StageRun:
         gone = [r for r in refused if r.state is not HoldState.INSUFFICIENT]
         self._fail([Failure(by_id[r.subject_id], r.state, _owner_gone(self.dataset)) for r in gone], report)
 
+    def _fail_for_our_fault(self, failures: Sequence[Failure], report: Report) -> None:
+        """What the document's earlier ops were charged goes back too, before anybody can see that it failed."""
+        if failures:
+            ended = [(f.claim.document_id, f.claim.generation) for f in failures]
+            report.credits_returned += self.billing.give_up(ended)
+            self._fail(failures, report)
+
     def _fail(self, failures: Sequence[Failure], report: Report) -> None:
         if not failures:
             return
         with transaction(self.fltr) as tx:
             ended = claims.fail(tx, failures)
+            generations.discard_others(tx, list(ended))
         for f in failures:
             if f.claim.document_id in ended:
                 _LOG.warning("document %s failed (%s): %s", f.claim.document_id, f.code, f.message)
                 report.failures.append(FailedDocument(f.claim.document_id, f.claim.filename, f.code, f.message))
+
+
+def grouped(claimed: Sequence[Claim], sizes: Mapping[str, int], room: int) -> list[list[Claim]]:
+    """Consecutive claims whose sizes add up to at most `room`, or one that is larger."""
+    groups: list[list[Claim]] = []
+    left = 0
+    for claim in claimed:
+        size = sizes.get(claim.document_id, 0)
+        if not groups or size > left:
+            groups.append([])
+            left = room
+        groups[-1].append(claim)
+        left -= size
+    return groups
 
 
 def _owner_gone(dataset: Dataset) -> str:

@@ -67,6 +67,8 @@ class Report:
     credits_returned: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     """Pages, chunks, tokens: whatever the stage counts."""
+    finished: list[str] = field(default_factory=list)
+    """Ids of the documents done."""
     failures: list[FailedDocument] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
 

@@ -37,6 +37,8 @@ class StoredRow:
     """A row of `credit_transactions` as found."""
 
     id: str
+    team_id: str | None
+    """NULL once the team was deleted."""
     amount: int
     type: str
     operation: str
@@ -83,13 +85,13 @@ _INSERT = text("""
 """)
 
 _ROWS = text("""
-    SELECT id::text, amount, type::text, operation, resource_id::text, created_at,
+    SELECT id::text, team_id::text, amount, type::text, operation, resource_id::text, created_at,
            transaction_metadata::text::json AS metadata
     FROM credit_transactions WHERE id = ANY(:ids)
 """)
 
 _OF_USER = text("""
-    SELECT id::text, amount, type::text, operation, resource_id::text, created_at,
+    SELECT id::text, team_id::text, amount, type::text, operation, resource_id::text, created_at,
            transaction_metadata::text::json AS metadata
     FROM credit_transactions WHERE user_id = ANY(:ids) ORDER BY created_at, id
 """)
@@ -156,7 +158,9 @@ def rows_of_user(tx: Connection, user_id: str) -> list[StoredRow]:
 
 def _stored(row: Row[Any]) -> StoredRow:
     metadata = row.metadata if isinstance(row.metadata, dict) else {}
-    return StoredRow(row.id, row.amount, row.type, row.operation, row.resource_id, metadata, row.created_at)
+    return StoredRow(
+        row.id, row.team_id, row.amount, row.type, row.operation, row.resource_id, metadata, row.created_at
+    )  # fmt: skip
 
 
 def take(tx: Connection, pot_kind: str, pot_id: str, amount: int) -> bool:

@@ -105,5 +105,9 @@ def id_array(ids: Iterable[str]) -> str:
 
 
 def recordset(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as one JSON parameter for `json_to_recordset` or `json_populate_recordset`."""
-    return json.dumps(list(rows), separators=(",", ":"), ensure_ascii=False)
+    """Rows as one JSON parameter for `json_to_recordset` or `json_populate_recordset`.
+
+    NUL and lone surrogates, which PostgreSQL can't store, are left out: a parser's message may quote them.
+    """
+    document = json.dumps(list(rows), separators=(",", ":"), ensure_ascii=False)
+    return document.replace("\\u0000", "").encode("utf-8", "ignore").decode()

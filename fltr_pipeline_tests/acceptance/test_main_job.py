@@ -55,8 +55,8 @@ class Installation:
         """What the UI would ask."""
         ui = json.loads((self.home / "stack.json").read_text())["ui"]
         body = json.dumps({"query": query, "variables": variables}).encode()
-        request = urllib.request.Request(f"{ui}/graphql", body, {"Content-Type": "application/json"})  # noqa: S310
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+        request = urllib.request.Request(f"{ui}/graphql", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)["data"]
 
 
@@ -107,7 +107,7 @@ def test_a_demo_can_be_run_at_once_after_a_kill(installation: Installation) -> N
     assert {f["filename"]: f["code"] for f in outcome["failures"]} == EXPECTED_FAILURES
     assert outcome["credits"]["held"] == 0
     assert outcome["credits"]["after"] == outcome["credits"]["before"] - outcome["credits"]["charged"]
-    with urllib.request.urlopen(outcome["ui"] + "/server_info", timeout=10) as answer:  # noqa: S310
+    with urllib.request.urlopen(outcome["ui"] + "/server_info", timeout=10) as answer:
         assert answer.status == 200
 
 
@@ -143,7 +143,8 @@ def test_credits_that_run_out_and_come_back(installation: Installation, tmp_path
 LAUNCH = """
 mutation ($tags: [ExecutionTag!]!, $config: RunConfigData!) {
   launchRun(executionParams: {
-    selector: { repositoryLocationName: "fltr_pipeline", repositoryName: "__repository__", pipelineName: "reprocess_dataset" }
+    selector: {
+      repositoryLocationName: "fltr_pipeline", repositoryName: "__repository__", pipelineName: "reprocess_dataset" }
     runConfigData: $config, mode: "default", executionMetadata: { tags: $tags } }) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }
 """

@@ -33,7 +33,7 @@ print(sorted(n for n in {HEAVY!r} if n in sys.modules), len(d.defs.assets))
 """
     done = subprocess.run([sys.executable, "-c", program], env=bare, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["[]", "8"]
+    assert done.stdout.split() == ["[]", "9"]
 
 
 def test_the_workspace_file_at_the_top_is_valid(repository: Path, tmp_path: Path) -> None:
@@ -69,10 +69,13 @@ def test_each_op_needs_the_credits_resource(name: str) -> None:
 def test_jobs_sensor_schedules_and_checks() -> None:
     defs = build_defs()
     repository = defs.get_repository_def()
-    assert {"ingest", "reprocess_dataset", "verify_schemas"} <= {job.name for job in repository.get_all_jobs()}
+    assert {"ingest", "reprocess_dataset", "verify"} <= {job.name for job in repository.get_all_jobs()}
     assert [s.name for s in repository.sensor_defs] == ["uploaded_documents"]
-    assert {s.name for s in repository.schedule_defs} == {"nightly_backfill", "daily_schema_check"}
+    assert {s.name for s in repository.schedule_defs} == {"nightly_backfill", "daily_verification"}
     assert all(s.default_status == dg.DefaultScheduleStatus.RUNNING for s in repository.schedule_defs)
     assert repository.sensor_defs[0].default_status == dg.DefaultSensorStatus.RUNNING
     checks = {key.name for key in defs.resolve_asset_graph().asset_check_keys}
-    assert checks == {"fltr_matches_specification", "fltr_auth_matches_specification", "manifest_matches_milvus"}
+    assert checks == {
+        "fltr_matches_specification", "fltr_auth_matches_specification",
+        "published_chunks_are_in_milvus", "manifest_matches_milvus",
+    }  # fmt: skip

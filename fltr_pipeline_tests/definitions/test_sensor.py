@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+from datetime import timedelta
+
 import dagster as dg
 import psycopg
 import pytest
 
+from fltr_pipeline.defs import sensors
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.defs.sensors import uploaded_documents
 from fltr_pipeline.errors import StoreUnavailable
@@ -25,8 +28,8 @@ def launched(result: dg.SensorResult | dg.SkipReason) -> list[str]:
     return [str(request.partition_key) for request in result.run_requests or []]
 
 
-def in_flight(instance: dg.DagsterInstance, dataset_id: str, status: dg.DagsterRunStatus) -> str:
-    run = dg.DagsterRun(job_name="ingest", status=status, tags={"dagster/partition": dataset_id})
+def in_flight(instance: dg.DagsterInstance, dataset_id: str, status: dg.DagsterRunStatus, job: str = "ingest") -> str:
+    run = dg.DagsterRun(job_name=job, status=status, tags={"dagster/partition": dataset_id})
     return instance.add_run(run).run_id
 
 
@@ -52,15 +55,29 @@ def test_it_reads_only(world: World, instance: dg.DagsterInstance) -> None:
 
 
 def test_one_run_for_a_dataset_whatever_is_ticked_while_it_is_in_flight(
-    world: World, instance: dg.DagsterInstance
+    world: World, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = world.dataset(world.user())
     world.upload(dataset, {f"{n}.txt": b"text" for n in range(20)})
     assert launched(tick(instance)) == [dataset.id]
     run_id = in_flight(instance, dataset.id, dg.DagsterRunStatus.STARTED)
     assert isinstance(tick(instance), dg.SkipReason)
-    # The run fails before it gets anywhere: no run key or cursor keeps its documents from being picked up again.
+    # The run fails before it gets anywhere: no run key or cursor keeps its documents from being picked up again, but
+    # a dataset that fails again and again leaves the slots to others in between.
     instance.report_run_failed(instance.get_run_by_id(run_id))  # type: ignore[arg-type]
+    assert isinstance(tick(instance), dg.SkipReason)
+    other = world.dataset(world.user())
+    world.upload(other, {"a.txt": b"text"})
+    assert launched(tick(instance)) == [other.id]
+    monkeypatch.setattr(sensors, "_PAUSE", timedelta(0))
+    assert sorted(launched(tick(instance))) == sorted([dataset.id, other.id])
+
+
+def test_backfills_and_runs_by_hand_keep_no_upload_waiting(world: World, instance: dg.DagsterInstance) -> None:
+    dataset = world.dataset(world.user())
+    world.upload(dataset, {"a.txt": b"text"})
+    for _ in range(5):
+        in_flight(instance, dataset.id, dg.DagsterRunStatus.STARTED, job="reprocess_dataset")
     assert launched(tick(instance)) == [dataset.id]
 
 

@@ -3,6 +3,7 @@
 Belongs here: SQL on `public` and `pipeline`, and the frozen rows it returns. Does not: opening transactions, money.
 
 Two rules hold everywhere. Rows of `public.documents` are locked before rows of `pipeline.documents`, in id order, so
-that claims, publishes and uploads never deadlock. And what a worker writes is guarded by its fence: a write with an old
-one changes nothing, and the function returns only the documents that it did change.
+that publishes and uploads never deadlock; a claim skips what others hold and never waits. And what a worker writes is
+guarded by its fence: a write with an old one changes nothing, and the function returns only the documents that it did
+change.
 """

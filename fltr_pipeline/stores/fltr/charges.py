@@ -31,6 +31,11 @@ class Charge:
     state: str = "open"
     charged: int | None = None
 
+    @property
+    def key(self) -> tuple[str, Op, int]:
+        """What is charged once: an op on a generation of a subject."""
+        return self.subject_id, self.op, self.generation
+
 
 # The first writer's amount, pot and price stand; a retry reads them back and uses them as they are.
 _WRITE = text("""
@@ -61,7 +66,7 @@ _CLOSE = text("""
     UPDATE pipeline.charges c SET state = r.state, charged = r.charged, closed_at = now()
     FROM json_to_recordset(:rows) AS r(subject_id text, op text, generation int, sequence int, state text, charged int)
     WHERE c.subject_id = r.subject_id AND c.op = r.op AND c.generation = r.generation AND c.sequence = r.sequence
-      AND c.state = 'open'
+      AND (c.state = 'open' OR r.state = 'refunded')
 """)
 
 # Index: pipeline.charges_open. Abandoned: the document is gone, or is no longer at work on that generation.
@@ -72,6 +77,13 @@ _ABANDONED = text("""
       AND (p.document_id IS NULL OR p.stage IS NULL OR p.generation <> c.generation)
     ORDER BY c.subject_id
     LIMIT :limit
+""")
+
+# The primary key's first column.
+_OF_GENERATIONS = text("""
+    SELECT c.* FROM pipeline.charges c
+    JOIN json_to_recordset(:rows) AS r(subject_id text, generation int) USING (subject_id, generation)
+    ORDER BY c.subject_id, c.op
 """)
 
 
@@ -102,7 +114,7 @@ def next_sequence(tx: Connection, charges: Sequence[Charge]) -> list[Charge]:
 
 
 def close_charges(tx: Connection, closed: Sequence[tuple[Charge, str, int]]) -> None:
-    """Record how the charges ended: (charge, `settled` or `released`, credits charged)."""
+    """Record how charges ended: (charge, `settled`, `released` or, of a settled one, `refunded`; credits charged)."""
     rows = recordset(
         {
             "subject_id": c.subject_id, "op": c.op.value, "generation": c.generation, "sequence": c.sequence,
@@ -111,6 +123,12 @@ def close_charges(tx: Connection, closed: Sequence[tuple[Charge, str, int]]) -> 
         for c, state, charged in closed
     )  # fmt: skip
     tx.execute(_CLOSE, {"rows": rows})
+
+
+def charges_of(tx: Connection, generations: Sequence[tuple[str, int]]) -> list[Charge]:
+    """All charges of these (document, generation)s."""
+    rows = recordset({"subject_id": i, "generation": n} for i, n in generations)
+    return [_charge(dict(r)) for r in tx.execute(_OF_GENERATIONS, {"rows": rows}).mappings()]
 
 
 def abandoned_charges(tx: Connection, dataset_id: str, limit: int) -> list[Charge]:

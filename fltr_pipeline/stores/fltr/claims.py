@@ -26,7 +26,7 @@ class Claim:
     job_id: str
     billable: bool
     attempts: int
-    """Transient failures in a row, a worker's death among them."""
+    """Workers that died at it, in a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Wait:
     pot_id: str
 
 
-# Index: documents_waiting_idx, in its own order: a batch out of twenty thousand uploads reads a batch.
+# Index: documents_waiting_idx, in its own order: a batch out of twenty thousand uploads reads one batch.
 _LOCK_UPLOADED = text("""
     SELECT id::text AS document_id, filename, updated_at::text AS input_version
     FROM public.documents
@@ -69,11 +69,13 @@ _TAKE_UPLOADED = text("""
         generation = p.generation + (p.stage IS NULL OR p.input_version <> excluded.input_version)::int,
         stage = 'extract', billable = true, fence = p.fence + 1,
         run_id = excluded.run_id, lease_until = excluded.lease_until,
-        attempts = 0, retry_at = NULL, credits_needed = NULL, error_code = NULL, error_message = NULL, error_at = NULL
+        attempts = 0, retries = 0, retry_at = NULL, credits_needed = NULL,
+        error_code = NULL, error_message = NULL, error_at = NULL
     RETURNING p.document_id, p.generation, p.live_generation, p.fence, p.job_id, p.billable, p.attempts
 """)
 
-# Index: pipeline.documents_by_stage.
+# Index: pipeline.documents_by_stage. A claim skips what others hold, here and in public.documents, and never waits: two
+# workers share what is parked, and taking these rows first can't deadlock.
 _PARKED = text("""
     SELECT document_id, lease_until IS NOT NULL AS taken_over
     FROM pipeline.documents
@@ -83,11 +85,16 @@ _PARKED = text("""
       AND NOT (credits_needed IS NOT NULL AND run_id = :run_id)
     ORDER BY document_id
     LIMIT :limit
+    FOR UPDATE SKIP LOCKED
 """)
 
 _LOCK_PUBLIC = text("""
     SELECT id::text AS document_id, filename, status FROM public.documents WHERE id = ANY(:ids) ORDER BY id FOR UPDATE
 """)
+
+_LOCK_FREE = text(f"{_LOCK_PUBLIC.text} SKIP LOCKED")
+
+_EXISTING = text("SELECT id::text FROM public.documents WHERE id = ANY(:ids)")
 
 _TAKE_PARKED = text("""
     UPDATE pipeline.documents p
@@ -130,7 +137,7 @@ _SET_STATUS = text("UPDATE public.documents SET status = :status WHERE id = ANY(
 
 _ADVANCE = text("""
     UPDATE pipeline.documents p
-    SET stage = :stage, lease_until = NULL, attempts = 0
+    SET stage = :stage, lease_until = NULL, attempts = 0, retries = 0
     FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
     WHERE p.document_id = r.document_id AND p.fence = r.fence
     RETURNING p.document_id
@@ -138,9 +145,9 @@ _ADVANCE = text("""
 
 _RETRY = text("""
     UPDATE pipeline.documents p
-    SET lease_until = NULL, attempts = p.attempts + 1,
+    SET lease_until = NULL, retries = p.retries + 1,
         error_code = 'transient', error_message = :message, error_at = now(),
-        retry_at = now() + make_interval(secs => least(600, 5 * power(2, p.attempts)))
+        retry_at = now() + make_interval(secs => least(600, 5 * power(2, least(p.retries, 10))))
     FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
     WHERE p.document_id = r.document_id AND p.fence = r.fence AND p.lease_until IS NOT NULL
     RETURNING p.document_id
@@ -163,10 +170,12 @@ _WAIT = text("""
     RETURNING p.document_id
 """)
 
-# Index: pipeline.documents_leased.
+# Index: pipeline.documents_leased. A row that its worker is writing needs no renewal; waiting for it could deadlock.
 _HEARTBEAT = text("""
     UPDATE pipeline.documents SET lease_until = now() + make_interval(secs => :lease)
-    WHERE run_id = :run_id AND lease_until IS NOT NULL
+    WHERE document_id IN (
+        SELECT document_id FROM pipeline.documents WHERE run_id = :run_id AND lease_until IS NOT NULL
+        ORDER BY document_id FOR UPDATE SKIP LOCKED)
 """)
 
 # Index: pipeline.documents_leased.
@@ -217,12 +226,10 @@ def _claim_parked(tx: Connection, dataset_id: str, stage: Stage, run_id: str, li
     waiting = {r.document_id: r.taken_over for r in tx.execute(_PARKED, parameters)}
     if not waiting:
         return []
-    names = {
-        r.document_id: r.filename
-        for r in tx.execute(_LOCK_PUBLIC, {"ids": id_array(waiting)})
-        if r.status != "uploaded"
-    }
-    if lost := [i for i in waiting if i not in names]:
+    free = {r.document_id: r for r in tx.execute(_LOCK_FREE, {"ids": id_array(waiting)})}
+    names = {i: r.filename for i, r in free.items() if r.status != "uploaded"}
+    existing = set(tx.execute(_EXISTING, {"ids": id_array(waiting)}).scalars()) if len(free) < len(waiting) else free
+    if lost := [i for i in waiting if i not in names and (i in free or i not in existing)]:
         tx.execute(_DEQUEUE, {"ids": lost})
     taken = tx.execute(
         _TAKE_PARKED, {"ids": list(names), "stage": stage.value, "run_id": run_id, "lease": lease}

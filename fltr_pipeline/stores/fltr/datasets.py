@@ -216,19 +216,32 @@ _INSERT_DOCUMENTS = text("""
     ON CONFLICT (id) DO UPDATE SET status = 'uploaded', updated_at = clock_timestamp()
 """)
 
+_CONTENT_SIZES = text("""
+    SELECT id::text AS id, octet_length(content) AS bytes FROM public.documents
+    WHERE id = ANY(:ids) AND content IS NOT NULL
+""")
+
 _CONTENT = text("SELECT content FROM public.documents WHERE id = ANY(:ids)")
 
+# As everywhere, public rows are locked first and in id order.
+_LOCK_ENDED = text("""
+    SELECT id FROM public.documents
+    WHERE dataset_id = :dataset_id AND status IN ('ready', 'failed') ORDER BY id FOR UPDATE
+""")
+
 _REQUEUE_FAILED = text("""
-    UPDATE public.documents SET status = 'uploaded'
-    WHERE dataset_id = :dataset_id AND status = 'failed'
-    RETURNING id::text
+    UPDATE public.documents d SET status = 'uploaded'
+    WHERE d.dataset_id = :dataset_id AND d.status = 'failed'
+      AND (:every_failure OR EXISTS (SELECT FROM pipeline.documents p
+                                     WHERE p.document_id = d.id::text AND p.error_code = ANY(:retryable)))
+    RETURNING d.id::text
 """)
 
 # Index: pipeline.documents_live. A document in flight or uploaded anew is on its way already.
 _REQUEUE_LIVE = text("""
     UPDATE pipeline.documents p
     SET stage = 'extract', generation = p.generation + 1, billable = :billable, input_version = d.updated_at::text,
-        lease_until = NULL, retry_at = NULL, attempts = 0, credits_needed = NULL, job_id = NULL
+        lease_until = NULL, retry_at = NULL, attempts = 0, retries = 0, credits_needed = NULL, job_id = NULL
     FROM pipeline.generations g, public.documents d
     WHERE p.dataset_id = :dataset_id AND p.live_generation IS NOT NULL AND p.stage IS NULL
       AND g.document_id = p.document_id AND g.generation = p.live_generation
@@ -248,6 +261,8 @@ _BACKFILL = text("""
            OR (d.status = 'failed' AND p.error_code = ANY(:retryable)))
     ORDER BY 1
 """)
+
+_IS_SET_UP = text("SELECT 1 FROM pipeline.datasets WHERE dataset_id = :dataset_id")
 
 _MARK_SET_UP = text("""
     INSERT INTO pipeline.datasets (dataset_id, user_id, collection) VALUES (:dataset_id, :user_id, :collection)
@@ -280,6 +295,11 @@ def create(tx: Connection, dataset: Dataset) -> None:
 def mark_set_up(tx: Connection, dataset: Dataset, collection: str) -> None:
     """The dataset's collection is there and was verified."""
     tx.execute(_MARK_SET_UP, {"dataset_id": dataset.id, "user_id": dataset.user_id, "collection": collection})
+
+
+def is_set_up(tx: Connection, dataset_id: str) -> bool:
+    """Whether its set-up is done and paid for."""
+    return tx.execute(_IS_SET_UP, {"dataset_id": dataset_id}).first() is not None
 
 
 def backlog(tx: Connection) -> list[Backlog]:
@@ -354,19 +374,35 @@ def upload(tx: Connection, dataset_id: str, documents: Sequence[tuple[str, str]]
     tx.execute(_INSERT_DOCUMENTS, {"rows": recordset(rows)})
 
 
+def content_sizes(tx: Connection, document_ids: Sequence[str]) -> dict[str, int]:
+    """Bytes of the documents' texts as they stand."""
+    return {r.id: r.bytes for r in tx.execute(_CONTENT_SIZES, {"ids": id_array(document_ids)})}
+
+
 def content(tx: Connection, document_id: str) -> str | None:
     """The document's text as it stands."""
     return tx.execute(_CONTENT, {"ids": id_array([document_id])}).scalar()
 
 
-def requeue(tx: Connection, dataset_id: str, mode: ReprocessMode, *, fingerprint: str, billable: bool) -> int:
+def requeue(
+    tx: Connection,
+    dataset_id: str,
+    mode: ReprocessMode,
+    *,
+    fingerprint: str,
+    billable: bool,
+    retryable: Sequence[str] | None = None,
+) -> int:
     """Queue documents again; each mode includes the ones before it: pending, failed, stale, all.
 
-    Failed documents become `uploaded`; ready ones stay ready and searchable while a new generation is made.
+    Failed documents (of the codes in `retryable`, or all) become `uploaded`; ready ones stay ready and searchable while
+    a new generation is made. May be repeated: what is on its way is left alone.
     """
     if mode is ReprocessMode.pending:
         return 0
-    failed = list(tx.execute(_REQUEUE_FAILED, {"dataset_id": dataset_id}).scalars())
+    tx.execute(_LOCK_ENDED, {"dataset_id": dataset_id})
+    codes = {"every_failure": retryable is None, "retryable": list(retryable or ())}
+    failed = list(tx.execute(_REQUEUE_FAILED, {"dataset_id": dataset_id, **codes}).scalars())
     if mode is ReprocessMode.failed:
         return len(failed)
     parameters = {

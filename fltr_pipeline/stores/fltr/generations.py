@@ -27,12 +27,12 @@ class PlannedChunk:
 
 @dataclass(frozen=True, slots=True)
 class FreshChunk:
-    """A chunk to embed, with the key that this worker's fence gave it."""
+    """A chunk to embed, with the key that this worker's fence gave it; `start` and `end` in its staged text."""
 
     document_id: str
-    ordinal: int
     key: str
-    text: str
+    start: int
+    end: int
     tokens: int
 
 
@@ -107,11 +107,9 @@ _ASSIGN_KEYS = text("""
 """)
 
 _FRESH_CHUNKS = text("""
-    SELECT c.document_id, c.ordinal, c.key, c.tokens,
-           substr(g.text, c.start_offset + 1, c.end_offset - c.start_offset) AS text
+    SELECT c.document_id, c.key, c.start_offset AS start, c.end_offset AS end, c.tokens
     FROM json_to_recordset(:rows) AS r(document_id text, generation int)
     JOIN pipeline.chunks c USING (document_id, generation)
-    JOIN pipeline.generations g USING (document_id, generation)
     WHERE c.fresh
     ORDER BY c.document_id, c.ordinal
 """)
@@ -132,13 +130,13 @@ _PUBLISH = text("""
     FROM pipeline.documents p
     JOIN pipeline.generations g ON g.document_id = p.document_id AND g.generation = p.generation
     WHERE d.id = ANY(:ids) AND d.id::text = p.document_id AND p.document_id = ANY(:ids_text)
-      AND d.status <> 'uploaded' AND d.updated_at::text = p.input_version AND g.state = 'indexed' AND g.text IS NOT NULL
+      AND d.status <> 'uploaded' AND g.state = 'indexed' AND g.text IS NOT NULL
     RETURNING d.id::text
 """)
 
 _SET_LIVE = text("""
     UPDATE pipeline.documents
-    SET live_generation = generation, stage = NULL, lease_until = NULL, attempts = 0, retry_at = NULL,
+    SET live_generation = generation, stage = NULL, lease_until = NULL, attempts = 0, retries = 0, retry_at = NULL,
         error_code = NULL, error_message = NULL, error_at = NULL
     WHERE document_id = ANY(:ids)
 """)
@@ -149,7 +147,7 @@ _SET_GENERATION_LIVE = text("""
     WHERE p.document_id = ANY(:ids) AND g.document_id = p.document_id AND g.generation = p.generation
 """)
 
-# The input changed while we worked on the old one: the document waits as `uploaded` and is claimed anew.
+# A newer input waits as `uploaded` and is claimed anew (one that was claimed already took our fence).
 _SET_OVERTAKEN = text("UPDATE pipeline.documents SET stage = NULL, lease_until = NULL WHERE document_id = ANY(:ids)")
 
 # Keys that only generations other than the live one and the one in flight hold.
@@ -205,6 +203,7 @@ def store_plan(tx: Connection, plans: Sequence[tuple[Claim, Sequence[PlannedChun
     held = _lock_fenced(tx, [claim for claim, _ in plans])
     mine = [(claim, chunks) for claim, chunks in plans if claim.document_id in held]
     keyed = _keyed([claim for claim, _ in mine])
+    _retire_attempts(tx, [claim for claim, _ in mine])
     tx.execute(_CLEAR_CHUNKS, {"rows": keyed})
     for claim, chunks in mine:
         rows = recordset(
@@ -223,6 +222,12 @@ def _lock_fenced(tx: Connection, claims: Sequence[Claim]) -> set[str]:
     return set(tx.execute(_LOCK_FENCED, {"rows": _keyed(claims)}).scalars())
 
 
+def _retire_attempts(tx: Connection, claims: Sequence[Claim]) -> None:
+    """Name for the sweep what earlier workers may have inserted for these generations."""
+    if claims:
+        tx.execute(_RETIRE_ATTEMPT, {"rows": _keyed(claims), "dataset_id": claims[0].dataset_id})
+
+
 def assign_keys(tx: Connection, claims: Sequence[Claim]) -> list[FreshChunk]:
     """Give the chunks to embed this worker's keys, and name an earlier worker's keys for the sweep.
 
@@ -234,12 +239,9 @@ def assign_keys(tx: Connection, claims: Sequence[Claim]) -> list[FreshChunk]:
     if not mine:
         return []
     keyed = _keyed(mine)
-    tx.execute(_RETIRE_ATTEMPT, {"rows": keyed, "dataset_id": mine[0].dataset_id})
+    _retire_attempts(tx, mine)
     tx.execute(_ASSIGN_KEYS, {"rows": keyed})
-    return [
-        FreshChunk(r.document_id, r.ordinal, r.key, r.text, r.tokens)
-        for r in tx.execute(_FRESH_CHUNKS, {"rows": keyed})
-    ]
+    return [FreshChunk(*row) for row in tx.execute(_FRESH_CHUNKS, {"rows": keyed})]
 
 
 def decide(tx: Connection, claims: Sequence[Claim]) -> set[str]:

@@ -3,6 +3,7 @@
 Belongs here: what search, the sweep and the comparison with Milvus ask. Does not: writing chunks (generations).
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,12 @@ _MANIFEST_KEYS = text("""
     WHERE p.dataset_id = :dataset_id AND p.live_generation IS NOT NULL
 """)
 
+_KEYS_OF = text("""
+    SELECT c.key FROM pipeline.documents p
+    JOIN pipeline.chunks c ON c.document_id = p.document_id AND c.generation = p.live_generation
+    WHERE p.document_id = ANY(:ids)
+""")
+
 # Keys that may lie in Milvus without being live: an attempt in flight, or named for the sweep.
 _TRANSIENT_KEYS = text("""
     SELECT c.key FROM pipeline.documents p
@@ -45,15 +52,17 @@ _TRANSIENT_KEYS = text("""
     SELECT key FROM pipeline.retired_keys WHERE dataset_id = :dataset_id
 """)
 
-# Index: pipeline.chunks_by_key; a hit counts if its chunk is of the live generation of a document that exists.
+# Index: pipeline.chunks_by_key, first of all: the planner would rather read all chunks of the documents that were hit.
+# A hit counts if its chunk is of the live generation of a document that exists.
 _PLACES = text("""
-    SELECT c.key, d.id::text AS document_id, d.filename, c.page, c.ordinal,
-           c.start_offset AS start, c.end_offset AS end,
-           substr(d.content, c.start_offset + 1, c.end_offset - c.start_offset) AS text
-    FROM pipeline.chunks c
+    WITH hits AS MATERIALIZED (SELECT * FROM pipeline.chunks WHERE key = ANY(:keys))
+    SELECT c.key, d.id::text AS document_id, d.filename, c.page,
+           c.start_offset AS start, c.end_offset AS end, c.ordinal,
+           substr(d.content, c.start_offset + 1, c.end_offset - c.start_offset) AS text, c.digest
+    FROM hits c
     JOIN pipeline.documents p ON p.document_id = c.document_id AND p.live_generation = c.generation
     JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = c.document_id
-    WHERE c.key = ANY(:keys) AND d.dataset_id = :dataset_id
+    WHERE d.dataset_id = :dataset_id
 """)
 
 
@@ -72,6 +81,11 @@ def manifest_keys(tx: Connection, dataset_id: str) -> set[str]:
     return set(tx.execute(_MANIFEST_KEYS, {"dataset_id": dataset_id}).scalars())
 
 
+def keys_of(tx: Connection, document_ids: Sequence[str]) -> set[str]:
+    """Keys of these documents' live generations."""
+    return set(tx.execute(_KEYS_OF, {"ids": list(document_ids)}).scalars())
+
+
 def transient_keys(tx: Connection, dataset_id: str) -> set[str]:
     """Keys that may lie in Milvus although they are not live: in flight, or waiting for the sweep."""
     return set(tx.execute(_TRANSIENT_KEYS, {"dataset_id": dataset_id}).scalars())
@@ -80,5 +94,6 @@ def transient_keys(tx: Connection, dataset_id: str) -> set[str]:
 def places(tx: Connection, dataset_id: str, found: Sequence[tuple[str, str]]) -> dict[str, Place]:
     """(key, document id) → where the chunk stands, for those that are live."""
     keys, ids = [k for k, _ in found], sorted({i for _, i in found})
-    rows = tx.execute(_PLACES, {"keys": keys, "ids": id_array(ids), "dataset_id": dataset_id}).mappings()
-    return {r["key"]: Place(**r) for r in rows}
+    rows = tx.execute(_PLACES, {"keys": keys, "ids": id_array(ids), "dataset_id": dataset_id})
+    # A new inline text stands in `content` before it is published: the live offsets mean nothing in it.
+    return {r.key: Place(*r[:-1]) for r in rows if hashlib.sha256((r.text or "").encode()).hexdigest() == r.digest}

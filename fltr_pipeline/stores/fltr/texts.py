@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from fltr_pipeline.stores.database import id_array
+from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.claims import Claim
 
 
@@ -81,9 +81,17 @@ _STAGE_TEXT = text("""
     RETURNING g.document_id
 """)
 
-_STAGED_TEXT = text(
-    "SELECT text FROM pipeline.generations WHERE document_id = :document_id AND generation = :generation"
-)
+_STAGED_TEXTS = text("""
+    SELECT g.document_id, g.text FROM pipeline.generations g
+    JOIN json_to_recordset(:rows) AS r(document_id text, generation int) USING (document_id, generation)
+    WHERE g.text IS NOT NULL
+""")
+
+_STAGED_SIZES = text("""
+    SELECT g.document_id, length(g.text) AS characters FROM pipeline.generations g
+    JOIN json_to_recordset(:rows) AS r(document_id text, generation int) USING (document_id, generation)
+    WHERE g.text IS NOT NULL
+""")
 
 
 def live_sources(tx: Connection, document_ids: Sequence[str]) -> dict[str, LiveSource]:
@@ -117,6 +125,15 @@ def stage_texts(tx: Connection, staged: Sequence[StagedText]) -> set[str]:
     }  # fmt: skip
 
 
-def staged_text(tx: Connection, claim: Claim) -> str | None:
-    """The claimed generation's staged text; None if it was discarded meanwhile."""
-    return tx.execute(_STAGED_TEXT, {"document_id": claim.document_id, "generation": claim.generation}).scalar()
+def staged_texts(tx: Connection, claims: Sequence[Claim]) -> dict[str, str]:
+    """The claimed generations' staged texts, by document; nothing for those discarded meanwhile."""
+    return {r.document_id: r.text for r in tx.execute(_STAGED_TEXTS, {"rows": _generations(claims)})}
+
+
+def staged_sizes(tx: Connection, claims: Sequence[Claim]) -> dict[str, int]:
+    """How long the staged texts are, in characters."""
+    return {r.document_id: r.characters for r in tx.execute(_STAGED_SIZES, {"rows": _generations(claims)})}
+
+
+def _generations(claims: Sequence[Claim]) -> str:
+    return recordset({"document_id": c.document_id, "generation": c.generation} for c in claims)

@@ -25,7 +25,8 @@ CREATE TABLE IF NOT EXISTS pipeline.documents (
     run_id          text NOT NULL DEFAULT '',
     lease_until     timestamptz,                  -- NULL: nobody works on it
     job_id          text,
-    attempts        integer NOT NULL DEFAULT 0,   -- transient failures in a row
+    attempts        integer NOT NULL DEFAULT 0,   -- workers that died at it, in a row
+    retries         integer NOT NULL DEFAULT 0,   -- transient failures in a row: the next wait is twice as long
     retry_at        timestamptz,
     credits_needed  integer,                      -- set while it awaits credits
     pot_kind        text,
@@ -109,7 +110,7 @@ CREATE TABLE IF NOT EXISTS pipeline.charges (
     price_version text NOT NULL,
     unit_price    integer NOT NULL,
     job_id        text,
-    state         text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'settled', 'released')),
+    state         text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'settled', 'released', 'refunded')),
     charged       integer,
     created_at    timestamptz NOT NULL DEFAULT now(),
     closed_at     timestamptz,

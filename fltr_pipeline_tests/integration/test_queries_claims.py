@@ -1,0 +1,398 @@
+"""Claims: who gets which document, and what a worker may still write. Each test runs with text and with uuid ids."""
+
+import threading
+import uuid
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import Connection
+
+from fltr_pipeline.models import Stage
+from fltr_pipeline.stores.fltr import claims, datasets
+from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
+from fltr_pipeline.stores.fltr.datasets import Dataset
+from fltr_pipeline_tests.queries import Fltr
+
+
+def names(claimed: list[Claim]) -> list[str]:
+    return [c.filename for c in claimed]
+
+
+def parked(fltr: Fltr, dataset: Dataset, *filenames: str) -> list[Claim]:
+    """Documents that wait at the second stage; the claims that brought them there."""
+    fltr.upload(dataset, *filenames)
+    claimed = fltr.claim(dataset, run="first")
+    fltr.advance(claimed, Stage.PLAN)
+    return claimed
+
+
+# --- claim: uploads ---------------------------------------------------------------------------------------------------
+
+
+def test_uploads_are_claimed_oldest_first_up_to_the_limit(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    first, *_ = fltr.upload(dataset, "c", "a", "b")
+    claimed = fltr.claim(dataset, run="run-7", limit=2)
+    assert names(claimed) == ["c", "a"]
+    one = claimed[0]
+    assert (one.document_id, one.dataset_id, one.generation, one.live_generation) == (first, dataset.id, 1, None)
+    assert (one.fence, one.billable, one.attempts) == (1, True, 0)
+    assert fltr.statuses(dataset) == {"a": "processing", "b": "uploaded", "c": "processing"}
+    assert fltr.rows("SELECT id::text, status FROM processing_jobs WHERE document_id = :d", d=first) == [
+        (one.job_id, "running")
+    ]
+    state = fltr.state(first, "dataset_id, stage, run_id, lease_until > now(), job_id, live_generation")
+    assert state == (dataset.id, "extract", "run-7", True, one.job_id, None)
+
+
+def test_the_input_version_is_when_the_uploader_said_that_it_is_there(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    (document,) = fltr.upload(dataset, "a")
+    uploaded = fltr.one("SELECT updated_at::text FROM documents")
+    fltr.claim(dataset)
+    assert fltr.state(document, "input_version") == uploaded
+    assert fltr.one("SELECT updated_at::text FROM documents") == uploaded
+
+
+def test_nothing_waits_in_an_empty_an_unknown_or_another_dataset(fltr: Fltr) -> None:
+    empty, other = fltr.dataset(), fltr.dataset()
+    fltr.upload(other, "a")
+    for stage in Stage:
+        assert fltr.claim(empty, stage) == []
+        assert fltr.claim(Dataset(str(uuid.uuid4()), "u", "n"), stage) == []
+    assert fltr.statuses(other) == {"a": "uploaded"}
+
+
+def test_a_new_input_is_a_new_generation_under_a_new_fence_and_ends_the_old_job(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    (document,) = fltr.upload(dataset, "a")
+    (old,) = fltr.claim(dataset)
+    fltr.upload_anew(dataset, document)
+    (new,) = fltr.claim(dataset)
+    assert (new.generation, new.fence) == (old.generation + 1, old.fence + 1)
+    assert fltr.jobs(document) == ["canceled", "running"]
+    assert fltr.advance([old], Stage.PLAN) == set()
+
+
+def test_the_same_input_claimed_again_is_the_same_generation(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    fltr.upload(dataset, "a")
+    (old,) = fltr.claim(dataset)
+    fltr.change("UPDATE documents SET status = 'uploaded'")
+    (new,) = fltr.claim(dataset)
+    assert (new.generation, new.fence) == (old.generation, old.fence + 1)
+
+
+def test_an_upload_forgets_what_became_of_the_attempt_before(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    (document,) = fltr.upload(dataset, "a")
+    (claim,) = fltr.claim(dataset)
+    with fltr.transaction() as tx:
+        claims.fail(tx, [Failure(claim, "corrupt", "bad")])
+    fltr.upload_anew(dataset, document)
+    fltr.claim(dataset)
+    columns = "attempts, retry_at, credits_needed, error_code, error_message, error_at"
+    assert fltr.state(document, columns) == (0, None, None, None, None, None)
+
+
+# --- claim: what is parked --------------------------------------------------------------------------------------------
+
+
+def test_parked_documents_are_claimed_at_their_stage_with_the_job_they_have(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    (first,) = parked(fltr, dataset, "a")
+    assert fltr.claim(dataset, Stage.EXTRACT) == []
+    assert fltr.claim(dataset, Stage.EMBED) == []
+    (claim,) = fltr.claim(dataset, Stage.PLAN)
+    assert (claim.job_id, claim.generation, claim.fence) == (first.job_id, first.generation, first.fence + 1)
+    assert (claim.filename, claim.attempts) == ("a", 0)
+    assert fltr.jobs(claim.document_id) == ["running"]
+
+
+def test_parked_documents_fill_up_what_uploads_leave_of_the_limit(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    fltr.upload(dataset, "old1", "old2", "old3")
+    fltr.advance(fltr.claim(dataset), Stage.EXTRACT)
+    fltr.upload(dataset, "new")
+    claimed = fltr.claim(dataset, limit=3)
+    assert claimed[0].filename == "new"
+    assert len(claimed) == 3
+    assert fltr.claim(dataset, limit=0) == []
+
+
+def test_what_another_worker_holds_is_not_claimed(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    fltr.upload(dataset, "a")
+    fltr.claim(dataset)
+    assert fltr.claim(dataset) == []
+
+
+def test_what_a_dead_worker_left_is_taken_over_with_a_new_job_and_counts_as_an_attempt(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    (document,) = fltr.upload(dataset, "a")
+    (dead,) = fltr.claim(dataset)
+    fltr.let_leases_run_out()
+    (claim,) = fltr.claim(dataset)
+    assert (claim.fence, claim.attempts, claim.generation) == (dead.fence + 1, 1, dead.generation)
+    assert claim.job_id != dead.job_id
+    assert sorted(fltr.jobs(document)) == ["failed", "running"]
+
+
+def test_a_deleted_document_is_no_longer_at_any_stage(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    (claim,) = parked(fltr, dataset, "a")
+    fltr.change("DELETE FROM documents")
+    assert fltr.claim(dataset, Stage.PLAN) == []
+    assert fltr.state(claim.document_id, "stage, lease_until, fence") == (None, None, claim.fence + 1)
+
+
+def test_a_parked_document_that_is_uploaded_anew_goes_on_as_an_upload_only(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    (claim,) = parked(fltr, dataset, "a")
+    fltr.upload_anew(dataset, claim.document_id)
+    assert fltr.claim(dataset, Stage.PLAN) == []
+    assert fltr.state(claim.document_id, "stage") == (None,)
+    (new,) = fltr.claim(dataset)
+    assert new.generation == claim.generation + 1
+
+
+def test_backoff_is_waited_for(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    fltr.upload(dataset, "a")
+    with fltr.transaction() as tx:
+        claims.retry_later(tx, fltr.claim(dataset), "no answer")
+    assert fltr.claim(dataset) == []
+    fltr.change("UPDATE pipeline.documents SET retry_at = now()")
+    assert [c.attempts for c in fltr.claim(dataset)] == [1]
+
+
+def test_documents_that_await_credits_are_offered_once_per_run(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    fltr.upload(dataset, "a")
+    claimed = fltr.claim(dataset, run="one")
+    with fltr.transaction() as tx:
+        claims.wait_for_credits(tx, [Wait(c, 5, "user", "u") for c in claimed])
+    assert fltr.statuses(dataset) == {"a": "awaiting_credits"}
+    assert fltr.claim(dataset, run="one") == []
+    assert names(fltr.claim(dataset, run="two")) == ["a"]
+    assert fltr.statuses(dataset) == {"a": "processing"}
+    assert fltr.state(claimed[0].document_id, "credits_needed, attempts") == (None, 0)
+
+
+# --- concurrency ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [Stage.EXTRACT, Stage.PLAN])
+def test_two_workers_at_the_same_time_share_what_waits_and_neither_waits_for_the_other(
+    fltr: Fltr, stage: Stage
+) -> None:
+    dataset = fltr.dataset()
+    files = [f"{n:02}" for n in range(10)]
+    parked(fltr, dataset, *files) if stage is Stage.PLAN else fltr.upload(dataset, *files)
+
+    def take(tx: Connection, run: str) -> set[str]:
+        taken = claims.claim(tx, dataset_id=dataset.id, stage=stage, run_id=run, limit=6, lease_seconds=60)
+        return set(names(taken))
+
+    with fltr.impatient() as one, fltr.impatient() as two:
+        first = take(one, "one")
+        second = take(two, "two")
+    assert (len(first), len(second)) == (6, 4)
+    assert first | second == set(files)
+
+
+def test_many_workers_claim_every_document_once(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    fltr.upload(dataset, *(f"{n:02}" for n in range(40)))
+    taken: list[str] = []
+    start = threading.Barrier(4)
+
+    def work(run: str) -> None:
+        start.wait()
+        for stage, then in ((Stage.EXTRACT, Stage.PLAN), (Stage.PLAN, Stage.EMBED)):
+            while claimed := fltr.claim(dataset, stage, run=run, limit=3):
+                taken.extend(f"{stage} {c.filename}" for c in claimed)
+                fltr.advance(claimed, then)
+
+    threads = [threading.Thread(target=work, args=(f"run {n}",)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for claimed in iter(lambda: fltr.claim(dataset, Stage.PLAN), []):
+        taken.extend(f"{Stage.PLAN} {c.filename}" for c in claimed)
+    assert sorted(taken) == sorted(f"{stage} {n:02}" for stage in (Stage.EXTRACT, Stage.PLAN) for n in range(40))
+
+
+def test_a_document_that_its_uploader_is_writing_is_left_for_the_next_claim(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    busy, _ = fltr.upload(dataset, "busy", "free")
+    with fltr.impatient() as uploader:
+        datasets.upload(uploader, dataset.id, [(busy, "busy")])
+        assert names(fltr.claim(dataset)) == ["free"]
+    assert names(fltr.claim(dataset)) == ["busy"]
+
+
+# --- what a worker writes ---------------------------------------------------------------------------------------------
+
+
+def fail(tx: Connection, claimed: list[Claim]) -> set[str]:
+    return claims.fail(tx, [Failure(c, "corrupt", "damaged") for c in claimed])
+
+
+def wait(tx: Connection, claimed: list[Claim]) -> set[str]:
+    return claims.wait_for_credits(tx, [Wait(c, 5, "team", "t") for c in claimed])
+
+
+WRITES: list[Callable[[Connection, list[Claim]], set[str]]] = [
+    lambda tx, claimed: claims.advance(tx, claimed, Stage.EMBED),
+    lambda tx, claimed: claims.retry_later(tx, claimed, "later"),
+    fail,
+    wait,
+]
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_write_with_an_old_fence_changes_nothing_but_those_with_a_good_one(
+    fltr: Fltr, write: Callable[[Connection, list[Claim]], set[str]]
+) -> None:
+    dataset = fltr.dataset()
+    fltr.upload(dataset, "lost", "held")
+    lost, held = fltr.claim(dataset)
+    fltr.change("UPDATE pipeline.documents SET fence = fence + 1 WHERE document_id = :d", d=lost.document_id)
+    before = fltr.state(lost.document_id, "*")
+    with fltr.transaction() as tx:
+        assert write(tx, []) == set()
+        assert write(tx, [lost, held]) == {held.document_id}
+    assert fltr.state(lost.document_id, "*") == before
+    assert fltr.statuses(dataset)["lost"] == "processing"
+    assert fltr.jobs(lost.document_id) == ["running"]
+
+
+def test_advance_parks_the_document_and_forgives_its_attempts(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    fltr.upload(dataset, "a")
+    claimed = fltr.claim(dataset)
+    fltr.change("UPDATE pipeline.documents SET attempts = 3")
+    assert fltr.advance(claimed, Stage.EMBED) == {claimed[0].document_id}
+    assert fltr.state(claimed[0].document_id, "stage, lease_until, attempts") == ("embed", None, 0)
+
+
+@pytest.mark.parametrize(("attempts", "seconds"), [(0, 5), (1, 10), (3, 40), (7, 600), (40, 600)])
+def test_backoff_doubles_up_to_ten_minutes(fltr: Fltr, attempts: int, seconds: int) -> None:
+    dataset = fltr.dataset()
+    fltr.upload(dataset, "a")
+    claimed = fltr.claim(dataset)
+    fltr.change("UPDATE pipeline.documents SET attempts = :n", n=attempts)
+    with fltr.transaction() as tx:
+        claims.retry_later(tx, claimed, "no answer")
+    columns = "stage, lease_until, attempts, error_code, error_message, extract(epoch FROM retry_at - error_at)::int"
+    expected = ("extract", None, attempts + 1, "transient", "no answer", seconds)
+    assert fltr.state(claimed[0].document_id, columns) == expected
+
+
+def test_a_failure_ends_the_attempt_with_its_reason(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    (document,) = fltr.upload(dataset, "a")
+    with fltr.transaction() as tx:
+        assert fail(tx, fltr.claim(dataset)) == {document}
+    assert fltr.state(document, "stage, lease_until, error_code, error_message") == (None, None, "corrupt", "damaged")
+    assert fltr.statuses(dataset) == {"a": "failed"}
+    assert fltr.jobs(document) == ["failed"]
+
+
+@pytest.mark.parametrize("status", ["ready", "uploaded"])
+@pytest.mark.parametrize("write", [fail, wait])
+def test_a_good_version_stays_ready_and_a_newer_upload_stays_uploaded(
+    fltr: Fltr, status: str, write: Callable[[Connection, list[Claim]], set[str]]
+) -> None:
+    dataset = fltr.dataset()
+    (document,) = fltr.upload(dataset, "a")
+    claimed = fltr.claim(dataset)
+    fltr.change("UPDATE documents SET status = :status", status=status)
+    with fltr.transaction() as tx:
+        assert write(tx, claimed) == {document}
+    assert fltr.statuses(dataset) == {"a": status}
+
+
+def test_a_document_that_awaits_credits_says_how_many_and_whose(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    (document,) = fltr.upload(dataset, "a")
+    with fltr.transaction() as tx:
+        wait(tx, fltr.claim(dataset))
+    columns = "stage, lease_until, credits_needed, pot_kind, pot_id"
+    assert fltr.state(document, columns) == ("extract", None, 5, "team", "t")
+    assert fltr.jobs(document) == ["running"]
+
+
+def test_a_failed_write_on_a_deleted_document_does_no_harm(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    (document,) = fltr.upload(dataset, "a")
+    claimed = fltr.claim(dataset)
+    fltr.change("DELETE FROM documents")
+    with fltr.transaction() as tx:
+        assert fail(tx, claimed) == {document}
+    assert fltr.state(document, "stage") == (None,)
+
+
+# --- locks, jobs, leases ----------------------------------------------------------------------------------------------
+
+
+def test_lock_documents_names_those_that_exist_and_holds_them(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    one, two = fltr.upload(dataset, "a", "b")
+    with fltr.transaction() as tx:
+        assert claims.lock_documents(tx, []) == {}
+        assert claims.lock_documents(tx, [two, str(uuid.uuid4()), one]) == {one: "uploaded", two: "uploaded"}
+        assert fltr.claim(dataset) == []
+
+
+def test_insert_jobs_makes_a_job_per_document_and_remembers_it(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    documents = fltr.upload(dataset, "a", "b")
+    fltr.claim(dataset)
+    with fltr.transaction() as tx:
+        assert claims.insert_jobs(tx, [], "queued") == {}
+        jobs = claims.insert_jobs(tx, documents, "queued")
+    assert {d: fltr.state(d, "job_id") for d in documents} == {d: (jobs[d],) for d in documents}
+    assert fltr.rows("SELECT status FROM processing_jobs WHERE id = :j", j=jobs[documents[0]]) == [("queued",)]
+
+
+def test_close_jobs_ends_open_jobs_and_only_those(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    documents = fltr.upload(dataset, "a", "b", "c")
+    jobs = [c.job_id for c in fltr.claim(dataset)]
+    for job, status in zip(jobs, ("queued", "indexed", "completed"), strict=True):
+        fltr.change("UPDATE processing_jobs SET status = :s WHERE id = :j", s=status, j=job)
+    with fltr.transaction() as tx:
+        claims.close_jobs(tx, [], "failed")
+        claims.close_jobs(tx, [*jobs, str(uuid.uuid4())], "canceled")
+    assert [fltr.jobs(d) for d in documents] == [["canceled"], ["canceled"], ["completed"]]
+
+
+def test_a_heartbeat_renews_the_leases_of_its_run_alone(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    mine, others = fltr.dataset(), fltr.dataset()
+    (document,) = fltr.upload(mine, "a")
+    (foreign,) = fltr.upload(others, "b")
+    (free,) = (c.document_id for c in parked(fltr, dataset, "c"))
+    fltr.claim(mine, run="mine")
+    fltr.claim(others, run="others")
+    with fltr.transaction() as tx:
+        claims.heartbeat(tx, run_id="mine", lease_seconds=3600)
+        claims.heartbeat(tx, run_id="first", lease_seconds=3600)
+        claims.heartbeat(tx, run_id="nobody", lease_seconds=3600)
+    renewed = "lease_until > now() + interval '30 min'"
+    assert (fltr.state(document, renewed), fltr.state(foreign, renewed)) == ((True,), (False,))
+    assert fltr.state(free, "lease_until") == (None,)
+
+
+def test_the_leases_of_dead_runs_end_at_once(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    fltr.upload(dataset, "a", "b", "c")
+    for run in ("one", "two", "three"):
+        fltr.claim(dataset, run=run, limit=1)
+    with fltr.transaction() as tx:
+        assert claims.expire_runs(tx, []) == []
+        assert len(claims.expire_runs(tx, ["one", "three", "unknown"])) == 2
+    assert sorted(names(fltr.claim(dataset))) == ["a", "c"]
