@@ -100,7 +100,7 @@ class Fltr:
         self.change("UPDATE pipeline.documents SET lease_until = now() - interval '1 s' WHERE lease_until IS NOT NULL")
 
     def statuses(self, dataset: Dataset) -> dict[str, str]:
-        return dict(self.rows("SELECT filename, status FROM documents WHERE dataset_id = :d", d=dataset.id))  # type: ignore[arg-type]
+        return dict(self.rows("SELECT filename, status FROM documents WHERE dataset_id = :d", d=dataset.id))
 
     def jobs(self, document_id: str) -> list[str]:
         """Statuses of the document's jobs, oldest first."""

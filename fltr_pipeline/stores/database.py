@@ -8,6 +8,7 @@ without a type (`= ANY(:ids)` with an array literal takes the column's own type 
 
 import functools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,10 @@ from fltr_pipeline.errors import ConfigurationError, SchemaDrift, StoreUnavailab
 
 _DRIFT = {"3F000", "42P01", "42703", "42501"}
 """SQLSTATE of: no such schema, no such table, no such column, not allowed."""
+
+
+_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+"""JSON's escape for NUL; not where its backslash is itself escaped, as in a file that is named `\\u0000`."""
 
 
 @functools.cache
@@ -110,4 +115,4 @@ def recordset(rows: Iterable[Mapping[str, Any]]) -> str:
     NUL and lone surrogates, which PostgreSQL can't store, are left out: a parser's message may quote them.
     """
     document = json.dumps(list(rows), separators=(",", ":"), ensure_ascii=False)
-    return document.replace("\\u0000", "").encode("utf-8", "ignore").decode()
+    return _NUL.sub(r"\1", document).encode("utf-8", "ignore").decode()

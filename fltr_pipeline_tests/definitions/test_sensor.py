@@ -1,8 +1,7 @@
 """The sensor `uploaded_documents` on a real instance and real databases."""
 
-from pathlib import Path
-
 from datetime import timedelta
+from pathlib import Path
 
 import dagster as dg
 import psycopg

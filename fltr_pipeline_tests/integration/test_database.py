@@ -105,6 +105,13 @@ def test_an_array_of_ids_arrives_as_it_was(engine: Engine, ids: list[str]) -> No
         assert tx.execute(text("SELECT CAST(:ids AS text[])"), {"ids": id_array(ids)}).scalar() == ids
 
 
+def test_what_postgresql_cannot_store_is_left_out_of_a_recordset_and_nothing_else(engine: Engine) -> None:
+    sent = recordset([{"a": "x\0\0y\ud800z", "b": "\\u0000 \\\\u0000 \\\0"}])
+    query = text("SELECT a, b FROM json_to_recordset(:rows) AS r(a text, b text)")
+    with transaction(engine) as tx:
+        assert tuple(tx.execute(query, {"rows": sent}).one()) == ("xyz", "\\u0000 \\\\u0000 \\")
+
+
 @given(rows=st.lists(st.tuples(STORABLE, st.integers(-(2**31), 2**31 - 1), st.none() | st.booleans())))
 def test_a_recordset_arrives_as_it_was(engine: Engine, rows: list[tuple[str, int, bool | None]]) -> None:
     sent = recordset({"a": a, "b": b, "c": c} for a, b, c in rows)

@@ -103,7 +103,7 @@ def test_only_the_new_rows_of_a_batch_are_reported(world: World) -> None:
 
 def test_times_are_utc_whatever_the_servers_zone(world: World) -> None:
     world.change_auth(
-        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET timezone = ''Asia/Tokyo''', current_database()); END $$"
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %%I SET timezone = ''Asia/Tokyo''', current_database()); END $$"
     )
     row = ledger_row(world.user().user_id)
     ask(world, auth.insert, [row])

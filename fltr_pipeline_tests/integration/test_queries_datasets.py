@@ -67,6 +67,8 @@ def test_a_set_up_is_recorded_and_follows_a_change(fltr: Fltr) -> None:
     ask(fltr, datasets.mark_set_up, replace(dataset, user_id="new owner"), "chunks_2")
     query = "SELECT dataset_id, user_id, collection FROM pipeline.datasets"
     assert fltr.rows(query) == [(dataset.id, "new owner", "chunks_2")]
+    assert ask(fltr, datasets.is_set_up, dataset.id) is True
+    assert ask(fltr, datasets.is_set_up, UNKNOWN) is False
 
 
 # --- uploads ----------------------------------------------------------------------------------------------------------
@@ -119,6 +121,14 @@ def test_content_is_the_published_text(fltr: Fltr) -> None:
     fltr.publish(dataset, "alpha beta")
     assert ask(fltr, datasets.content, document) == "alpha beta"
     assert ask(fltr, datasets.content, UNKNOWN) is None
+
+
+def test_the_size_of_a_content_is_in_bytes(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    full, empty = fltr.upload(dataset, "full", "empty")
+    fltr.change("UPDATE documents SET content = :c WHERE id = :d", c="a\N{SNOWMAN}", d=full)
+    assert ask(fltr, datasets.content_sizes, [full, empty, UNKNOWN]) == {full: 4}
+    assert ask(fltr, datasets.content_sizes, []) == {}
 
 
 def test_a_dataset_is_searchable_once_a_document_is_published(fltr: Fltr) -> None:
@@ -321,6 +331,17 @@ def test_each_mode_requeues_what_the_ones_before_it_do_and_more(
     assert fltr.statuses(dataset)["fresh"] == fltr.statuses(dataset)["stale"] == "ready"
     assert {c.filename for c in fltr.claim(dataset)} == queued | {"new"}
     assert fltr.claim(other) == []
+
+
+def test_of_failures_only_those_of_the_codes_asked_for_are_requeued(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    failed(fltr, dataset, "bad", code="corrupt")
+    failed(fltr, dataset, "unlucky", code="gave_up")
+    mode = ReprocessMode.failed
+    asked = {"fingerprint": FINGERPRINT, "billable": False}
+    assert ask(fltr, datasets.requeue, dataset.id, mode, retryable=[], **asked) == 0
+    assert ask(fltr, datasets.requeue, dataset.id, mode, retryable=["gave_up"], **asked) == 1
+    assert fltr.statuses(dataset) == {"bad": "failed", "unlucky": "uploaded"}
 
 
 @pytest.mark.parametrize("billable", [True, False])

@@ -71,7 +71,8 @@ def test_a_staged_text_is_read_back_and_content_stays_as_it_was(fltr: Fltr) -> N
     with fltr.transaction() as tx:
         assert texts.staged_texts(tx, [claim, other]) == {claim.document_id: content}
         assert texts.staged_sizes(tx, [claim, other]) == {claim.document_id: len(content)}
-        assert texts.staged_texts(tx, []) == texts.staged_sizes(tx, []) == {}
+        assert texts.staged_texts(tx, []) == {}
+        assert texts.staged_sizes(tx, []) == {}
     columns = "state, kind, engine, source_bytes, pages, blank_pages, fingerprint, chunks"
     assert fltr.one(f"SELECT {columns} FROM pipeline.generations") == ("staged", "text", "utf-8", 9, 2, [], None, None)
     assert fltr.rows("SELECT content FROM documents WHERE content IS NOT NULL") == []
@@ -200,26 +201,6 @@ def test_a_take_over_gets_keys_of_its_own_and_the_dead_workers_are_named_for_the
     assert keys(fltr, claim) == mine
 
 
-def test_kept_chunks_are_not_embedded_again(fltr: Fltr) -> None:
-    dataset, first = published(fltr, "alpha beta")
-    fltr.upload_anew(dataset, first.document_id)
-    (second,) = fltr.publish(dataset, "alpha gamma")
-    assert (
-        keys(fltr, second)[0]
-        == md5(f"{first.document_id}:{first.generation}:{first.fence}:0".encode(), usedforsecurity=False).hexdigest()
-    )
-    assert fltr.rows("SELECT fresh_chunks, fresh_tokens FROM pipeline.generations") == [(1, 2)]
-
-
-def test_planning_again_names_an_earlier_workers_keys_for_the_sweep(fltr: Fltr) -> None:
-    dataset, dead = planned(fltr, "alpha beta")
-    inert = [c.key for c in assigned(fltr, dead)]
-    fltr.let_leases_run_out()
-    (claim,) = fltr.claim(dataset, Stage.EMBED)
-    fltr.plan(claim, words("gamma"))
-    assert retired(fltr, dataset) == sorted(inert)
-
-
 # --- decide and publish -----------------------------------------------------------------------------------------------
 
 
@@ -255,6 +236,8 @@ def test_publishing_makes_content_status_job_and_manifest_live_at_once(fltr: Flt
     assert fltr.one("SELECT state, text, published_at IS NOT NULL FROM pipeline.generations") == ("live", None, True)
     with fltr.transaction() as tx:
         assert manifest.manifest_keys(tx, dataset.id) == set(keys(fltr, claim))
+        assert manifest.keys_of(tx, [claim.document_id, UNKNOWN]) == set(keys(fltr, claim))
+        assert manifest.keys_of(tx, []) == set()
 
 
 def test_what_was_not_decided_is_not_published(fltr: Fltr) -> None:
@@ -293,6 +276,8 @@ def test_a_new_version_retires_only_the_keys_that_it_does_not_keep(fltr: Fltr) -
     old = keys(fltr, first)
     fltr.upload_anew(dataset, first.document_id)
     (second,) = fltr.publish(dataset, "alpha gamma")
+    assert keys(fltr, second)[0] == old[0]
+    assert fltr.rows("SELECT fresh_chunks, fresh_tokens FROM pipeline.generations") == [(1, 2)]
     assert retired(fltr, dataset) == [old[1]]
     with fltr.transaction() as tx:
         assert manifest.manifest_keys(tx, dataset.id) == set(keys(fltr, second))
@@ -365,9 +350,13 @@ def test_a_hit_counts_only_if_it_is_live_in_a_document_of_that_dataset(fltr: Flt
     hit = (key, claim.document_id)
     assert places(fltr, fltr.dataset(), hit) == {}
     assert places(fltr, dataset, (key, UNKNOWN)) == {}
-    fltr.change("UPDATE pipeline.documents SET live_generation = 99")
-    assert places(fltr, dataset, hit) == {}
-    fltr.change("UPDATE pipeline.documents SET live_generation = :g", g=claim.generation)
+    for unfit, fit in (
+        ("pipeline.documents SET live_generation = 99", f"pipeline.documents SET live_generation = {claim.generation}"),
+        ("documents SET content = 'omega beta'", "documents SET content = 'alpha beta'"),
+    ):
+        fltr.change(f"UPDATE {unfit}")
+        assert places(fltr, dataset, hit) == {}
+        fltr.change(f"UPDATE {fit}")
     assert set(places(fltr, dataset, hit)) == {key}
     fltr.change("DELETE FROM documents")
     assert places(fltr, dataset, hit) == {}

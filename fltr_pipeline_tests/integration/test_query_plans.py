@@ -7,6 +7,7 @@ its plan, with the very parameters and, since the driver prepares what runs ofte
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,7 +135,7 @@ def plans(large: Large, call: Callable[[Connection], object], about: str = "") -
     def explain(connection: Connection, _: object, statement: str, parameters: Any, *__: object) -> None:
         if about not in statement:
             return
-        with connection.connection.cursor() as cursor:
+        with closing(connection.connection.cursor()) as cursor:
             found_plans = [
                 cursor.execute(f"EXPLAIN (FORMAT JSON) {statement}", parameters).fetchall(),
                 cursor.execute(f"EXPLAIN (FORMAT JSON, GENERIC_PLAN) {numbered(statement)}").fetchall(),
@@ -173,8 +174,10 @@ def claiming(stage: Stage) -> Call:
     )
 
 
-def requeueing(mode: ReprocessMode) -> Call:
-    return lambda large, tx: datasets.requeue(tx, large.dataset.id, mode, fingerprint="new", billable=False)
+def requeueing(mode: ReprocessMode, retryable: list[str] | None = None) -> Call:
+    return lambda large, tx: datasets.requeue(
+        tx, large.dataset.id, mode, fingerprint="new", billable=False, retryable=retryable
+    )
 
 
 CLAIMS: dict[str, tuple[set[str], Call]] = {
@@ -222,6 +225,7 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "manifest_keys": (
         {"documents_live", "chunks_pkey"}, lambda large, tx: manifest.manifest_keys(tx, large.dataset.id)
     ),
+    "keys_of": ({"documents_pkey", "chunks_pkey"}, lambda large, tx: manifest.keys_of(tx, large.ids)),
     "transient_keys": (
         {"documents_by_stage", "chunks_pkey", "retired_keys_by_dataset"},
         lambda large, tx: manifest.transient_keys(tx, large.dataset.id),
@@ -253,7 +257,9 @@ DATASETS: dict[str, tuple[set[str], Call]] = {
     ),
     "upload": (set(), lambda large, tx: datasets.upload(tx, large.dataset.id, [(i, "x") for i in large.ids])),
     "content": ({"documents_pkey"}, lambda large, tx: datasets.content(tx, large.ids[0])),
+    "content_sizes": ({"documents_pkey"}, lambda large, tx: datasets.content_sizes(tx, large.ids)),
     "requeue failed": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.failed)),
+    "requeue retryable": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.failed, ["gave_up"])),
     "requeue stale": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.stale)),
     "requeue all": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.all)),
 }  # fmt: skip
@@ -312,7 +318,7 @@ def test_every_named_query_on_documents_has_a_plan_here() -> None:
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     }
     within = {"insert_jobs", "close_jobs", "lock_documents"}  # called by the others
-    small = {"get", "named", "every", "create", "mark_set_up"}  # datasets are few
+    small = {"get", "named", "every", "create", "mark_set_up", "is_set_up"}  # datasets are few
     whole = {"counts_of_all", "backfill_candidates"}
     named = {word for name in CALLS for word in name.split()}
     assert functions - within - small - whole - named == set()

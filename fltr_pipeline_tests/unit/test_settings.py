@@ -58,7 +58,7 @@ def test_the_environment_is_read_with_the_prefix_and_prices_by_name(monkeypatch:
 
 def test_settings_do_not_change_once_read() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        Settings().batch_size = 3  # type: ignore[misc]
+        Settings().batch_size = 3
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def conforming(database: Database) -> Catalog:
 def _found(table: Table) -> FoundTable:
     indexes = [FoundIndex(f"{table.name}_pkey", True, True, (table.primary_key,))]
     indexes += [FoundIndex(f"{table.name}_{column}_unique", False, True, (column,)) for column in table.unique]
-    indexes += [FoundIndex(index.name, False, False, (index.column,)) for index in table.indexes]
+    indexes += [FoundIndex(index.name, False, False, tuple(index.columns.split(", "))) for index in table.indexes]
     return FoundTable(
         table.name,
         tuple(FoundColumn(c.name, c.type.sql, c.nullable, c.default) for c in table.columns),

@@ -4,7 +4,7 @@ Belongs here: fence, lease, stage, status, job. Does not: text, chunks (generati
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, RowMapping, text
@@ -83,7 +83,7 @@ _PARKED = text("""
       AND (lease_until IS NULL OR lease_until < now())
       AND (retry_at IS NULL OR retry_at <= now())
       AND NOT (credits_needed IS NOT NULL AND run_id = :run_id)
-    ORDER BY document_id
+    ORDER BY credits_needed NULLS FIRST, document_id
     LIMIT :limit
     FOR UPDATE SKIP LOCKED
 """)
@@ -221,16 +221,26 @@ def _claim_uploaded(tx: Connection, dataset_id: str, run_id: str, limit: int, le
     return [_claim(i, dataset_id, rows[i]["filename"], states[i], jobs[i]) for i in rows]
 
 
+def _lock_parked(tx: Connection, parameters: Mapping[str, object]) -> tuple[dict[str, bool], dict[str, str]]:
+    """What waits at a stage and nobody holds: id → whether its worker died, and id → filename, both rows locked."""
+    while True:
+        waiting = {r.document_id: r.taken_over for r in tx.execute(_PARKED, parameters)}
+        ids = id_array(waiting)
+        free = {r.document_id: r for r in tx.execute(_LOCK_FREE, {"ids": ids})}
+        names = {i: r.filename for i, r in free.items() if r.status != "uploaded"}
+        existing = set(tx.execute(_EXISTING, {"ids": ids}).scalars()) if len(free) < len(waiting) else free
+        lost = [i for i in waiting if i not in names and (i in free or i not in existing)]
+        if lost:
+            tx.execute(_DEQUEUE, {"ids": lost})
+        if names or not lost:
+            return waiting, names
+
+
 def _claim_parked(tx: Connection, dataset_id: str, stage: Stage, run_id: str, limit: int, lease: float) -> list[Claim]:
     parameters = {"dataset_id": dataset_id, "stage": stage.value, "run_id": run_id, "limit": limit}
-    waiting = {r.document_id: r.taken_over for r in tx.execute(_PARKED, parameters)}
-    if not waiting:
+    waiting, names = _lock_parked(tx, parameters)
+    if not names:
         return []
-    free = {r.document_id: r for r in tx.execute(_LOCK_FREE, {"ids": id_array(waiting)})}
-    names = {i: r.filename for i, r in free.items() if r.status != "uploaded"}
-    existing = set(tx.execute(_EXISTING, {"ids": id_array(waiting)}).scalars()) if len(free) < len(waiting) else free
-    if lost := [i for i in waiting if i not in names and (i in free or i not in existing)]:
-        tx.execute(_DEQUEUE, {"ids": lost})
     taken = tx.execute(
         _TAKE_PARKED, {"ids": list(names), "stage": stage.value, "run_id": run_id, "lease": lease}
     ).mappings()
@@ -244,7 +254,7 @@ def _claim_parked(tx: Connection, dataset_id: str, stage: Stage, run_id: str, li
         _SET_STATUS, {"ids": id_array(states), "status": "processing", "before": ["uploaded", "awaiting_credits"]}
     )
     jobs |= kept
-    return [_claim(i, dataset_id, names[i], s, jobs[i]) for i, s in states.items()]
+    return [_claim(i, dataset_id, names[i], states[i], jobs[i]) for i in waiting if i in states]
 
 
 def _claim(document_id: str, dataset_id: str, filename: str, state: RowMapping, job_id: str) -> Claim:
