@@ -19,7 +19,7 @@ _GROUP_CHARACTERS = 4_000_000
 
 
 class Plan:
-    """Chunks each text and keeps the vectors of chunks whose text did not change."""
+    """Chunks each text that changed, and keeps the vectors of chunks whose text did not."""
 
     op = Op.DOCUMENT_PLAN
     stage = Stage.PLAN
@@ -41,16 +41,24 @@ class Plan:
         """Chunk, compare with the live generation, and write the manifest rows."""
         fingerprint = self._services.fingerprint
         with transaction(self._services.fltr) as tx:
-            kept = generations.live_keys(tx, [c.document_id for c in claimed], fingerprint)
-            staged = texts.staged_texts(tx, claimed)
+            unchanged = generations.copy_plans(tx, claimed, fingerprint)
+            changed = [c for c in claimed if c.document_id not in unchanged]
+            kept = generations.live_keys(tx, [c.document_id for c in changed], fingerprint)
+            staged = texts.staged_texts(tx, changed)
         plans = [
             (claim, self._plan(staged[claim.document_id], kept.get(claim.document_id, {})))
-            for claim in claimed
+            for claim in changed
             if claim.document_id in staged
         ]
         with transaction(self._services.fltr) as tx:
             held = generations.store_plan(tx, plans, fingerprint)
-        return [self._result(claim, chunks) for claim, chunks in plans if claim.document_id in held]
+        done = [
+            (claim, [(t, False) for t in unchanged[i]]) for claim in claimed if (i := claim.document_id) in unchanged
+        ]
+        done += [
+            (claim, [(c.tokens, c.key is None) for c in chunks]) for claim, chunks in plans if claim.document_id in held
+        ]
+        return [_result(claim, chunks) for claim, chunks in done]
 
     def finish(self, results: Sequence[Result]) -> set[str]:
         """Park the documents for embedding."""
@@ -78,10 +86,12 @@ class Plan:
             )  # fmt: skip
         return planned
 
-    def _result(self, claim: Claim, chunks: Sequence[PlannedChunk]) -> Result:
-        reused = sum(c.key is not None for c in chunks)
-        counts = {
-            "chunks": len(chunks), "chunks_reused": reused, "chunks_new": len(chunks) - reused,
-            "tokens": sum(c.tokens for c in chunks), "tokens_new": sum(c.tokens for c in chunks if c.key is None),
-        }  # fmt: skip
-        return Result(claim, 1, 1, counts)
+
+def _result(claim: Claim, chunks: Sequence[tuple[int, bool]]) -> Result:
+    """`chunks`: each one's tokens, and whether it is new."""
+    new = [tokens for tokens, fresh in chunks if fresh]
+    counts = {
+        "chunks": len(chunks), "chunks_reused": len(chunks) - len(new), "chunks_new": len(new),
+        "tokens": sum(tokens for tokens, _ in chunks), "tokens_new": sum(new),
+    }  # fmt: skip
+    return Result(claim, 1, 1, counts)

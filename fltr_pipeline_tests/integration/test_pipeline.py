@@ -142,6 +142,18 @@ def test_the_same_file_again_costs_nothing_and_keeps_its_vectors(world: World) -
     assert world.statuses(dataset) == {"a.txt": "ready"}
 
 
+def test_unchanged_text_is_not_chunked_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = world.dataset(world.user(credits=10))
+    world.upload(dataset, {"a.txt": TREATY, "b.txt": BREAD})
+    world.process(dataset)
+    monkeypatch.setattr(Plan, "_plan", lambda *_: pytest.fail("it was chunked"))
+    # The same text in other bytes (another line end) is read again, but goes no further.
+    world.upload(dataset, {"a.txt": TREATY, "b.txt": BREAD.replace(b"\n", b"\r\n")})
+    _, extracted, planned, embedded = world.process(dataset)
+    assert (extracted.counts["unchanged"], planned.counts["chunks_reused"], embedded.done) == (1, 2, 2)
+    assert compare(world.services, dataset.id).none
+
+
 def test_an_edit_embeds_only_what_changed(world: World) -> None:
     payer = world.user(credits=20)
     dataset = world.dataset(payer)

@@ -73,6 +73,21 @@ _INSERT_CHUNKS = text("""
                                        start_offset int, end_offset int, tokens int)
 """)
 
+# Unchanged text under an unchanged configuration: the live plan is the new generation's plan.
+_COPY_PLANS = text("""
+    INSERT INTO pipeline.chunks
+        (document_id, generation, ordinal, key, fresh, digest, page, start_offset, end_offset, tokens)
+    SELECT c.document_id, r.generation, c.ordinal, c.key, false, c.digest, c.page, c.start_offset, c.end_offset,
+           c.tokens
+    FROM json_to_recordset(:rows) AS r(document_id text, generation int)
+    JOIN pipeline.documents p ON p.document_id = r.document_id
+    JOIN pipeline.generations g ON g.document_id = r.document_id AND g.generation = r.generation
+    JOIN pipeline.generations l ON l.document_id = r.document_id AND l.generation = p.live_generation
+    JOIN pipeline.chunks c ON c.document_id = r.document_id AND c.generation = p.live_generation
+    WHERE l.text_sha256 = g.text_sha256 AND l.fingerprint = :fingerprint
+    RETURNING document_id, tokens
+""")
+
 _SET_PLANNED = text("""
     UPDATE pipeline.generations g
     SET state = 'planned', fingerprint = :fingerprint,
@@ -216,6 +231,23 @@ def store_plan(tx: Connection, plans: Sequence[tuple[Claim, Sequence[PlannedChun
         tx.execute(_INSERT_CHUNKS, {"rows": rows})
     tx.execute(_SET_PLANNED, {"rows": keyed, "fingerprint": fingerprint})
     return held
+
+
+def copy_plans(tx: Connection, claims: Sequence[Claim], fingerprint: str) -> dict[str, list[int]]:
+    """Plan the documents whose text and configuration are those of their live generation, without reading the text.
+
+    Returns the tokens of their chunks, by document; the others are still to be chunked.
+    """
+    held = _lock_fenced(tx, claims)
+    mine = [c for c in claims if c.document_id in held]
+    _retire_attempts(tx, mine)
+    tx.execute(_CLEAR_CHUNKS, {"rows": _keyed(mine)})
+    copied: dict[str, list[int]] = {}
+    for row in tx.execute(_COPY_PLANS, {"rows": _keyed(mine), "fingerprint": fingerprint}):
+        copied.setdefault(row.document_id, []).append(row.tokens)
+    planned = [c for c in mine if c.document_id in copied]
+    tx.execute(_SET_PLANNED, {"rows": _keyed(planned), "fingerprint": fingerprint})
+    return copied
 
 
 def _lock_fenced(tx: Connection, claims: Sequence[Claim]) -> set[str]:
