@@ -26,6 +26,7 @@ _UNFINISHED = [
 _FIRST = {"dagster/priority": "1"}
 """Before backfills in Dagster's queue, which is first in, first out."""
 _PAUSE = timedelta(seconds=60)
+_NAME_SHOWN = 100  # a run's tags share a row of 2.7 KB
 
 
 @dg.sensor(
@@ -58,8 +59,11 @@ def uploaded_documents(
         pausing = f", or failed less than {_PAUSE.seconds} s ago" if failed else ""
         return dg.SkipReason(f"{sum(b.waiting for b in waiting)} documents wait; enough runs are in flight{pausing}")
     config = work_config(ReprocessMode.pending, settings.run_documents)
+    names = {b.dataset_id: b.name[:_NAME_SHOWN] for b in waiting}
     return dg.SensorResult(
-        run_requests=[dg.RunRequest(partition_key=i, run_config=config, tags=_FIRST) for i in chosen],
+        run_requests=[
+            dg.RunRequest(partition_key=i, run_config=config, tags=_FIRST | {"dataset": names[i]}) for i in chosen
+        ],
         dynamic_partitions_requests=[DATASET_PARTITIONS.build_add_request(sorted(set(chosen)))],
     )
 

@@ -25,7 +25,7 @@ def waiting_documents(
         available = balances.get(Pot(a.pot_kind, a.pot_id))
         affordable = a.documents if available is None else min(a.documents, available // a.least)
         if affordable > 0:
-            known = found.get(a.dataset_id, Backlog(a.dataset_id, a.user_id, 0, None))
+            known = found.get(a.dataset_id, Backlog(a.dataset_id, a.user_id, 0, None, a.name))
             found[a.dataset_id] = replace(known, waiting=known.waiting + affordable)
     return list(found.values())
 

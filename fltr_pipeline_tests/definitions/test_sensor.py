@@ -58,7 +58,10 @@ def test_one_run_for_a_dataset_whatever_is_ticked_while_it_is_in_flight(
 ) -> None:
     dataset = world.dataset(world.user())
     world.upload(dataset, {f"{n}.txt": b"text" for n in range(20)})
-    assert launched(tick(instance)) == [dataset.id]
+    result = tick(instance)
+    assert launched(result) == [dataset.id]
+    assert isinstance(result, dg.SensorResult)
+    assert [request.tags["dataset"] for request in result.run_requests or []] == ["books"]
     run_id = in_flight(instance, dataset.id, dg.DagsterRunStatus.STARTED)
     assert isinstance(tick(instance), dg.SkipReason)
     # The run fails before it gets anywhere: no run key or cursor keeps its documents from being picked up again, but

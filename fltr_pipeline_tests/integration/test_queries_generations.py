@@ -124,7 +124,7 @@ def test_there_is_no_text_to_take_over(fltr: Fltr, case: str) -> None:
         assert texts.staged_texts(tx, [claim]) == {}
 
 
-# --- the plan ---------------------------------------------------------------------------------------------------------
+# --- the plan and its keys --------------------------------------------------------------------------------------------
 
 
 def test_a_plan_is_counted_in_fresh_and_kept_chunks(fltr: Fltr) -> None:
@@ -174,7 +174,19 @@ def test_keys_can_be_kept_from_the_live_generation_of_the_same_configuration(flt
     assert found == {claim.document_id: digests}
 
 
-# --- keys -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("unfit", ["", "text", "configuration", "fence"])
+def test_a_plan_is_copied_where_text_and_configuration_are_the_live_ones(fltr: Fltr, unfit: str) -> None:
+    dataset, live = published(fltr, "alpha beta")
+    fltr.upload_anew(dataset, live.document_id)
+    (claim,) = fltr.claim(dataset)
+    fltr.stage_text(claim, "gamma" if unfit == "text" else "alpha beta")
+    if unfit == "fence":
+        steal(fltr, claim)
+    with fltr.transaction() as tx:
+        copied = generations.copy_plans(tx, [claim], "another" if unfit == "configuration" else FINGERPRINT)
+        assert copied == ({} if unfit else {claim.document_id: [2, 2]})
+        assert generations.fresh_tokens(tx, [claim]) == ({} if unfit else {claim.document_id: 0})
+    assert keys(fltr, claim) == ([] if unfit else keys(fltr, live))
 
 
 def test_fresh_chunks_get_keys_of_document_generation_fence_and_ordinal(fltr: Fltr) -> None:

@@ -205,6 +205,9 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "staged_sizes": ({"generations_pkey"}, lambda large, tx: texts.staged_sizes(tx, large.claims(1))),
     "fresh_tokens": ({"generations_pkey"}, lambda large, tx: generations.fresh_tokens(tx, large.claims(2))),
     "live_keys": ({"chunks_pkey"}, lambda large, tx: generations.live_keys(tx, large.ids, "f")),
+    "copy_plans": (
+        {"chunks_pkey", "generations_pkey"}, lambda large, tx: generations.copy_plans(tx, large.claims(10), "f")
+    ),
     "store_plan": (
         {"chunks_pkey", "generations_pkey"},
         lambda large, tx: generations.store_plan(tx, [(c, words("alpha beta")) for c in large.claims(1)], "f"),

@@ -4,7 +4,7 @@ Belongs here: reads over a whole dataset or over all of them, and what an upload
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy import Connection, text
@@ -31,6 +31,8 @@ class Backlog:
     user_id: str
     waiting: int
     oldest: datetime | None
+    name: str = field(default="", compare=False)
+    """Of the dataset, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class Awaiting:
     documents: int
     least: int
     """Credits that the cheapest of them needs."""
+    name: str = field(default="", compare=False)
+    """Of the dataset, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,7 @@ _INSERT_DATASET = text("""
 
 # Index: documents_waiting (status = 'uploaded'), then pipeline.documents_by_stage.
 _BACKLOG = text("""
-    SELECT w.dataset_id, s.user_id::text AS user_id, sum(w.waiting)::int AS waiting, min(w.oldest) AS oldest
+    SELECT w.dataset_id, s.user_id::text AS user_id, sum(w.waiting)::int AS waiting, min(w.oldest) AS oldest, s.name
     FROM (
         SELECT dataset_id::text AS dataset_id, count(*) AS waiting, min(updated_at)::timestamptz AS oldest
         FROM public.documents WHERE status = 'uploaded' GROUP BY 1
@@ -123,17 +127,17 @@ _BACKLOG = text("""
         GROUP BY 1
     ) w
     JOIN public.datasets s ON s.id::text = w.dataset_id
-    GROUP BY 1, 2
+    GROUP BY w.dataset_id, s.user_id, s.name
     ORDER BY 1
 """)
 
 # Index: pipeline.documents_awaiting.
 _AWAITING = text("""
     SELECT p.dataset_id, s.user_id::text AS user_id, p.pot_kind, p.pot_id, count(*)::int AS documents,
-           min(p.credits_needed) AS least
+           min(p.credits_needed) AS least, s.name
     FROM pipeline.documents p JOIN public.datasets s ON s.id::text = p.dataset_id
     WHERE p.credits_needed IS NOT NULL AND p.lease_until IS NULL AND p.stage IS NOT NULL
-    GROUP BY 1, 2, 3, 4
+    GROUP BY p.dataset_id, s.user_id, p.pot_kind, p.pot_id, s.name
     ORDER BY 1
 """)
 
@@ -304,7 +308,7 @@ def is_set_up(tx: Connection, dataset_id: str) -> bool:
 
 def backlog(tx: Connection) -> list[Backlog]:
     """What waits, by dataset: new uploads, parked stages, and what dead workers left behind."""
-    return [Backlog(r.dataset_id, r.user_id, r.waiting, r.oldest) for r in tx.execute(_BACKLOG)]
+    return [Backlog(r.dataset_id, r.user_id, r.waiting, r.oldest, r.name) for r in tx.execute(_BACKLOG)]
 
 
 def awaiting(tx: Connection) -> list[Awaiting]:
