@@ -141,7 +141,9 @@ class StageRun:
                 message = f"{group[0].filename}: {self.work.op} broke with {type(error).__name__}: {error}"
                 self._fail_for_our_fault([Failure(group[0], "internal_error", message)], report)
             else:
-                for claim in group:
+                with transaction(self.fltr) as tx:
+                    again = claims.refence(tx, group)
+                for claim in again:
                     self._group(payer, [claim], report)
 
     def _pay_and_perform(self, payer: Payer, claimed: Sequence[Claim], report: Report) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from fltr_pipeline.credits.holds import Payer, Pot
 from fltr_pipeline.errors import StoreUnavailable
-from fltr_pipeline.models import Op, ReprocessMode
+from fltr_pipeline.models import Op, ReprocessMode, VectorRow
 from fltr_pipeline.pipeline.billing import Quote
 from fltr_pipeline.pipeline.dispatch import waiting_documents
 from fltr_pipeline.pipeline.embed import Embed, sweep
@@ -142,6 +142,25 @@ def test_a_document_that_breaks_our_code_does_not_take_the_batch_along(
     assert "RuntimeError: a bug with a NUL" in messages[ids["bad.txt"]]
     statement = world.statement(payer)
     assert (statement.charged, statement.held, statement.available) == (8, 0, 22), "its extraction was given back"
+
+
+def test_a_batch_that_is_taken_apart_leaves_every_vector_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = world.dataset(world.user(credits=30))
+    ids = world.upload(dataset, {f"{n}.txt": TEXT + bytes([65 + n]) for n in range(4)})
+    insert = type(world.services.vectors).insert
+
+    def breaks(self: object, rows: Sequence[VectorRow]) -> None:
+        insert(self, rows)  # type: ignore[arg-type]
+        if any(row.document_id == ids["2.txt"] for row in rows):
+            raise RuntimeError("after the insert")
+
+    monkeypatch.setattr(type(world.services.vectors), "insert", breaks)
+    world.process(dataset)
+    assert world.statuses(dataset) == {"0.txt": "ready", "1.txt": "ready", "2.txt": "failed", "3.txt": "ready"}
+    sweep(world.services, dataset.id)
+    drift = compare(world.services, dataset.id)
+    assert (drift.live, drift.none) == (3, True)
+    assert len(list(world.services.vectors.keys(dataset.id))) == 3
 
 
 def test_work_that_we_fail_for_good_is_given_back_and_can_be_done_again(world: World) -> None:

@@ -176,7 +176,8 @@ def test_a_backlog_of_parked_documents_has_no_oldest_upload(fltr: Fltr) -> None:
     dataset = fltr.dataset()
     fltr.upload(dataset, "a")
     fltr.advance(fltr.claim(dataset), Stage.PLAN)
-    assert ask(fltr, datasets.backlog) == [Backlog(dataset.id, dataset.user_id, 1, None)]
+    found = ask(fltr, datasets.backlog)
+    assert (found, found[0].name) == ([Backlog(dataset.id, dataset.user_id, 1, None)], dataset.name)
 
 
 def test_a_deleted_dataset_has_no_backlog_and_awaits_nothing(fltr: Fltr) -> None:
@@ -200,7 +201,7 @@ def test_what_awaits_credits_by_dataset_and_pot_with_the_cheapest(fltr: Fltr) ->
         Awaiting(other.id, other.user_id, "user", "rich", documents=1, least=7),
     ]
     assert len(fltr.claim(dataset, run="after the top-up")) == 4
-    assert [a.dataset_id for a in ask(fltr, datasets.awaiting)] == [other.id]
+    assert [(a.dataset_id, a.name) for a in ask(fltr, datasets.awaiting)] == [(other.id, other.name)]
 
 
 # --- what `status` reads ----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ Belongs here: fence, lease, stage, status, job. Does not: text, chunks (generati
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, RowMapping, text
 
@@ -141,6 +141,13 @@ _ADVANCE = text("""
     FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
     WHERE p.document_id = r.document_id AND p.fence = r.fence
     RETURNING p.document_id
+""")
+
+_REFENCE = text("""
+    UPDATE pipeline.documents p SET fence = p.fence + 1
+    FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
+    WHERE p.document_id = r.document_id AND p.fence = r.fence AND p.lease_until IS NOT NULL
+    RETURNING p.document_id, p.fence
 """)
 
 _RETRY = text("""
@@ -288,6 +295,12 @@ def _fenced(claims: Sequence[Claim]) -> str:
 def advance(tx: Connection, claims: Sequence[Claim], stage: Stage) -> set[str]:
     """Park the documents at their next stage, for any worker to take."""
     return set(tx.execute(_ADVANCE, {"rows": _fenced(claims), "stage": stage.value}).scalars())
+
+
+def refence(tx: Connection, claims: Sequence[Claim]) -> list[Claim]:
+    """Claim again what is still in hand, to start over: what the first try wrote counts as another worker's."""
+    fences = {r.document_id: r.fence for r in tx.execute(_REFENCE, {"rows": _fenced(claims)})}
+    return [replace(c, fence=fences[c.document_id]) for c in claims if c.document_id in fences]
 
 
 def retry_later(tx: Connection, claims: Sequence[Claim], message: str) -> set[str]:
