@@ -25,6 +25,7 @@ def wait(tx: Connection, claimed: list[Claim]) -> set[str]:
 WRITES: list[Callable[[Connection, list[Claim]], set[str]]] = [
     lambda tx, claimed: claims.advance(tx, claimed, Stage.EMBED),
     lambda tx, claimed: claims.retry_later(tx, claimed, "later"),
+    lambda tx, claimed: {c.document_id for c in claims.refence(tx, claimed)},
     fail,
     wait,
 ]
