@@ -46,7 +46,9 @@ class Prices(BaseModel):
 class Settings(BaseSettings):
     """All settings. `Settings()` reads the environment; tests pass values."""
 
-    model_config = SettingsConfigDict(env_prefix="FLTR_", env_nested_delimiter="__", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="FLTR_", env_nested_delimiter="__", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     home: Path = Field(default=Path(".fltr"), description="Folder of the embedded stack: data, logs, state.")
     database_url: SecretStr | None = Field(default=None, description="The `fltr` database.")

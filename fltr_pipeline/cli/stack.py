@@ -73,7 +73,10 @@ def _stay(stack: Stack, state: StackState, *, as_json: bool) -> None:
         _print_state(state, as_json=as_json)
         console.print("Ctrl-C stops it.")
         while stack.state() is not None:
-            for service in stack.broken():
+            broken = stack.broken()
+            if broken and stack.state() is None:
+                break  # another command stopped it in this moment
+            for service in broken:
                 console.print(f"{service.name} ended unexpectedly, see {service.log}", markup=False)
             stack.repair(Progress(console))
             time.sleep(WATCH_SECONDS)

@@ -73,11 +73,12 @@ class Ledger:
             raise NotFound(f"the user {email!r} was deleted a moment ago")
         return payer
 
-    def reserve(self, holds: Sequence[Hold]) -> dict[str, HoldState]:
+    def reserve(self, holds: Sequence[Hold], *, leaving: int = 0) -> dict[str, HoldState]:
         """Reserve each hold, or find it as an earlier try left it; returns hold id → state.
 
         One transaction per pot, pots in a fixed order. Where a pot can't cover all, those are reserved that fit, first
-        come first served in the given order.
+        come first served in the given order. `leaving`: credits that must stay available for each hold reserved now,
+        for the next steps of the same work; they are looked at, not held.
 
         Raises:
             InvalidAmount: not 0 < amount ≤ cap.
@@ -87,7 +88,7 @@ class Ledger:
             self._check_amount(hold.amount, f"{hold.op} of {hold.subject_id}")
         states: dict[str, HoldState] = {}
         for pot, mine in _by_pot(holds).items():
-            states |= self._reserve_pot(pot, mine)
+            states |= self._reserve_pot(pot, mine, leaving)
         return states
 
     def close(self, closes: Sequence[Close]) -> dict[str, Closed]:
@@ -187,19 +188,19 @@ class Ledger:
         if not 0 < amount <= min(self.max_amount, _INT4):
             raise InvalidAmount(f"{amount} credits for {what}: an amount must be between 1 and {self.max_amount}")
 
-    def _reserve_pot(self, pot: Pot, holds: Sequence[Hold]) -> dict[str, HoldState]:
+    def _reserve_pot(self, pot: Pot, holds: Sequence[Hold], leaving: int) -> dict[str, HoldState]:
         """Reserve what the pot covers; when it can't cover all, look again and take those that fit, in order."""
         wanted = list(holds)
         refused: dict[str, HoldState] = {}
         for _ in range(_TRIES):
             try:
-                states = self._retried(partial(_reserve_or_roll_back, pot=pot, holds=wanted))
+                states = self._retried(partial(_reserve_or_roll_back, pot=pot, holds=wanted, leaving=leaving))
             except _DoesNotCover:
                 available = self.balances([pot]).get(pot)
                 if available is None:
                     return refused | {h.id: HoldState.POT_GONE for h in wanted}
                 existing = self._retried(partial(auth.rows, ids=[h.id for h in wanted]))
-                wanted, rest = _fitting(wanted, available, existing)
+                wanted, rest = _fitting(wanted, available, existing, leaving)
                 refused |= {h.id: HoldState.INSUFFICIENT for h in rest}
             except IntegrityError:
                 # The only constraints an insert can break are the foreign keys to users and teams.
@@ -234,13 +235,13 @@ def _by_pot(holds: Sequence[Hold]) -> dict[Pot, list[Hold]]:
     return dict(sorted(grouped.items()))
 
 
-def _reserve_or_roll_back(tx: Connection, pot: Pot, holds: Sequence[Hold]) -> dict[str, HoldState]:
+def _reserve_or_roll_back(tx: Connection, pot: Pot, holds: Sequence[Hold], leaving: int) -> dict[str, HoldState]:
     """Insert first, balance second: the other order deadlocks against a user's deletion."""
     if not holds:
         return {}
     inserted = auth.insert(tx, [hold_row(h) for h in holds])
     total = -sum(inserted.values())
-    if total and not auth.take(tx, pot.kind, pot.id, total):
+    if total and not auth.take(tx, pot.kind, pot.id, total, leaving=leaving * len(inserted)):
         raise _DoesNotCover
     states = dict.fromkeys(inserted, HoldState.OPEN)
     before = [h for h in holds if h.id not in inserted]
@@ -251,12 +252,14 @@ def _reserve_or_roll_back(tx: Connection, pot: Pot, holds: Sequence[Hold]) -> di
     return states
 
 
-def _fitting(holds: Sequence[Hold], available: int, existing: Mapping[str, object]) -> tuple[list[Hold], list[Hold]]:
+def _fitting(
+    holds: Sequence[Hold], available: int, existing: Mapping[str, object], leaving: int
+) -> tuple[list[Hold], list[Hold]]:
     """Each hold in order that what is left of `available` covers; those that exist already cost nothing more."""
     fits: list[Hold] = []
     rest: list[Hold] = []
     for hold in holds:
-        cost = 0 if hold.id in existing else hold.amount
+        cost = 0 if hold.id in existing else hold.amount + leaving
         if cost <= available:
             available -= cost
             fits.append(hold)

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from fltr_pipeline.defs.op import metadata_of, services_of, typed_failures, worker_of
+from fltr_pipeline.defs.op import services_of, typed_failures, worker_of
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.pipeline.setup import ground, set_up
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
@@ -47,6 +47,10 @@ def datasets(
         metadata={
             "dataset": base.dataset.name,
             "owner_exists": base.payer is not None,
-            **metadata_of(report, abandoned_charges_closed=abandoned),
+            "credits_reserved": report.credits_reserved,
+            "credits_charged": report.credits_charged,
+            "credits_returned": report.credits_returned,
+            "documents_awaiting_credits": report.awaiting_credits,
+            "abandoned_charges_closed": abandoned,
         }
     )

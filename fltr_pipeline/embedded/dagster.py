@@ -51,7 +51,7 @@ def write_home(home: Path, code_port: int) -> Path:
 
 def code_spec(home: Path, environment: Mapping[str, str], port: int, module: str) -> ServiceSpec:
     """The code location; the workers of runs are its children."""
-    command = ("code-server", "start", "-h", HOST, "-p", str(port), "-m", module, "--location-name", LOCATION)
+    command = ("api", "grpc", "-h", HOST, "-p", str(port), "-m", module, "--location-name", LOCATION)
     return ServiceSpec(
         name=CODE,
         command=(sys.executable, "-m", "dagster", *command),

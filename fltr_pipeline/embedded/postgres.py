@@ -19,10 +19,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+from urllib.parse import quote
 
 import psutil
 import psycopg
-from sqlalchemy import URL
 
 from fltr_pipeline.embedded import processes
 from fltr_pipeline.embedded.processes import HOME_VARIABLE, SERVICE_VARIABLE, ServiceSpec, plain_environment
@@ -73,8 +74,8 @@ class Cluster:
 
     def url(self, driver: str, database: str, user: str = SUPERUSER) -> str:
         """The SQLAlchemy URL of a database. `driver` is `psycopg`, or `psycopg2` for Dagster."""
-        query = {"host": str(self.socket_folder)}
-        return URL.create(f"postgresql+{driver}", user, database=database, query=query).render_as_string()
+        host = quote(str(self.socket_folder), safe="")  # SQLAlchemy would write a blank as "+", which libpq keeps
+        return f"postgresql+{driver}://{user}@/{database}?host={host}"
 
     def spec(self) -> ServiceSpec:
         """The server. `prepare` must have been called."""
@@ -110,8 +111,7 @@ class Cluster:
 
     def create_databases(self) -> None:
         """Creates those of the three databases that are absent."""
-        conninfo = f"host='{self.socket_folder}' user={SUPERUSER} dbname=postgres"
-        with psycopg.connect(conninfo, autocommit=True) as connection:
+        with self._connect(autocommit=True) as connection:
             there = {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
             for name in DATABASES:
                 if name not in there:
@@ -129,8 +129,11 @@ class Cluster:
         # Left by a kill -9, they name a pid that may be another program's by now, and would forbid the next start.
         for lock in (self.data / "postmaster.pid", self.socket_folder / f"{SOCKET}.lock"):
             lock.unlink(missing_ok=True)
+
+    def clean_up(self) -> None:
+        """Remove the socket's folder, where it is not under home."""
         if self.socket_folder.parent != self.home:
-            with suppress(OSError):  # absent, or another user's
+            with suppress(OSError):  # absent, in use, or another user's
                 self.socket_folder.rmdir()
 
     def members(self) -> list[psutil.Process]:
@@ -148,10 +151,14 @@ class Cluster:
         members = {process.pid: process for process in self.members()}
         return next((process for process in members.values() if process.ppid() not in members), None)
 
+    def _connect(self, *, autocommit: bool = False) -> "psycopg.Connection[tuple[Any, ...]]":
+        return psycopg.connect(
+            host=str(self.socket_folder), user=SUPERUSER, dbname="postgres", connect_timeout=5, autocommit=autocommit
+        )
+
     def _answers(self) -> bool:
         try:
-            conninfo = f"host='{self.socket_folder}' user={SUPERUSER} dbname=postgres connect_timeout=5"
-            with psycopg.connect(conninfo) as connection:
+            with self._connect() as connection:
                 connection.execute("SELECT 1")
         except psycopg.OperationalError:
             return False

@@ -82,6 +82,7 @@ class Stack:
         with state.locked(self.home):
             for name in STOP_ORDER:
                 self._supervisor.stop(name)
+            self._cluster.clean_up()
             state.remove(self.home)
 
     def _up(self, port: int | None, on_progress: Progress) -> StackState:

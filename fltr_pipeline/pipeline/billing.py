@@ -20,6 +20,13 @@ from fltr_pipeline.stores.fltr.charges import Charge
 
 _TRIES = 5
 
+_FOLLOWING = {
+    Op.DATASET_SETUP: (),
+    Op.DOCUMENT_EXTRACT: (Op.DOCUMENT_PLAN, Op.DOCUMENT_EMBED),
+    Op.DOCUMENT_PLAN: (Op.DOCUMENT_EMBED,),
+    Op.DOCUMENT_EMBED: (),
+}
+
 ChargeKey = tuple[str, Op, int]
 
 
@@ -42,6 +49,7 @@ class Refusal:
     subject_id: str
     state: HoldState
     amount: int
+    """Credits that the pot would have to have."""
     pot: Pot
 
 
@@ -92,9 +100,12 @@ class Billing:
     def reserve(self, op: Op, dataset_id: str, payer: Payer, quotes: Sequence[Quote]) -> Reservation:
         """Write the charges under the fences, then reserve them; a retry finds its earlier charge and hold.
 
-        Subjects whose fence was lost are in neither answer.
+        A new hold also asks that the pot could pay one unit of each step that follows: nobody should be charged for an
+        extraction whose document can't then be embedded. Subjects whose fence was lost are in neither answer.
         """
-        unit_price = unit_prices(self.prices)[op] if self.charging else 0
+        prices = unit_prices(self.prices)
+        unit_price = prices[op] if self.charging else 0
+        leaving = sum(prices[later] for later in _FOLLOWING[op]) if self.charging else 0
         drafts = [
             Charge(
                 subject_id=q.subject_id, op=op, generation=q.generation, dataset_id=dataset_id,
@@ -106,7 +117,7 @@ class Billing:
         fences = {q.subject_id: q.fence for q in quotes if q.fence is not None}
         with transaction(self.fltr) as tx:
             charges = store.write_charges(tx, drafts, fences)
-        return self._hold(charges)
+        return self._hold(charges, leaving)
 
     def settle(self, settlements: Sequence[Settlement]) -> Settled:
         """Close each hold as its work ended; one that was released meanwhile is reserved again and settled first."""
@@ -156,7 +167,7 @@ class Billing:
         self.release(abandoned, "abandoned")
         return len(abandoned)
 
-    def _hold(self, charges: Sequence[Charge]) -> Reservation:
+    def _hold(self, charges: Sequence[Charge], leaving: int = 0) -> Reservation:
         """Reserve; a hold that an earlier attempt released is tried again under the next sequence."""
         granted: dict[str, Charge] = {}
         refused: list[Refusal] = []
@@ -165,7 +176,7 @@ class Billing:
             granted |= {c.subject_id: c for c in todo if c.amount == 0 or c.state == "settled"}
             over = [c for c in todo if c.amount > 0 and c.state in {"released", "refunded"}]
             holds = {hold_of(c).id: c for c in todo if c.amount > 0 and c.state == "open"}
-            states = self.ledger.reserve([hold_of(c) for c in holds.values()]) if holds else {}
+            states = self.ledger.reserve([hold_of(c) for c in holds.values()], leaving=leaving) if holds else {}
             for hold_id, charge in holds.items():
                 state = states[hold_id]
                 if state in {HoldState.OPEN, HoldState.SETTLED}:
@@ -173,7 +184,7 @@ class Billing:
                 elif state is HoldState.RELEASED:
                     over.append(charge)
                 else:
-                    refused.append(_refusal(charge, state))
+                    refused.append(_refusal(charge, state, leaving))
             if not over:
                 break
             with transaction(self.fltr) as tx:
@@ -206,8 +217,8 @@ def hold_of(charge: Charge) -> Hold:
     )  # fmt: skip
 
 
-def _refusal(charge: Charge, state: HoldState) -> Refusal:
-    return Refusal(charge.subject_id, state, charge.amount, Pot(charge.pot_kind, charge.pot_id))
+def _refusal(charge: Charge, state: HoldState, leaving: int = 0) -> Refusal:
+    return Refusal(charge.subject_id, state, charge.amount + leaving, Pot(charge.pot_kind, charge.pot_id))
 
 
 def _state(closed: Closed) -> str:

@@ -27,6 +27,7 @@ class Embed:
 
     op = Op.DOCUMENT_EMBED
     stage = Stage.EMBED
+    counters = ("chunks_embedded", "tokens_embedded")
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -83,9 +84,7 @@ class Embed:
             vectors.insert([VectorRow(c.key, dataset_id, c.document_id, w, v) for c, w, v in rows])
             done += len(part)
             rate = done / max(time.monotonic() - started, 1e-9)
-            _LOG.info(
-                "embedded %d of %d chunks (%.0f/s, %.0f s to go)", done, len(fresh), rate, (len(fresh) - done) / rate
-            )
+            _LOG.info("embedded %d of %d chunks of %d documents (%.0f/s)", done, len(fresh), len(claimed), rate)
         missing = {c.key for c in fresh} - vectors.present([c.key for c in fresh], dataset_id)
         if missing:
             raise StoreUnavailable(

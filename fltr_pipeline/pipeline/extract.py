@@ -42,6 +42,7 @@ class Extract:
 
     op = Op.DOCUMENT_EXTRACT
     stage = Stage.EXTRACT
+    counters = ("pages", "blank_pages", "unchanged")
 
     def __init__(self, services: Services) -> None:
         settings = services.settings
@@ -68,13 +69,11 @@ class Extract:
         return [claimed]
 
     def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
-        """By the pages that a file of this size can have; what it does not have comes back."""
+        """By the pages that a file of this size can have; the rest comes back. What is too large fails for free."""
         prices, self._uploads = self._services.settings.prices, self._locate(claimed)
-        sizes = {c.document_id: min(self._uploads[c.document_id].size, self._most) for c in claimed}
-        return {
-            c.document_id: pricing.extract_units(prices, pricing.estimated_pages(c.filename, sizes[c.document_id]))
-            for c in claimed
-        }
+        sizes = {c.document_id: self._uploads[c.document_id].size for c in claimed}
+        pages = {c.document_id: pricing.estimated_pages(c.filename, sizes[c.document_id]) for c in claimed}
+        return {i: pricing.extract_units(prices, n) if sizes[i] <= self._most else 0 for i, n in pages.items()}
 
     def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
         """Parse in the worker processes and stage the texts as they come."""

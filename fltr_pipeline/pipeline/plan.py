@@ -23,6 +23,7 @@ class Plan:
 
     op = Op.DOCUMENT_PLAN
     stage = Stage.PLAN
+    counters = ("chunks", "chunks_reused", "chunks_new", "tokens", "tokens_new")
 
     def __init__(self, services: Services) -> None:
         self._services = services

@@ -53,6 +53,10 @@ class StageWork(Protocol):
     op: Op
     stage: Stage
 
+    @property
+    def counters(self) -> Sequence[str]:
+        """What its results count; told as 0 where nothing was done."""
+
     def groups(self, claimed: Sequence[Claim]) -> Sequence[Sequence[Claim]]:
         """How much to pay for, do and hand on at a time."""
 
@@ -86,11 +90,12 @@ class StageRun:
 
     def run(self, max_documents: int) -> Report:
         """Work until nothing waits at this stage, or `max_documents` were taken in hand."""
-        report = Report()
+        report = Report(counts=Counter(dict.fromkeys(self.work.counters, 0)))
         with transaction(self.fltr) as tx:
             # The ops of a run follow one another: what it still holds, an earlier try of this op left behind.
             claims.expire_runs(tx, [self.worker.run_id])
             ready = datasets.is_set_up(tx, self.dataset.id)
+            report.expected = min(max_documents, datasets.waiting_at(tx, self.dataset.id, self.work.stage))
         if not ready and self.payer is not None:
             _LOG.warning("dataset %r is not set up, or that is not paid for: nothing is done in it", self.dataset.name)
             return report
@@ -102,7 +107,6 @@ class StageRun:
                 before = report.claimed
                 self._batch(claimed, report)
                 report.lost += len(claimed) - (report.claimed - before)
-                _LOG.info("%s: %s", self.work.op, report.summary())
         return report
 
     def _claim(self, limit: int) -> list[Claim]:
@@ -124,6 +128,7 @@ class StageRun:
         for n, group in enumerate(groups):
             try:
                 self._group(self.payer, group, report)
+                _LOG.info("%s: %s", self.work.op, report.summary())
             except BaseException as error:  # also the end of the run by an operator: what is in hand is put back
                 with suppress(StoreUnavailable), transaction(self.fltr) as tx:
                     claims.retry_later(tx, [c for rest in groups[n:] for c in rest], str(error) or type(error).__name__)

@@ -58,6 +58,8 @@ class Worker:
 class Report:
     """What an op did; becomes the materialisation's metadata."""
 
+    expected: int = 0
+    """Documents that waited at the stage when the op began; more may come."""
     done: int = 0
     awaiting_credits: int = 0
     lost: int = 0
@@ -78,10 +80,11 @@ class Report:
         return self.done + self.awaiting_credits + self.lost + len(self.failures)
 
     def summary(self) -> str:
-        """For the log."""
-        rate = self.done / max(self.seconds, 1e-9)
+        """For the log: how far, how fast, how long still."""
+        rate = self.claimed / max(self.seconds, 1e-9)
+        left = max(0, self.expected - self.claimed) / max(rate, 1e-9)
         ends = f"{self.done} done, {len(self.failures)} failed, {self.awaiting_credits} await credits"
-        return f"{ends} ({rate:.1f} documents/s)"
+        return f"{self.claimed} of {self.expected} documents: {ends} ({rate:.1f}/s, about {left:.0f} s to go)"
 
     @property
     def seconds(self) -> float:

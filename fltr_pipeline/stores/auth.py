@@ -100,7 +100,7 @@ _OF_USER = text("""
 def _take(table: str, key: str) -> TextClause:
     return text(
         f"UPDATE {table} SET credits = credits - :amount, updated_at = :now "  # noqa: S608
-        f"WHERE {key} = ANY(:ids) AND credits >= :amount"
+        f"WHERE {key} = ANY(:ids) AND credits >= :amount + :leaving"
     )
 
 
@@ -163,9 +163,10 @@ def _stored(row: Row[Any]) -> StoredRow:
     )  # fmt: skip
 
 
-def take(tx: Connection, pot_kind: str, pot_id: str, amount: int) -> bool:
-    """Lower the balance by `amount` if it covers it; whether it did."""
-    return tx.execute(_TAKE[pot_kind], {"ids": id_array([pot_id]), "amount": amount, "now": utc_now()}).rowcount == 1
+def take(tx: Connection, pot_kind: str, pot_id: str, amount: int, *, leaving: int = 0) -> bool:
+    """Lower the balance by `amount` if it covers that and `leaving` more; whether it did."""
+    parameters = {"ids": id_array([pot_id]), "amount": amount, "leaving": leaving, "now": utc_now()}
+    return tx.execute(_TAKE[pot_kind], parameters).rowcount == 1
 
 
 def give(tx: Connection, pot_kind: str, pot_id: str, amount: int) -> bool:

@@ -32,7 +32,7 @@ _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 def _engine(url: str) -> Engine:
     scheme, _, rest = url.partition("://")
     if scheme not in {"postgresql", "postgres", "postgresql+psycopg"}:
-        raise ConfigurationError(f"a database URL must start with postgresql://, not {scheme}://")
+        raise ConfigurationError("a database URL must start with postgresql://")  # it may hold a password: not repeated
     return create_engine(
         _parsed(f"postgresql+psycopg://{rest}"),
         pool_size=4,
@@ -82,9 +82,7 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     except (OperationalError, InterfaceError, PoolTimeout) as error:
         # Class 40 (deadlock, serialization) means that the server is well; the caller may simply run it again.
         name = engine.url.database
-        raise StoreUnavailable(
-            f"database {name} did not complete a transaction ({_reason(error)}); it is tried again"
-        ) from error
+        raise StoreUnavailable(f"database {name} did not complete a transaction ({_reason(error)})") from error
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) in _DRIFT:
             raise SchemaDrift(
@@ -92,9 +90,7 @@ def transaction(engine: Engine) -> Iterator[Connection]:
                 "`fltr-pipeline db verify` lists the differences, `db init` creates what is absent"
             ) from error
         if error.connection_invalidated:
-            raise StoreUnavailable(
-                f"the connection to database {engine.url.database} was cut; it is tried again"
-            ) from error
+            raise StoreUnavailable(f"the connection to database {engine.url.database} was cut") from error
         raise
 
 

@@ -18,7 +18,7 @@ from typing import IO, Any
 import psutil
 import pytest
 
-from fltr_pipeline.samples import EXPECTED_FAILURES, sample_files
+from fltr_pipeline.samples import EXPECTED_FAILURES, folder, sample_files
 from fltr_pipeline_tests.processes import traces
 
 PATIENCE = 900.0
@@ -181,6 +181,39 @@ def test_reprocessing_a_dataset_from_the_ui(installation: Installation) -> None:
     assert numbers["document_embeddings"]["documents_done"] == 1
     assert numbers["document_embeddings"]["credits_charged"] == 0
     assert installation.json("status", "tides")["documents"] == {"ready": 1}
+
+
+def test_a_run_that_died_with_its_code_location_is_noticed(installation: Installation) -> None:
+    """As a container that is restarted by its engine: nobody runs `up`."""
+    samples = folder() / "debian"
+    email = "poor@example.org"
+    installation.json("credits", "grant", email, "50")
+    installation.json("upload", "--dataset", "manuals", "--user", email, str(samples / "debmake-doc.en.pdf"))
+    runs = 'query ($id: String!) { runsOrError(filter: {tags: [{key: "dagster/partition", value: $id}]}) {'
+    runs += " ... on Runs { results { status } } } }"
+    dataset = installation.json("status", "manuals")["dataset"]["id"]
+
+    def statuses() -> list[str]:
+        return [run["status"] for run in installation.graphql(runs, id=dataset)["runsOrError"]["results"]]
+
+    wait_for(lambda: statuses() == ["STARTED"], "a run at work")
+    stack = json.loads((installation.home / "stack.json").read_text())
+    (service,) = [service for service in stack["services"] if service["name"] == "code-location"]
+    victim = psutil.Process(service["pid"])
+    command, environment, cwd = victim.cmdline(), victim.environ(), victim.cwd()
+    for process in [victim, *victim.children(recursive=True)]:
+        process.kill()
+    again = subprocess.Popen(command, env=environment, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(
+            lambda: installation.json("status", "manuals")["documents"] == {"ready": 1}, "another run to finish it"
+        )
+        wait_for(lambda: sorted(statuses()) == ["FAILURE", "SUCCESS"], "both runs to have ended")
+        assert installation.json("credits", "balance", email)["held"] == 0
+    finally:
+        installation.run("down")
+        again.wait(timeout=60)
+    assert installation.run("up", "--detach").returncode == 0
 
 
 def test_both_databases_hold_to_the_specification(installation: Installation) -> None:

@@ -37,11 +37,11 @@ class Watched(Ledger):
     refused: str
     seen: list[tuple[str, str, int]]
 
-    def reserve(self, holds: list[Hold]) -> dict[str, HoldState]:  # type: ignore[override]
+    def reserve(self, holds: list[Hold], *, leaving: int = 0) -> dict[str, HoldState]:  # type: ignore[override]
         self._note("reserve", holds)
         if any(h.op == self.refused for h in holds):
             return {h.id: HoldState.INSUFFICIENT for h in holds}
-        return super().reserve(holds)
+        return super().reserve(holds, leaving=leaving)
 
     def close(self, closes: list[Close]) -> dict[str, Closed]:  # type: ignore[override]
         self._note("settle", [c.hold for c in closes])

@@ -119,9 +119,9 @@ def test_what_awaits_credits_is_told_with_the_pot_that_lacks_them(world: World) 
     world.process(dataset)
     status = fltr_pipeline("status", "books", "--json").document
     assert status["documents"] == {"awaiting_credits": 2}
-    awaiting = {"pot_kind": "user", "pot_id": payer.user_id, "documents": 2, "least": 1}
+    awaiting = {"pot_kind": "user", "pot_id": payer.user_id, "documents": 2, "least": 2}
     assert (status["awaiting_credits"], status["outstanding"]) == ([awaiting], 0)
-    assert f"2 documents, the cheapest needs 1; user {payer.user_id} pays" in fltr_pipeline("status", "books").stdout
+    assert f"2 documents, the cheapest needs 2; user {payer.user_id} pays" in fltr_pipeline("status", "books").stdout
 
 
 def test_what_is_in_flight_counts_once(world: World) -> None:

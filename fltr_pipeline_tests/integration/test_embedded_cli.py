@@ -56,6 +56,7 @@ def read_json(stream: IO[str] | None) -> dict[str, object]:
     lines: list[str] = []
     while not lines or lines[-1] != "}\n":
         lines.append(stream.readline())
+        assert lines[-1], f"it ended after: {''.join(lines)}"
     document = json.loads("".join(lines))
     assert isinstance(document, dict)
     return document

@@ -105,7 +105,7 @@ def test_up_replaces_killed_services_and_fails_the_runs_that_died(stack: Stack) 
     assert after.endpoints == before.endpoints, "the ports are kept, for others hold them"
     with dagster.open_instance(stack.home, database_url) as instance:
         assert instance.get_run_by_id(run.run_id).status is DagsterRunStatus.FAILURE  # type: ignore[union-attr]
-    assert len(processes.find(stack.home, dagster.CODE)) == 2, "the proxy and the server behind it, no orphan"
+    assert len(processes.find(stack.home, dagster.CODE)) == 1, "no orphan"
 
 
 def test_up_works_after_everything_was_killed_and_the_record_was_torn(stack: Stack) -> None:

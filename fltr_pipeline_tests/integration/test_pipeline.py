@@ -97,18 +97,18 @@ def test_bad_files_fail_for_their_own_reason_and_cost_nothing(world: World) -> N
     }
 
 
-def test_a_pot_that_covers_some_pays_for_the_first_and_the_rest_waits(world: World) -> None:
-    payer = world.user(credits=4)
+def test_a_pot_that_covers_some_pays_for_those_whole_and_the_rest_waits_uncharged(world: World) -> None:
+    payer = world.user(credits=5)
     dataset = world.dataset(payer)
     world.upload(dataset, {f"{n}.txt": TREATY + bytes([65 + n]) for n in range(6)})
 
     world.process(dataset)
-    assert sorted(world.statuses(dataset).values()) == ["awaiting_credits"] * 6
-    assert world.statement(payer).charged == 4  # four extractions; nothing left to embed them with
-    world.services.ledger.grant(payer, 3, reason="top-up")
+    assert sorted(world.statuses(dataset).values()) == ["awaiting_credits"] * 4 + ["ready"] * 2
+    statement = world.statement(payer)
+    assert (statement.charged, statement.held, statement.available) == (4, 0, 1)
     world.process(dataset)
-    assert world.statement(payer).held == 0
-    world.services.ledger.grant(payer, 5, reason="top-up")
+    assert world.statement(payer).charged == 4, "one credit is not enough for a document, so it buys no part of one"
+    world.services.ledger.grant(payer, 7, reason="top-up")
     world.process(dataset)
     assert set(world.statuses(dataset).values()) == {"ready"}
     statement = world.statement(payer)

@@ -228,5 +228,5 @@ def test_another_url_is_refused_without_being_quoted() -> None:
 
 
 def test_a_url_as_another_role_keeps_server_and_database_and_drops_the_password() -> None:
-    url = as_role("postgresql+psycopg://someone:secret@/fltr_auth?host=/run/pg&port=5433", "postgres")
-    assert url == "postgresql://postgres@/fltr_auth?host=/run/pg&port=5433"
+    url = as_role("postgresql+psycopg://someone:secret@/fltr_auth?host=%2Frun%2Fpg&port=5433", "postgres")
+    assert url == "postgresql://postgres@/fltr_auth?host=%2Frun%2Fpg&port=5433"

@@ -131,6 +131,14 @@ _BACKLOG = text("""
     ORDER BY 1
 """)
 
+# Index: documents_waiting_idx and pipeline.documents_by_stage.
+_WAITING_AT = text("""
+    SELECT (SELECT count(*) FROM public.documents WHERE dataset_id = :of_dataset AND status = 'uploaded' AND :uploaded)
+         + (SELECT count(*) FROM pipeline.documents
+            WHERE dataset_id = :dataset_id AND stage = :stage AND (lease_until IS NULL OR lease_until < now())
+              AND (retry_at IS NULL OR retry_at <= now()))
+""")
+
 # Index: pipeline.documents_awaiting.
 _AWAITING = text("""
     SELECT p.dataset_id, s.user_id::text AS user_id, p.pot_kind, p.pot_id, count(*)::int AS documents,
@@ -314,6 +322,12 @@ def backlog(tx: Connection) -> list[Backlog]:
 def awaiting(tx: Connection) -> list[Awaiting]:
     """What awaits credits, by dataset and pot."""
     return [Awaiting(*row) for row in tx.execute(_AWAITING)]
+
+
+def waiting_at(tx: Connection, dataset_id: str, stage: Stage) -> int:
+    """Documents that a worker could claim at the stage now."""
+    parameters = {"dataset_id": dataset_id, "of_dataset": dataset_id, "stage": stage.value}
+    return int(tx.execute(_WAITING_AT, parameters | {"uploaded": stage is Stage.EXTRACT}).scalar_one())
 
 
 def in_flight(tx: Connection, dataset_id: str) -> list[WorkInFlight]:

@@ -6,6 +6,7 @@ Belongs here: opening it and saying plainly why it failed. Does not: pools for t
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 from psycopg import IsolationLevel, conninfo
@@ -33,7 +34,7 @@ def as_role(url: str, role: str) -> str:
     """The same database as another role, without a password: for servers that trust local connections."""
     parts = conninfo.conninfo_to_dict(libpq_url(url))
     host, port, name = (str(parts.get(key, "")) for key in ("host", "port", "dbname"))
-    return f"postgresql://{role}@/{name}?host={host}" + (f"&port={port}" if port else "")
+    return f"postgresql://{role}@/{name}?host={quote(host, safe='')}" + (f"&port={port}" if port else "")
 
 
 @contextmanager

@@ -98,7 +98,7 @@ def test_a_pot_that_pays_for_a_small_document_does_not_starve_behind_a_large_one
     world.services.blobs.put(dataset.id, "a-large", "large.txt", TEXT * 500)
     world.process(dataset)
     world.services.ledger.grant(payer, 2, reason="some")
-    assert waiting(world)[dataset.id].waiting == 2
+    assert waiting(world)[dataset.id].waiting == 1
     world.process(dataset)
     assert world.statuses(dataset) == {"large.txt": "awaiting_credits", "small.txt": "ready"}
     assert waiting(world) == {}, "no run is launched that could achieve nothing"
