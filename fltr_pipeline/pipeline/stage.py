@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from sqlalchemy import Engine
@@ -209,11 +209,17 @@ class StageRun:
         self._fail([Failure(by_id[r.subject_id], r.state, _owner_gone(self.dataset)) for r in gone], report)
 
     def _fail_for_our_fault(self, failures: Sequence[Failure], report: Report) -> None:
-        """What the document's earlier ops were charged goes back too, before anybody can see that it failed."""
-        if failures:
-            ended = [(f.claim.document_id, f.claim.generation) for f in failures]
-            report.credits_returned += self.billing.give_up(ended)
-            self._fail(failures, report)
+        """What the document's earlier ops were charged goes back too, before anybody can see that it failed.
+
+        Only for documents still in hand: of one that was taken over, the work of others is not ours to give back.
+        """
+        if not failures:
+            return
+        with transaction(self.fltr) as tx:
+            ours = {c.document_id: c for c in claims.refence(tx, [f.claim for f in failures])}
+        mine = [replace(f, claim=ours[f.claim.document_id]) for f in failures if f.claim.document_id in ours]
+        report.credits_returned += self.billing.give_up([(c.document_id, c.generation) for c in ours.values()])
+        self._fail(mine, report)
 
     def _fail(self, failures: Sequence[Failure], report: Report) -> None:
         if not failures:

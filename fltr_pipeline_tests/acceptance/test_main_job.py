@@ -22,6 +22,7 @@ from fltr_pipeline.samples import EXPECTED_FAILURES, folder, sample_files
 from fltr_pipeline_tests.processes import traces
 
 PATIENCE = 900.0
+pytestmark = pytest.mark.timeout(1800)
 END = {"ready": len(sample_files()) - len(EXPECTED_FAILURES), "failed": len(EXPECTED_FAILURES)}
 
 

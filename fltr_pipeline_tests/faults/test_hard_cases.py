@@ -182,6 +182,27 @@ def test_work_that_we_fail_for_good_is_given_back_and_can_be_done_again(world: W
     assert compare(world.services, dataset.id).none
 
 
+def test_a_worker_that_was_taken_over_gives_nothing_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    payer = world.user(credits=30)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": TEXT})
+    extract(world, dataset)
+    original = Plan.perform
+
+    def breaks_late(self: Plan, claimed: Sequence[Claim], charges: dict[str, object]) -> Sequence[Result]:
+        monkeypatch.setattr(Plan, "perform", original)
+        world.change("UPDATE pipeline.documents SET lease_until = now() - interval '1 s'")
+        world.process(dataset)  # somebody else finishes it meanwhile
+        raise RuntimeError("much later")
+
+    monkeypatch.setattr(Plan, "perform", breaks_late)
+    report = world.stage(Plan(world.services), dataset)
+    assert (report.failures, report.credits_returned) == ([], 0)
+    assert world.statuses(dataset) == {"a.txt": "ready"}
+    statement = world.statement(payer)
+    assert (statement.charged, statement.available) == (2, 28)
+
+
 def test_vectors_of_a_failed_attempt_are_swept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = world.dataset(world.user(credits=30))
     world.upload(dataset, {"a.txt": TEXT})
