@@ -100,7 +100,7 @@ def _print(outcome: Outcome, state: StackState, *, already_up: bool) -> None:
     counts = ", ".join(f"{n} {name}" for name, n in status.documents.items())
     console.print(f"\n[bold]Documents[/] of {outcome.scene.dataset.name!r}: {counts}")
     for failure in status.failures:
-        console.print(plain(f"  {failure.filename}: {failure.code}: {failure.message}"))
+        console.print(plain(f"  {failure.code}: {failure.message}"))
     console.print(
         f"  {status.pages} pages, {status.chunks} chunks, {status.tokens} tokens in {status.seconds or 0:.1f} s"
     )
