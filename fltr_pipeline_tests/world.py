@@ -107,6 +107,11 @@ class World:
             max_attempts=self.services.settings.max_attempts,
         ).run(limit)  # fmt: skip
 
+    def extract(self, dataset: Dataset) -> Report:
+        """The first document op alone."""
+        with Extract(self.services) as work:
+            return self.stage(work, dataset)
+
     def process(self, dataset: Dataset, mode: ReprocessMode = ReprocessMode.pending) -> list[Report]:
         """What a run does, without Dagster: the reports of the four ops."""
         worker = self.worker()

@@ -74,10 +74,13 @@ class Embed:
 
     def _embed(self, claimed: Sequence[Claim], fresh: Sequence[FreshChunk]) -> None:
         vectors, dataset_id, started = self._services.vectors, claimed[0].dataset_id, time.monotonic()
+        changed = {c.document_id for c in fresh}
         with transaction(self._services.fltr) as tx:
-            staged = texts.staged_texts(tx, claimed)
+            staged = texts.staged_texts(tx, [c for c in claimed if c.document_id in changed])
+        # A document that somebody took over has no text of ours any more; the fence keeps it from the decision.
+        fresh = [c for c in fresh if c.document_id in staged]
         done = 0
-        for part in _slices([c for c in fresh if c.document_id in staged]):
+        for part in _slices(fresh):
             words = [staged[c.document_id][c.start : c.end] for c in part]
             encoded = self._services.model.encode(words)
             rows = zip(part, words, encoded, strict=True)

@@ -20,15 +20,10 @@ from fltr_pipeline.pipeline.stage import Result
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets as store
 from fltr_pipeline.stores.fltr.claims import Claim
-from fltr_pipeline.stores.fltr.datasets import Backlog, Dataset
+from fltr_pipeline.stores.fltr.datasets import Backlog
 from fltr_pipeline_tests.world import World
 
 TEXT = b"The treaty of Westphalia ended the thirty years war in 1648."
-
-
-def extract(world: World, dataset: Dataset) -> None:
-    with Extract(world.services) as work:
-        world.stage(work, dataset)
 
 
 def waiting(world: World) -> dict[str, Backlog]:
@@ -66,7 +61,7 @@ def test_a_team_deleted_while_it_pays_blocks_nothing(world: World, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(Extract, "perform", and_the_team_goes)
-        extract(world, dataset)
+        world.extract(dataset)
     world.process(dataset)
     assert world.statuses(dataset) == {"a.txt": "ready"}
     assert world.statement(payer).held == 0
@@ -107,7 +102,7 @@ def test_a_pot_that_pays_for_a_small_document_does_not_starve_behind_a_large_one
 def test_the_application_may_touch_a_document_in_work(world: World) -> None:
     dataset = world.dataset(world.user())
     world.upload(dataset, {"a.txt": TEXT})
-    extract(world, dataset)
+    world.extract(dataset)
     world.change("UPDATE documents SET filename = 'b.txt', updated_at = now()")
     world.process(dataset)
     assert world.statuses(dataset) == {"b.txt": "ready"}
@@ -167,7 +162,7 @@ def test_work_that_we_fail_for_good_is_given_back_and_can_be_done_again(world: W
     payer = world.user(credits=30)
     dataset = world.dataset(payer)
     world.upload(dataset, {"a.txt": TEXT})
-    extract(world, dataset)
+    world.extract(dataset)
     world.stage(Plan(world.services), dataset)
     limit = world.services.settings.max_attempts
     world.change("UPDATE pipeline.documents SET attempts = %s", limit)
@@ -186,7 +181,7 @@ def test_a_worker_that_was_taken_over_gives_nothing_back(world: World, monkeypat
     payer = world.user(credits=30)
     dataset = world.dataset(payer)
     world.upload(dataset, {"a.txt": TEXT})
-    extract(world, dataset)
+    world.extract(dataset)
     original = Plan.perform
 
     def breaks_late(self: Plan, claimed: Sequence[Claim], charges: dict[str, object]) -> Sequence[Result]:
@@ -206,7 +201,7 @@ def test_a_worker_that_was_taken_over_gives_nothing_back(world: World, monkeypat
 def test_vectors_of_a_failed_attempt_are_swept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = world.dataset(world.user(credits=30))
     world.upload(dataset, {"a.txt": TEXT})
-    extract(world, dataset)
+    world.extract(dataset)
     world.stage(Plan(world.services), dataset)
     with monkeypatch.context() as patch:
         patch.setattr(type(world.services.vectors), "present", lambda *_: set())
@@ -242,7 +237,7 @@ def test_inline_text_costs_what_a_file_costs(world: World) -> None:
         "INSERT INTO documents (id, dataset_id, filename, content, status) VALUES ('n', %s, 'note', %s, 'uploaded')",
         dataset.id, words,
     )  # fmt: skip
-    extract(world, dataset)
+    world.extract(dataset)
     assert world.statement(payer).charged == -(-len(words) // 300_000) == 2
 
 
@@ -252,7 +247,7 @@ def test_a_file_above_the_limit_is_neither_read_nor_paid_for(world: World, monke
     dataset = world.dataset(payer)
     world.upload(dataset, {"a.txt": b"x" * 3_000_000})
     monkeypatch.setattr(type(world.services.blobs), "read", lambda *_: pytest.fail("it was read"))
-    extract(world, dataset)
+    world.extract(dataset)
     assert world.rows("SELECT error_code FROM pipeline.documents") == [("too_large",)]
     assert world.statement(payer).available == 4
 
@@ -261,7 +256,7 @@ def test_what_nobody_paid_for_is_not_published(world: World, monkeypatch: pytest
     payer = world.user()
     dataset = world.dataset(payer)
     world.upload(dataset, {"a.txt": TEXT})
-    extract(world, dataset)
+    world.extract(dataset)
     world.stage(Plan(world.services), dataset)
     perform = Embed.perform
 
@@ -300,12 +295,12 @@ def test_a_price_that_changes_between_attempts_changes_nothing(world: World, mon
     with monkeypatch.context() as patch:
         patch.setattr(Extract, "perform", lambda *_: (_ for _ in ()).throw(StoreUnavailable("down")))
         with pytest.raises(StoreUnavailable):
-            extract(world, dataset)
+            world.extract(dataset)
     monkeypatch.setenv("FLTR_PRICES__EXTRACT", "7")
     monkeypatch.setenv("FLTR_PRICES__VERSION", "later")
     world.services = dataclasses.replace(world.services, settings=type(world.services.settings)())
     world.change("UPDATE pipeline.documents SET retry_at = NULL")
-    extract(world, dataset)
+    world.extract(dataset)
     assert world.statement(payer).charged == 1
     kinds = "SELECT transaction_metadata->>'price_version' FROM credit_transactions WHERE type = 'usage'"
     assert set(world.auth_rows(kinds)) == {("2026-11",)}

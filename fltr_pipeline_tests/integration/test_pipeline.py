@@ -1,35 +1,22 @@
 """The four ops on real stores, without Dagster: what a document, a balance and a vector go through."""
 
-import dataclasses
 import hashlib
 import uuid
 from collections.abc import Sequence
 
 import pytest
 
-from fltr_pipeline.errors import StoreUnavailable
-from fltr_pipeline.models import ReprocessMode, Stage
+from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline.embed import Embed, sweep
-from fltr_pipeline.pipeline.extract import Extract
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import compare
 from fltr_pipeline.pipeline.search import search
 from fltr_pipeline.pipeline.stage import Result
-from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims
-from fltr_pipeline.stores.fltr.datasets import Dataset
-from fltr_pipeline.stores.vectors import VectorStore
 from fltr_pipeline_tests import pdfs
-from fltr_pipeline_tests.milvus_lite import free_port
 from fltr_pipeline_tests.world import World
 
 TREATY = b"The treaty of Westphalia ended the thirty years war in 1648.\n\nIt was signed in Osnabrueck and in Muenster."
 BREAD = b"# Bread\n\nFlour, water, salt and yeast; knead, let it rise, bake at 220 degrees for forty minutes.\n"
-
-
-def extract(world: World, dataset: Dataset) -> None:
-    with Extract(world.services) as work:
-        world.stage(work, dataset)
 
 
 def long_text(paragraphs: int, changed: int | None = None) -> bytes:
@@ -181,10 +168,15 @@ def test_the_old_version_is_searchable_until_the_new_one_is_published(world: Wor
     world.process(dataset)
     world.upload(dataset, {"a.txt": BREAD})
 
-    for step in (lambda: extract(world, dataset), lambda: world.stage(Plan(world.services), dataset)):
-        step()
-        assert world.statuses(dataset) == {"a.txt": "processing"}
-        assert "Westphalia" in search(world.services, dataset.id, "peace treaty", k=1)[0].place.text
+    def old_version_is_found() -> bool:
+        return "Westphalia" in search(world.services, dataset.id, "peace treaty", k=1)[0].place.text
+
+    world.extract(dataset)
+    assert world.statuses(dataset) == {"a.txt": "processing"}
+    assert old_version_is_found()
+    world.stage(Plan(world.services), dataset)
+    assert world.statuses(dataset) == {"a.txt": "processing"}
+    assert old_version_is_found()
     world.stage(Embed(world.services), dataset)
 
     assert "Flour" in search(world.services, dataset.id, "peace treaty", k=1)[0].place.text
@@ -197,7 +189,7 @@ def test_an_upload_in_the_middle_of_the_work_wins(world: World) -> None:
     payer = world.user(credits=20)
     dataset = world.dataset(payer)
     world.upload(dataset, {"a.txt": TREATY})
-    extract(world, dataset)
+    world.extract(dataset)
     world.upload(dataset, {"a.txt": BREAD})
     # The plan of the old input is not made, the old text is not published.
     assert world.stage(Plan(world.services), dataset).done == 0
@@ -211,7 +203,7 @@ def test_an_upload_in_the_middle_of_the_work_wins(world: World) -> None:
 def test_an_upload_just_before_the_publish_wins(world: World) -> None:
     dataset = world.dataset(world.user(credits=20))
     world.upload(dataset, {"a.txt": TREATY})
-    extract(world, dataset)
+    world.extract(dataset)
     world.stage(Plan(world.services), dataset)
     work = Embed(world.services)
     publish = work.finish
@@ -229,111 +221,6 @@ def test_an_upload_just_before_the_publish_wins(world: World) -> None:
     assert compare(world.services, dataset.id).none
 
 
-def test_a_worker_that_lost_its_lease_changes_nothing(world: World) -> None:
-    payer = world.user(credits=20)
-    dataset = world.dataset(payer)
-    world.upload(dataset, {"a.txt": TREATY})
-    slow = world.worker()
-    with transaction(world.services.fltr) as tx:
-        (claim,) = claims.claim(
-            tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id=slow.run_id, limit=5, lease_seconds=60
-        )
-        assert not claims.claim(
-            tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id="other", limit=5, lease_seconds=60
-        )
-    with transaction(world.services.fltr) as tx:
-        assert claims.expire_runs(tx, [slow.run_id]) == [claim.document_id]
-    world.process(dataset)
-    with transaction(world.services.fltr) as tx:
-        assert claims.advance(tx, [claim], Stage.PLAN) == set()
-        assert claims.fail(tx, [claims.Failure(claim, "corrupt", "late")]) == set()
-        assert claims.retry_later(tx, [claim], "late") == set()
-        assert claims.wait_for_credits(tx, [claims.Wait(claim, 1, "user", payer.user_id)]) == set()
-    assert world.statuses(dataset) == {"a.txt": "ready"}
-    assert sorted(world.rows("SELECT status FROM processing_jobs")) == [("completed",), ("failed",)]
-
-
-def test_a_document_that_kills_its_workers_is_given_up(world: World) -> None:
-    payer = world.user(credits=20)
-    dataset = world.dataset(payer)
-    world.upload(dataset, {"a.txt": TREATY})
-    for _ in range(world.services.settings.max_attempts + 1):
-        with transaction(world.services.fltr) as tx:
-            assert claims.claim(tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id="w", limit=5, lease_seconds=60)
-            claims.expire_runs(tx, ["w"])
-    _, extracted, *_ = world.process(dataset)
-    assert [f.code for f in extracted.failures] == ["gave_up"]
-    assert world.statement(payer).available == 20
-    world.process(dataset, ReprocessMode.failed)
-    assert world.statuses(dataset) == {"a.txt": "ready"}
-
-
-@pytest.mark.parametrize("stage", ["extract", "embed"])
-def test_a_store_that_does_not_answer_costs_no_document_and_no_credit(
-    world: World, stage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    payer = world.user(credits=20)
-    dataset = world.dataset(payer)
-    world.upload(dataset, {"a.txt": TREATY, "b.md": BREAD})
-    healthy = world.services
-    if stage == "embed":
-        dead = VectorStore(f"http://127.0.0.1:{free_port()}", None, collection="gone", dimension=384, timeout=2)
-        extract(world, dataset)
-        world.stage(Plan(world.services), dataset)
-        world.services = dataclasses.replace(healthy, vectors=dead)
-        with pytest.raises(StoreUnavailable):
-            world.stage(Embed(world.services), dataset)
-    else:
-        folder = world.blobs
-        folder.rename(folder.with_name("unmounted"))
-        with pytest.raises(StoreUnavailable):
-            extract(world, dataset)
-        folder.with_name("unmounted").rename(folder)
-    assert set(world.statuses(dataset).values()) == {"processing"}
-    assert dict(world.rows("SELECT retries, count(*) FROM pipeline.documents WHERE retry_at > now() GROUP BY 1")) == {
-        1: 2
-    }
-
-    world.services = healthy
-    world.change("UPDATE pipeline.documents SET retry_at = NULL")
-    world.process(dataset)
-
-    assert set(world.statuses(dataset).values()) == {"ready"}
-    statement = world.statement(payer)
-    assert (statement.charged, statement.held) == (4, 0)
-    assert compare(world.services, dataset.id).none
-
-
-def test_a_crash_between_reserve_and_settle_is_charged_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    payer = world.user(credits=20)
-    dataset = world.dataset(payer)
-    world.upload(dataset, {"a.txt": TREATY})
-
-    class Killed(BaseException):
-        pass
-
-    for broken in (Extract, Plan, Embed):
-        for step in ("perform", "finish"):
-            with monkeypatch.context() as patch:
-
-                def crash(*_: object) -> None:
-                    raise Killed
-
-                patch.setattr(broken, step, crash)
-                patch.setattr(claims, "retry_later", lambda *_: set())  # the dead put nothing back
-                with pytest.raises(Killed):
-                    world.process(dataset)
-            world.change(
-                "UPDATE pipeline.documents SET lease_until = now() - interval '1 s', attempts = 0"
-                " WHERE lease_until IS NOT NULL"
-            )
-    world.process(dataset)
-    assert world.statuses(dataset) == {"a.txt": "ready"}
-    statement = world.statement(payer)
-    assert (statement.charged, statement.held, statement.available) == (2, 0, 18)
-    assert compare(world.services, dataset.id).none
-
-
 def test_an_owner_who_is_gone_fails_the_documents_not_the_run(world: World) -> None:
     payer = world.user()
     dataset = world.dataset(payer)
@@ -348,7 +235,7 @@ def test_an_owner_deleted_in_the_middle_stops_the_work(world: World) -> None:
     payer = world.user()
     dataset = world.dataset(payer)
     world.upload(dataset, {"a.txt": TREATY})
-    extract(world, dataset)
+    world.extract(dataset)
     world.change_auth("DELETE FROM users WHERE id = %s", payer.user_id)
     world.process(dataset)
     assert world.statuses(dataset) == {"a.txt": "failed"}
@@ -359,7 +246,7 @@ def test_a_document_deleted_in_the_middle_leaves_no_hold(world: World) -> None:
     payer = world.user(credits=20)
     dataset = world.dataset(payer)
     ids = world.upload(dataset, {"a.txt": TREATY, "b.md": BREAD})
-    extract(world, dataset)
+    world.extract(dataset)
     world.change("DELETE FROM documents WHERE id = %s", ids["a.txt"])
     world.process(dataset)
     assert world.statuses(dataset) == {"b.md": "ready"}

@@ -309,7 +309,7 @@ def retry_later(tx: Connection, claims: Sequence[Claim], message: str) -> set[st
 
 
 def fail(tx: Connection, failures: Sequence[Failure]) -> set[str]:
-    """End the attempts. A document with a good version stays `ready` in it; a newer upload stays `uploaded`."""
+    """End the attempts. A `ready` document that was being redone stays so; a newer upload stays `uploaded`."""
     lock_documents(tx, [f.claim.document_id for f in failures])
     rows = recordset(
         {"document_id": f.claim.document_id, "fence": f.claim.fence, "code": f.code, "message": f.message}
@@ -322,7 +322,7 @@ def fail(tx: Connection, failures: Sequence[Failure]) -> set[str]:
 
 
 def wait_for_credits(tx: Connection, waits: Sequence[Wait]) -> set[str]:
-    """Park the documents until their pot can pay. A document with a good version stays `ready` in it."""
+    """Park the documents until their pot can pay. A `ready` document that is being redone stays so."""
     lock_documents(tx, [w.claim.document_id for w in waits])
     rows = recordset(
         {

@@ -1,0 +1,161 @@
+"""Workers that die or come back late, and stores that don't answer: nothing is lost, nothing is charged twice."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import pytest
+from sqlalchemy import Connection
+
+from fltr_pipeline.errors import StoreUnavailable
+from fltr_pipeline.models import ReprocessMode, Stage
+from fltr_pipeline.pipeline.embed import Embed
+from fltr_pipeline.pipeline.extract import Extract
+from fltr_pipeline.pipeline.plan import Plan
+from fltr_pipeline.pipeline.reconcile import compare
+from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.fltr import claims, generations
+from fltr_pipeline.stores.fltr.claims import Claim
+from fltr_pipeline.stores.fltr.generations import FreshChunk
+from fltr_pipeline.stores.vectors import VectorStore
+from fltr_pipeline_tests.milvus_lite import free_port
+from fltr_pipeline_tests.world import World
+
+TREATY = b"The treaty of Westphalia ended the thirty years war in 1648."
+BREAD = b"# Bread\n\nFlour, water, salt and yeast; knead, let it rise, bake at 220 degrees for forty minutes.\n"
+
+
+def test_a_worker_that_lost_its_lease_changes_nothing(world: World) -> None:
+    payer = world.user(credits=20)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": TREATY})
+    slow = world.worker()
+    with transaction(world.services.fltr) as tx:
+        (claim,) = claims.claim(
+            tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id=slow.run_id, limit=5, lease_seconds=60
+        )
+        assert not claims.claim(
+            tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id="other", limit=5, lease_seconds=60
+        )
+    with transaction(world.services.fltr) as tx:
+        assert claims.expire_runs(tx, [slow.run_id]) == [claim.document_id]
+    world.process(dataset)
+    with transaction(world.services.fltr) as tx:
+        assert claims.advance(tx, [claim], Stage.PLAN) == set()
+        assert claims.fail(tx, [claims.Failure(claim, "corrupt", "late")]) == set()
+        assert claims.retry_later(tx, [claim], "late") == set()
+        assert claims.wait_for_credits(tx, [claims.Wait(claim, 1, "user", payer.user_id)]) == set()
+    assert world.statuses(dataset) == {"a.txt": "ready"}
+    assert sorted(world.rows("SELECT status FROM processing_jobs")) == [("completed",), ("failed",)]
+
+
+def test_a_document_that_kills_its_workers_is_given_up(world: World) -> None:
+    payer = world.user(credits=20)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": TREATY})
+    for _ in range(world.services.settings.max_attempts + 1):
+        with transaction(world.services.fltr) as tx:
+            assert claims.claim(tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id="w", limit=5, lease_seconds=60)
+            claims.expire_runs(tx, ["w"])
+    _, extracted, *_ = world.process(dataset)
+    assert [f.code for f in extracted.failures] == ["gave_up"]
+    assert world.statement(payer).available == 20
+    world.process(dataset, ReprocessMode.failed)
+    assert world.statuses(dataset) == {"a.txt": "ready"}
+
+
+@pytest.mark.parametrize("stage", ["extract", "embed"])
+def test_a_store_that_does_not_answer_costs_no_document_and_no_credit(
+    world: World, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payer = world.user(credits=20)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": TREATY, "b.md": BREAD})
+    healthy = world.services
+    if stage == "embed":
+        dead = VectorStore(f"http://127.0.0.1:{free_port()}", None, collection="gone", dimension=384, timeout=2)
+        world.extract(dataset)
+        world.stage(Plan(world.services), dataset)
+        world.services = dataclasses.replace(healthy, vectors=dead)
+        with pytest.raises(StoreUnavailable):
+            world.stage(Embed(world.services), dataset)
+    else:
+        folder = world.blobs
+        folder.rename(folder.with_name("unmounted"))
+        with pytest.raises(StoreUnavailable):
+            world.extract(dataset)
+        folder.with_name("unmounted").rename(folder)
+    assert set(world.statuses(dataset).values()) == {"processing"}
+    assert dict(world.rows("SELECT retries, count(*) FROM pipeline.documents WHERE retry_at > now() GROUP BY 1")) == {
+        1: 2
+    }
+
+    world.services = healthy
+    world.change("UPDATE pipeline.documents SET retry_at = NULL")
+    world.process(dataset)
+
+    assert set(world.statuses(dataset).values()) == {"ready"}
+    statement = world.statement(payer)
+    assert (statement.charged, statement.held) == (4, 0)
+    assert compare(world.services, dataset.id).none
+
+
+def test_a_crash_between_reserve_and_settle_is_charged_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    payer = world.user(credits=20)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": TREATY})
+
+    class Killed(BaseException):
+        pass
+
+    for broken in (Extract, Plan, Embed):
+        for step in ("perform", "finish"):
+            with monkeypatch.context() as patch:
+
+                def crash(*_: object) -> None:
+                    raise Killed
+
+                patch.setattr(broken, step, crash)
+                patch.setattr(claims, "retry_later", lambda *_: set())  # the dead put nothing back
+                with pytest.raises(Killed):
+                    world.process(dataset)
+            world.change(
+                "UPDATE pipeline.documents SET lease_until = now() - interval '1 s', attempts = 0"
+                " WHERE lease_until IS NOT NULL"
+            )
+    world.process(dataset)
+    assert world.statuses(dataset) == {"a.txt": "ready"}
+    statement = world.statement(payer)
+    assert (statement.charged, statement.held, statement.available) == (2, 0, 18)
+    assert compare(world.services, dataset.id).none
+
+
+def test_a_document_taken_over_while_it_is_embedded_does_not_hold_up_its_group(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = world.dataset(world.user(credits=20))
+    world.upload(dataset, {"a.txt": TREATY, "b.md": BREAD})
+    world.extract(dataset)
+    world.stage(Plan(world.services), dataset)
+    assign = generations.assign_keys
+
+    def and_a_newer_input_is_claimed(tx: Connection, claimed: Sequence[Claim]) -> list[FreshChunk]:
+        fresh = assign(tx, claimed)
+        tx.commit()
+        monkeypatch.setattr(generations, "assign_keys", assign)
+        world.upload(dataset, {"a.txt": BREAD})
+        with transaction(world.services.fltr) as other:
+            (claim,) = claims.claim(
+                other, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id="other", limit=5, lease_seconds=60
+            )
+            generations.discard_others(other, [claim.document_id])
+        return fresh
+
+    monkeypatch.setattr(generations, "assign_keys", and_a_newer_input_is_claimed)
+    report = world.stage(Embed(world.services), dataset)
+    assert (report.done, report.lost) == (1, 1)
+    assert world.statuses(dataset) == {"a.txt": "processing", "b.md": "ready"}
+    with transaction(world.services.fltr) as tx:
+        claims.expire_runs(tx, ["other"])
+    world.process(dataset)
+    assert world.statuses(dataset) == {"a.txt": "ready", "b.md": "ready"}
+    assert compare(world.services, dataset.id).none
