@@ -17,8 +17,10 @@
     └── CreditError                 the ledger says no
         ├── InsufficientCredits     the pot can't cover it: the document waits
         ├── InvalidAmount           ≤ 0, above the cap, or beyond int4
+        ├── ForeignPayer            the upload names an API key of another account
         ├── PayerGone               the user was deleted, and the hold with them
-        └── PotGone                 the balance row was deleted while the payer still exists
+        ├── PotGone                 the balance row was deleted while the payer still exists
+        └── LedgerConflict          a row under an id of ours says something else than we wrote
 
 A message says what failed, on which document, why, and what to do. No message carries a secret.
 Retry policies look at the type (`TransientError` or not), never at the text.
@@ -148,9 +150,19 @@ class InvalidAmount(CreditError):
     """An amount that is not positive, above the cap, or beyond int4."""
 
 
+class ForeignPayer(CreditError):
+    """The upload names an API key that belongs to another account than the dataset."""
+
+    code: ClassVar[str] = "foreign_payer"
+
+
 class PayerGone(CreditError):
     """The user was deleted; the database took the hold with them."""
 
 
 class PotGone(CreditError):
     """The balance row was deleted while the payer still exists."""
+
+
+class LedgerConflict(CreditError):
+    """A row under an id of ours says something else than we wrote: the ledger was changed by hand."""

@@ -1,22 +1,43 @@
-"""The ledger's words: pots, payers, holds and closes, and the rows that stand for them.
+"""The ledger's words: pots, payers, holds and how they end. Pure.
 
-Belongs here: frozen values, their deterministic ids, their rows. Pure. Does not: any transaction (ledger).
+Belongs here: frozen values and their deterministic ids. Does not: the rows that stand for them (entries), any
+transaction (transfers).
 """
 
+import hashlib
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 
 from fltr_pipeline.models import Op
-from fltr_pipeline.stores import auth
 
 _NAMESPACE = uuid.UUID("6f1c1a52-6b0c-5c53-9a4e-3d1d6b7f0e11")
-METADATA_VERSION = 1
 
 
-@dataclass(frozen=True, slots=True, order=True)
+def derived_id(what: str) -> str:
+    """A UUID that is the same for the same words."""
+    return str(uuid.uuid5(_NAMESPACE, what))
+
+
+def close_id(hold_id: str) -> str:
+    """Of the one row that ends a hold, whichever way."""
+    return derived_id(f"close:{hold_id}")
+
+
+def refund_id(hold_id: str) -> str:
+    """Of the one row that gives back what a hold was charged."""
+    return derived_id(f"refund:{hold_id}")
+
+
+def key_digest(api_key: str) -> str:
+    """What an API key is called everywhere but in its own table: the hex SHA-256 of its UTF-8 bytes."""
+    return hashlib.sha256(api_key.encode()).hexdigest()
+
+
+@dataclass(frozen=True, order=True)
 class Pot:
-    """A balance that pays: `kind` is user, team or api_key."""
+    """A balance that pays: `kind` is user, team or api_key; an API key's `id` is its digest."""
 
     kind: str
     id: str
@@ -26,13 +47,19 @@ class Pot:
         """`kind:id`, as rows and messages name it."""
         return f"{self.kind}:{self.id}"
 
+    @cached_property
+    def opening_id(self) -> str:
+        """Of the row that says what the pot had when the ledger first saw it."""
+        return derived_id(f"opening:{self.name}")
+
 
 @dataclass(frozen=True, slots=True)
 class Payer:
-    """Who a hold belongs to and which pot pays for it."""
+    """Who a hold belongs to and which pot pays for it. `api_key_id`: the digest of the key that the upload named."""
 
     user_id: str
     pot: Pot
+    api_key_id: str | None = None
 
     @property
     def team_id(self) -> str | None:
@@ -40,7 +67,7 @@ class Payer:
         return self.pot.id if self.pot.kind == "team" else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Hold:
     """A reservation of `amount` > 0 credits for one op on one generation of `subject_id`, try number `sequence`."""
 
@@ -51,23 +78,24 @@ class Hold:
     amount: int
     payer: Payer
     job_id: str | None
+    run_id: str | None
     price_version: str
     unit_price: int
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Derived from what is bought and the try: no run, retry number or clock."""
-        return str(uuid.uuid5(_NAMESPACE, f"hold:{self.subject_id}:{self.op}:{self.generation}:{self.sequence}"))
+        return derived_id(f"hold:{self.subject_id}:{self.op}:{self.generation}:{self.sequence}")
 
-    @property
+    @cached_property
     def close_id(self) -> str:
-        """Derived from the hold's id, the same for settle and release."""
-        return str(uuid.uuid5(_NAMESPACE, f"close:{self.id}"))
+        """Derived from the hold's id, the same for settle, release and expiry."""
+        return close_id(self.id)
 
-    @property
+    @cached_property
     def refund_id(self) -> str:
         """Derived from the hold's id: what was charged is given back once."""
-        return str(uuid.uuid5(_NAMESPACE, f"refund:{self.id}"))
+        return refund_id(self.id)
 
 
 class HoldState(StrEnum):
@@ -76,14 +104,16 @@ class HoldState(StrEnum):
     OPEN = "open"
     """Reserved now, or by an earlier try of the same work."""
     RELEASED = "released"
+    """It was given back, or voided before it landed."""
     SETTLED = "settled"
     INSUFFICIENT = "insufficient"
+    """The pot can't cover it, or an API key's limit is reached."""
     PAYER_GONE = "payer_gone"
     POT_GONE = "pot_gone"
 
 
 class CloseState(StrEnum):
-    """How a hold stands after `settle` or `release`."""
+    """How a hold stands after `close` or `void`."""
 
     SETTLED = "settled"
     RELEASED = "released"
@@ -111,43 +141,5 @@ class Closed:
 
     state: CloseState
     charged: int
-
-
-def outcome_of(close: auth.StoredRow) -> CloseState:
-    """How a close that was found ended its hold."""
-    return CloseState(close.metadata.get("outcome", CloseState.SETTLED))
-
-
-def _metadata(hold: Hold, kind: str) -> dict[str, object]:
-    return {
-        "version": METADATA_VERSION, "kind": kind, "hold_id": hold.id, "job_id": hold.job_id, "op": hold.op.value,
-        "generation": hold.generation, "sequence": hold.sequence, "pot": hold.payer.pot.name,
-        "unit_price": hold.unit_price, "price_version": hold.price_version,
-    }  # fmt: skip
-
-
-def hold_row(hold: Hold) -> auth.LedgerRow:
-    """`usage`, minus the amount."""
-    return auth.LedgerRow(
-        id=hold.id, user_id=hold.payer.user_id, team_id=hold.payer.team_id, amount=-hold.amount, type="usage",
-        operation=hold.op.value, resource_id=hold.subject_id, metadata=_metadata(hold, "reserve"),
-    )  # fmt: skip
-
-
-def close_row(close: Close, team_id: str | None) -> auth.LedgerRow:
-    """`refund` of what is not charged; `usage` of 0 where that is nothing. `team_id` as the hold has it now."""
-    hold, back = close.hold, close.hold.amount - close.charged
-    extra = {"outcome": close.outcome.value, "charged": close.charged, "used": close.used, "reason": close.reason}
-    return auth.LedgerRow(
-        id=hold.close_id, user_id=hold.payer.user_id, team_id=team_id, amount=back,
-        type="refund" if back else "usage", operation=hold.op.value, resource_id=hold.subject_id,
-        metadata=_metadata(hold, "close") | extra,
-    )  # fmt: skip
-
-
-def refund_row(hold: Hold, amount: int, team_id: str | None, reason: str) -> auth.LedgerRow:
-    """`refund` of what a settled hold was charged."""
-    return auth.LedgerRow(
-        id=hold.refund_id, user_id=hold.payer.user_id, team_id=team_id, amount=amount, type="refund",
-        operation=hold.op.value, resource_id=hold.subject_id, metadata=_metadata(hold, "refund") | {"reason": reason},
-    )  # fmt: skip
+    returned: int = field(default=0, compare=False)
+    """Credits that this call gave back; 0 where the hold had ended before."""

@@ -1,41 +1,32 @@
-"""The ledger: holds and closes on the web application's own tables. Two-phase transfers after TigerBeetle's model.
+"""The ledger: holds and closes on the web application's own tables.
 
-Belongs here: reserve, settle, release, grant, statement; each a READ COMMITTED transaction per pot. Does not: which
-work a hold is for, or when it is done (pipeline.billing).
+Belongs here: reserve, close, void, refund, grant and the reads, over several pots, with retries. Does not: what happens
+to one pot in one transaction (transfers), which work a hold is for or when it is done (pipeline.billing).
 
 A hold is a row of type `usage` and amount -n; the pot falls by n at once. Its close is a second row whose id derives
-from the hold's: type `refund` and amount n - charged when something comes back, else `usage` and 0. Settle and release
-share that id, so the primary key picks one winner, and every call may be repeated. Rows are never updated or deleted.
+from the hold's: type `refund` and amount n - charged when something comes back, else `usage` and 0. Settle, release and
+expiry share that id, so the primary key picks one winner, and every call may be repeated. Rows are never updated.
 """
 
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DataError, IntegrityError
 
-from fltr_pipeline.credits.holds import (
-    METADATA_VERSION,
-    Close,
-    Closed,
-    CloseState,
-    Hold,
-    HoldState,
-    Payer,
-    Pot,
-    close_row,
-    hold_row,
-    outcome_of,
-    refund_row,
-)
+from fltr_pipeline.credits import transfers
+from fltr_pipeline.credits.entries import hold_of
+from fltr_pipeline.credits.holds import Close, Closed, CloseState, Hold, HoldState, Payer, Pot
 from fltr_pipeline.credits.statement import Statement, entries
-from fltr_pipeline.errors import InvalidAmount, NotFound, PotGone, StoreUnavailable
-from fltr_pipeline.stores import auth
+from fltr_pipeline.errors import InvalidAmount, LedgerConflict, NotFound, PotGone, StoreUnavailable
+from fltr_pipeline.stores.auth import people, pots, rows
+from fltr_pipeline.stores.auth.people import Account, KeyPool
 from fltr_pipeline.stores.database import transaction
 
 _LOG = logging.getLogger(__name__)
@@ -51,13 +42,29 @@ class Ledger:
     engine: Engine
     max_amount: int = 1_000_000
     """Refuse larger single amounts before any SQL."""
+    _known: set[Pot] = field(default_factory=set, compare=False, repr=False)
+    """Pots that are known to have their opening row."""
 
     def payer(self, user_id: str) -> Payer | None:
         """Who pays for the user: the team in their `user_credits` row, else their own row. None: the user is gone."""
-        found = self._retried(lambda tx: auth.account(tx, user_id=user_id))
-        if found is None:
-            return None
-        return Payer(found.user_id, Pot("team", found.team_id) if found.team_id else Pot("user", found.user_id))
+        return self.payers(user_id).get(None)
+
+    def payers(self, user_id: str, api_key_ids: Collection[str] = ()) -> dict[str | None, Payer]:
+        """Who pays for a user's uploads, by the digest of the API key that they named (None: no key).
+
+        A key pays from its own pool, where it has one; else the user's payer does. A key of another account is not in
+        the answer; if the user is gone, nothing is.
+        """
+
+        def run(tx: Connection) -> dict[str | None, Payer]:
+            found = people.account(tx, user_id=user_id)
+            if found is None:
+                return {}
+            pools = {p.digest: p for p in people.pools(tx, sorted(api_key_ids))} if api_key_ids else {}
+            payers = {key: _payer(found, key, pools.get(key) if key else None) for key in (None, *api_key_ids)}
+            return {key: payer for key, payer in payers.items() if payer is not None}
+
+        return self._retried(run)
 
     def payer_by_email(self, email: str) -> Payer:
         """As `payer`, for people.
@@ -65,12 +72,10 @@ class Ledger:
         Raises:
             NotFound: nobody has that address.
         """
-        found = self._retried(lambda tx: auth.account(tx, email=email))
-        if found is None:
-            raise NotFound(f"no user has the e-mail address {email!r} in fltr_auth: sign up in the application first")
-        payer = self.payer(found.user_id)
+        found = self._retried(lambda tx: people.account(tx, email=email))
+        payer = self.payer(found.user_id) if found else None
         if payer is None:
-            raise NotFound(f"the user {email!r} was deleted a moment ago")
+            raise NotFound(f"no user has the e-mail address {email!r} in fltr_auth: sign up in the application first")
         return payer
 
     def reserve(self, holds: Sequence[Hold], *, leaving: int = 0) -> dict[str, HoldState]:
@@ -82,6 +87,7 @@ class Ledger:
 
         Raises:
             InvalidAmount: not 0 < amount ≤ cap.
+            LedgerConflict: a row under a hold's id says something else.
             StoreUnavailable: fltr_auth does not answer.
         """
         for hold in holds:
@@ -96,32 +102,61 @@ class Ledger:
 
         Raises:
             InvalidAmount: not 0 ≤ charged ≤ reserved.
+            LedgerConflict: a row under a hold's id says something else.
             StoreUnavailable: fltr_auth does not answer.
         """
-        for close in closes:
-            if not 0 <= close.charged <= close.hold.amount:
+        for c in closes:
+            if not 0 <= c.charged <= c.hold.amount:
                 raise InvalidAmount(
-                    f"can't charge {close.charged} of {close.hold.amount} reserved for {close.hold.op} "
-                    f"of {close.hold.subject_id}"
+                    f"can't charge {c.charged} of {c.hold.amount} reserved for {c.hold.op} of {c.hold.subject_id}"
                 )
+        by_id = {c.hold.id: c for c in closes}
         closed: dict[str, Closed] = {}
         for pot, mine in _by_pot([c.hold for c in closes]).items():
-            ids = {h.id for h in mine}
-            closed |= self._retried(partial(_close_pot, pot=pot, closes=[c for c in closes if c.hold.id in ids]))
+            closed |= self._into(pot, partial(transfers.close, pot=pot, closes=[by_id[h.id] for h in mine]))
+        return closed
+
+    def void(self, holds: Sequence[Hold], *, reason: str) -> dict[str, Closed]:
+        """End holds that may never have landed; returns hold id → how it ended. An earlier close wins.
+
+        A hold that did not land never will: its own id is taken by a row of 0. One that did is released.
+
+        Raises:
+            LedgerConflict: a row under a hold's id says something else.
+            StoreUnavailable: fltr_auth does not answer.
+        """
+        closed: dict[str, Closed] = {}
+        for pot, mine in _by_pot(holds).items():
+            todo = mine
+            while todo:
+                try:
+                    closed |= self._into(pot, partial(transfers.void, pot=pot, holds=todo, reason=reason))
+                    break
+                except IntegrityError:
+                    there = self._existing(todo)
+                    closed |= {h.id: Closed(CloseState.PAYER_GONE, 0) for h in todo if h not in there}
+                    if there == todo:
+                        closed |= {h.id: Closed(CloseState.POT_GONE, 0) for h in todo}
+                        break
+                    todo = there
         return closed
 
     def refund(self, holds: Sequence[Hold], *, reason: str) -> int:
         """Give back what settled holds were charged, once each; returns the credits that went back now.
 
-        Holds that are open, released or gone are left alone.
+        Holds that are open, released or gone are left alone, as are those whose pot is gone.
 
         Raises:
+            LedgerConflict: a row under a hold's id says something else.
             StoreUnavailable: fltr_auth does not answer.
         """
-        return sum(
-            self._retried(partial(_refund_pot, pot=pot, holds=mine, reason=reason))
-            for pot, mine in _by_pot(holds).items()
-        )
+        back = 0
+        for pot, mine in _by_pot(holds).items():
+            try:
+                back += self._retried(partial(transfers.refund, pot=pot, holds=mine, reason=reason))
+            except transfers.PotIsGone:
+                _LOG.error("%s is gone: what failed work was charged could not be given back", pot.name)
+        return back
 
     def grant(self, payer: Payer, amount: int, *, reason: str) -> int:
         """Add a bonus to the payer's pot; returns the new balance.
@@ -131,49 +166,65 @@ class Ledger:
             PotGone: the pot has no balance row.
         """
         self._check_amount(amount, f"a grant to {payer.user_id}")
-        row = auth.LedgerRow(
-            id=str(uuid.uuid4()), user_id=payer.user_id, team_id=payer.team_id, amount=amount, type="bonus",
-            operation="grant", resource_id=payer.pot.id,
-            metadata={"version": METADATA_VERSION, "kind": "grant", "pot": payer.pot.name, "reason": reason},
-        )  # fmt: skip
-
-        def run(tx: Connection) -> int:
-            auth.insert(tx, [row])
-            if not auth.give(tx, payer.pot.kind, payer.pot.id, amount):
-                raise PotGone(
-                    f"{payer.pot.name} has no balance row in fltr_auth: the application creates it on sign-up"
-                )
-            return auth.balances(tx, payer.pot.kind, [payer.pot.id])[payer.pot.id]
-
+        row_id, pot = str(uuid.uuid4()), payer.pot
+        run = partial(
+            transfers.grant, payer=payer, row_id=row_id, amount=amount, reason=reason, known=pot in self._known
+        )
         try:
-            return self._retried(run)
+            balance = self._retried(run)
         except DataError:
-            raise InvalidAmount(f"{amount} credits are more than {payer.pot.kind} {payer.pot.id} can hold") from None
+            raise InvalidAmount(f"{amount} credits are more than {pot.kind} {pot.id} can hold") from None
+        except (transfers.PotIsGone, IntegrityError):
+            raise PotGone(
+                f"{pot.name} has no balance row in fltr_auth: the application creates it on sign-up"
+            ) from None
+        self._known.add(pot)
+        return balance
 
-    def balances(self, pots: Iterable[Pot]) -> dict[Pot, int]:
+    def balances(self, wanted: Iterable[Pot]) -> dict[Pot, int]:
         """What each pot has available now; nothing for pots that don't exist."""
-        wanted: dict[str, list[str]] = {}
-        for pot in pots:
-            wanted.setdefault(pot.kind, []).append(pot.id)
+        return self._retried(partial(_balances, wanted=list(wanted)))
+
+    def spendable(self, wanted: Iterable[Pot]) -> dict[Pot, int]:
+        """What a hold can take from each pot now: the balance, or what an API key's limits leave of it."""
 
         def run(tx: Connection) -> dict[Pot, int]:
-            return {Pot(k, i): n for k, ids in wanted.items() for i, n in auth.balances(tx, k, ids).items()}
+            found = _balances(tx, list(wanted))
+            keys = [pot.id for pot in found if pot.kind == "api_key"]
+            left = {Pot("api_key", i): k.left for i, k in pots.limits(tx, keys).items()} if keys else {}
+            limits = {pot: n for pot, n in left.items() if n is not None}
+            return {pot: max(0, min(n, limits.get(pot, n))) for pot, n in found.items()}
 
         return self._retried(run)
+
+    def open_holds(self, before: datetime) -> list[Hold]:
+        """Holds without a close that were made before `before` (UTC). Reads the whole ledger.
+
+        Raises:
+            StoreUnavailable: fltr_auth does not answer.
+        """
+        found = self._retried(partial(rows.open_before, before=before.replace(tzinfo=None)))
+        holds = []
+        for row in found:
+            try:
+                holds.append(hold_of(row))
+            except LedgerConflict as error:
+                _LOG.error("%s: `fltr-pipeline credits audit` tells what is wrong", error)
+        return holds
 
     def statement(self, payer: Payer) -> Statement:
         """Everything that the ledger did for the user, netted per hold, in one snapshot."""
 
         def run(tx: Connection) -> Statement:
-            account = auth.account(tx, user_id=payer.user_id)
+            account = people.account(tx, user_id=payer.user_id)
             if account is None:
                 raise NotFound(f"user {payer.user_id} does not exist in fltr_auth")
-            lines = tuple(entries(auth.rows_of_user(tx, payer.user_id)))
+            lines = tuple(entries(rows.of_user(tx, payer.user_id)))
             return Statement(
                 user_id=payer.user_id,
                 email=account.email,
                 pot=payer.pot,
-                available=auth.balances(tx, payer.pot.kind, [payer.pot.id]).get(payer.pot.id, 0),
+                available=pots.balances(tx, payer.pot.kind, [payer.pot.id]).get(payer.pot.id, 0),
                 reserved=sum(e.reserved for e in lines),
                 charged=sum(e.charged for e in lines),
                 returned=sum(e.returned for e in lines),
@@ -193,22 +244,43 @@ class Ledger:
         wanted = list(holds)
         refused: dict[str, HoldState] = {}
         for _ in range(_TRIES):
+            if not wanted:
+                return refused
+            run = partial(transfers.reserve, pot=pot, holds=wanted, leaving=leaving, known=pot in self._known)
             try:
-                states = self._retried(partial(_reserve_or_roll_back, pot=pot, holds=wanted, leaving=leaving))
-            except _DoesNotCover:
-                available = self.balances([pot]).get(pot)
+                states = self._retried(run)
+            except transfers.DoesNotCover:
+                available = self.spendable([pot]).get(pot)
                 if available is None:
-                    return refused | {h.id: HoldState.POT_GONE for h in wanted}
-                existing = self._retried(partial(auth.rows, ids=[h.id for h in wanted]))
+                    return refused | dict.fromkeys((h.id for h in wanted), HoldState.POT_GONE)
+                existing = self._retried(partial(rows.by_id, ids=[h.id for h in wanted]))
                 wanted, rest = _fitting(wanted, available, existing, leaving)
-                refused |= {h.id: HoldState.INSUFFICIENT for h in rest}
+                refused |= dict.fromkeys((h.id for h in rest), HoldState.INSUFFICIENT)
             except IntegrityError:
                 # The only constraints an insert can break are the foreign keys to users and teams.
-                gone = HoldState.PAYER_GONE if self.payer(holds[0].payer.user_id) is None else HoldState.POT_GONE
-                return refused | {h.id: gone for h in wanted}
+                there = self._existing(wanted)
+                refused |= {h.id: HoldState.PAYER_GONE for h in wanted if h not in there}
+                if there == wanted:
+                    return refused | dict.fromkeys((h.id for h in wanted), HoldState.POT_GONE)
+                wanted = there
             else:
+                if HoldState.OPEN in states.values():
+                    self._known.add(pot)
                 return refused | states
-        return refused | {h.id: HoldState.INSUFFICIENT for h in wanted}
+        return refused | dict.fromkeys((h.id for h in wanted), HoldState.INSUFFICIENT)
+
+    def _existing(self, holds: Sequence[Hold]) -> list[Hold]:
+        """Those whose user exists."""
+        users = self._retried(partial(people.existing, user_ids=sorted({h.payer.user_id for h in holds})))
+        return [h for h in holds if h.payer.user_id in users]
+
+    def _into(self, pot: Pot, run: Callable[..., dict[str, Closed]]) -> dict[str, Closed]:
+        """Run a transfer that may give something back; where the pot is gone, it ends the holds all the same."""
+        try:
+            return self._retried(run)
+        except transfers.PotIsGone:
+            _LOG.error("%s is gone: what its holds leave could not be given back", pot.name)
+            return self._retried(partial(run, pot_gone=True))
 
     def _retried(self, run: Callable[[Connection], _T], *, isolation: str | None = None) -> _T:
         """Run one transaction, again after a deadlock, serialization failure or cut connection."""
@@ -224,8 +296,21 @@ class Ledger:
         raise AssertionError("unreachable")
 
 
-class _DoesNotCover(Exception):
-    """The pot doesn't cover what was really inserted."""
+def _payer(account: Account, key: str | None, pool: KeyPool | None) -> Payer | None:
+    """None: the key is another account's."""
+    if pool is not None:
+        shared = pool.team_id is not None and pool.team_id == account.team_id
+        mine = pool.user_id == account.user_id or shared
+        return Payer(account.user_id, Pot("api_key", pool.digest), key) if mine else None
+    team = account.team_id
+    return Payer(account.user_id, Pot("team", team) if team else Pot("user", account.user_id), key)
+
+
+def _balances(tx: Connection, wanted: Sequence[Pot]) -> dict[Pot, int]:
+    ids: dict[str, list[str]] = {}
+    for pot in wanted:
+        ids.setdefault(pot.kind, []).append(pot.id)
+    return {Pot(kind, i): n for kind, mine in ids.items() for i, n in pots.balances(tx, kind, mine).items()}
 
 
 def _by_pot(holds: Sequence[Hold]) -> dict[Pot, list[Hold]]:
@@ -233,23 +318,6 @@ def _by_pot(holds: Sequence[Hold]) -> dict[Pot, list[Hold]]:
     for hold in holds:
         grouped.setdefault(hold.payer.pot, []).append(hold)
     return dict(sorted(grouped.items()))
-
-
-def _reserve_or_roll_back(tx: Connection, pot: Pot, holds: Sequence[Hold], leaving: int) -> dict[str, HoldState]:
-    """Insert first, balance second: the other order deadlocks against a user's deletion."""
-    if not holds:
-        return {}
-    inserted = auth.insert(tx, [hold_row(h) for h in holds])
-    total = -sum(inserted.values())
-    if total and not auth.take(tx, pot.kind, pot.id, total, leaving=leaving * len(inserted)):
-        raise _DoesNotCover
-    states = dict.fromkeys(inserted, HoldState.OPEN)
-    before = [h for h in holds if h.id not in inserted]
-    closes = auth.rows(tx, [h.close_id for h in before]) if before else {}
-    for hold in before:
-        close = closes.get(hold.close_id)
-        states[hold.id] = HoldState.OPEN if close is None else HoldState(outcome_of(close))
-    return states
 
 
 def _fitting(
@@ -266,37 +334,3 @@ def _fitting(
         else:
             rest.append(hold)
     return fits, rest
-
-
-def _close_pot(tx: Connection, pot: Pot, closes: Sequence[Close]) -> dict[str, Closed]:
-    holds = auth.rows(tx, [c.hold.id for c in closes])
-    there = [c for c in closes if c.hold.id in holds]
-    result = {c.hold.id: Closed(CloseState.PAYER_GONE, 0) for c in closes if c.hold.id not in holds}
-    try:
-        inserted = auth.insert(tx, [close_row(c, holds[c.hold.id].team_id) for c in there])
-    except IntegrityError as error:
-        raise StoreUnavailable(
-            "a payer was deleted while their hold was being closed; it is looked at again"
-        ) from error
-    back = sum(inserted.values())
-    pot_there = not back or auth.give(tx, pot.kind, pot.id, back)
-    if not pot_there:
-        _LOG.error("%s is gone: %d credits of closed holds could not be returned", pot.name, back)
-    earlier = auth.rows(tx, [c.hold.close_id for c in there if c.hold.close_id not in inserted])
-    for close in there:
-        found = earlier.get(close.hold.close_id)
-        if found is not None:
-            result[close.hold.id] = Closed(outcome_of(found), close.hold.amount - found.amount)
-        else:
-            result[close.hold.id] = Closed(close.outcome if pot_there else CloseState.POT_GONE, close.charged)
-    return result
-
-
-def _refund_pot(tx: Connection, pot: Pot, holds: Sequence[Hold], reason: str) -> int:
-    closes = auth.rows(tx, [h.close_id for h in holds])
-    charged = {h.id: h.amount - closes[h.close_id].amount for h in holds if h.close_id in closes}
-    rows = [refund_row(h, charged[h.id], closes[h.close_id].team_id, reason) for h in holds if charged.get(h.id, 0) > 0]
-    back = sum(auth.insert(tx, rows).values()) if rows else 0
-    if back and not auth.give(tx, pot.kind, pot.id, back):
-        _LOG.error("%s is gone: %d credits of failed work could not be given back", pot.name, back)
-    return back

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from fltr_pipeline.credits.holds import Pot
-from fltr_pipeline.stores.auth import StoredRow
+from fltr_pipeline.stores.auth.rows import StoredRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,6 @@ def datasets(
     with typed_failures(context.op_execution_context):
         services = services_of(fltr, credits, milvus, embedder, blobs)
         billing = credits.billing(services.fltr)
-        abandoned = billing.release_abandoned(context.partition_key)
         base = ground(services, context.partition_key)
         if base.payer is None:
             context.log.warning(
@@ -51,6 +50,5 @@ def datasets(
             "credits_charged": report.credits_charged,
             "credits_returned": report.credits_returned,
             "documents_awaiting_credits": report.awaiting_credits,
-            "abandoned_charges_closed": abandoned,
         }
     )

@@ -39,7 +39,9 @@ class Quote:
     fence: int | None
     units: int
     billable: bool
+    payer: Payer
     job_id: str | None
+    run_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ class Settlement:
     units: int
     used: int
     reason: str
+    fence: int | None
+    """Of the document that was worked on; None for a dataset."""
 
     @property
     def charged(self) -> int:
@@ -84,8 +88,15 @@ class Settled:
 
     refused: Sequence[Refusal]
     """Subjects that are not paid: their hold was released meanwhile and can't be had again, or their payer is gone."""
+    lost: frozenset[str]
+    """Subjects whose hold was released because their document was taken over: not paid, and not ours to finish."""
     charged: int
     returned: int
+
+    @property
+    def unpaid(self) -> frozenset[str]:
+        """Subjects whose work must not be handed on."""
+        return self.lost | {r.subject_id for r in self.refused}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +108,7 @@ class Billing:
     prices: Prices
     charging: bool
 
-    def reserve(self, op: Op, dataset_id: str, payer: Payer, quotes: Sequence[Quote]) -> Reservation:
+    def reserve(self, op: Op, dataset_id: str, quotes: Sequence[Quote]) -> Reservation:
         """Write the charges under the fences, then reserve them; a retry finds its earlier charge and hold.
 
         A new hold also asks that the pot could pay one unit of each step that follows: nobody should be charged for an
@@ -109,15 +120,16 @@ class Billing:
         drafts = [
             Charge(
                 subject_id=q.subject_id, op=op, generation=q.generation, dataset_id=dataset_id,
-                amount=q.units * unit_price if q.billable else 0, user_id=payer.user_id, pot_kind=payer.pot.kind,
-                pot_id=payer.pot.id, price_version=self.prices.version, unit_price=unit_price, job_id=q.job_id,
+                amount=q.units * unit_price if q.billable else 0, user_id=q.payer.user_id, pot_kind=q.payer.pot.kind,
+                pot_id=q.payer.pot.id, price_version=self.prices.version, unit_price=unit_price, job_id=q.job_id,
+                run_id=q.run_id, api_key_id=q.payer.api_key_id,
             )
             for q in quotes
         ]  # fmt: skip
         fences = {q.subject_id: q.fence for q in quotes if q.fence is not None}
         with transaction(self.fltr) as tx:
             charges = store.write_charges(tx, drafts, fences)
-        return self._hold(charges, leaving)
+        return self._hold(charges, fences, leaving)
 
     def settle(self, settlements: Sequence[Settlement]) -> Settled:
         """Close each hold as its work ended; one that was released meanwhile is reserved again and settled first."""
@@ -126,55 +138,54 @@ class Billing:
         closed: dict[ChargeKey, Closed] = {}
         for _ in range(_TRIES):
             closed |= self._close(list(todo.values()))
-            lost = {k: s for k, s in todo.items() if s.charged > 0 and closed[k].state is CloseState.RELEASED}
-            if not lost:
+            late = {k: s for k, s in todo.items() if s.charged > 0 and closed[k].state is CloseState.RELEASED}
+            if not late:
                 break
-            again = self._hold([replace(s.charge, state="released") for s in lost.values()])
+            fences = {s.charge.subject_id: s.fence for s in late.values() if s.fence is not None}
+            again = self._hold([replace(s.charge, state="released") for s in late.values()], fences)
             refused += again.refused
-            todo = {c.key: replace(lost[c.key], charge=c) for c in again.granted.values()}
-        refused += [
-            _refusal(s.charge, HoldState.PAYER_GONE)
-            for s in settlements
-            if s.charged > 0 and closed[s.charge.key].state is CloseState.PAYER_GONE
-        ]
-        now = [s.charge for s in settlements if s.charge.state == "open"]  # not those that an earlier attempt paid
-        charged = sum(closed[c.key].charged for c in now)
-        return Settled(refused, charged, max(0, sum(c.amount for c in now) - charged))
+            todo = {c.key: replace(late[c.key], charge=c) for c in again.granted.values()}
+        gone = [s for s in settlements if s.charged > 0 and closed[s.charge.key].state is CloseState.PAYER_GONE]
+        refused += [_refusal(s.charge, HoldState.PAYER_GONE) for s in gone]
+        known = {r.subject_id for r in refused}
+        unpaid = {s.charge.subject_id for s in settlements if s.charged > 0 and not _kept(closed[s.charge.key])}
+        return Settled(refused, frozenset(unpaid - known), *_totals(settlements, closed))
 
     def give_up(self, generations: Sequence[tuple[str, int]]) -> int:
         """Work on these (document, generation)s failed for good, through our fault: everything goes back.
 
-        Open holds are released, what earlier ops charged is refunded. Returns the credits that went back.
+        Open holds are voided, what earlier ops charged is refunded. Returns the credits that went back.
         """
         with transaction(self.fltr) as tx:
             charges = store.charges_of(tx, generations)
-        returned = self.release([c for c in charges if c.state == "open"], "gave_up")
+        open_ones = [c for c in charges if c.state == "open"]
+        closed = self.void(open_ones, "gave_up")
+        # A worker may have died between a settlement and its record here.
         paid = [c for c in charges if c.state == "settled" and c.charged]
+        paid += [c for c in open_ones if closed[c.key].charged > 0]
+        returned = sum(c.returned for c in closed.values())
         if paid:
             returned += self.ledger.refund([hold_of(c) for c in paid], reason="gave_up")
             with transaction(self.fltr) as tx:
                 store.close_charges(tx, [(c, "refunded", 0) for c in paid])
         return returned
 
-    def release(self, charges: Sequence[Charge], reason: str) -> int:
-        """Give open holds back whole; returns the credits that went back."""
-        return self.settle([Settlement(c, 0, 0, reason) for c in charges]).returned if charges else 0
+    def void(self, charges: Sequence[Charge], reason: str) -> dict[ChargeKey, Closed]:
+        """End open charges whose hold may never have landed, and see to it that it never will."""
+        held = [hold_of(c) for c in charges if c.amount > 0]
+        by_hold = self.ledger.void(held, reason=reason) if held else {}
+        closed = {c.key: by_hold[hold_of(c).id] if c.amount > 0 else Closed(CloseState.RELEASED, 0) for c in charges}
+        self._record(charges, closed)
+        return closed
 
-    def release_abandoned(self, dataset_id: str, limit: int = 1000) -> int:
-        """Close the charges whose document is gone or no longer at work on that generation; returns how many."""
-        with transaction(self.fltr) as tx:
-            abandoned = store.abandoned_charges(tx, dataset_id, limit)
-        self.release(abandoned, "abandoned")
-        return len(abandoned)
-
-    def _hold(self, charges: Sequence[Charge], leaving: int = 0) -> Reservation:
-        """Reserve; a hold that an earlier attempt released is tried again under the next sequence."""
+    def _hold(self, charges: Sequence[Charge], fences: Mapping[str, int], leaving: int = 0) -> Reservation:
+        """Reserve; a hold that was released is tried again under the next sequence, by whom the document is with."""
         granted: dict[str, Charge] = {}
         refused: list[Refusal] = []
         todo = list(charges)
         for _ in range(_TRIES):
             granted |= {c.subject_id: c for c in todo if c.amount == 0 or c.state == "settled"}
-            over = [c for c in todo if c.amount > 0 and c.state in {"released", "refunded"}]
+            over = [c for c in todo if c.amount > 0 and c.state not in {"open", "settled"}]
             holds = {hold_of(c).id: c for c in todo if c.amount > 0 and c.state == "open"}
             states = self.ledger.reserve([hold_of(c) for c in holds.values()], leaving=leaving) if holds else {}
             for hold_id, charge in holds.items():
@@ -188,7 +199,7 @@ class Billing:
             if not over:
                 break
             with transaction(self.fltr) as tx:
-                todo = store.next_sequence(tx, over)
+                todo = store.next_sequence(tx, over, fences)
         return Reservation(granted, refused, sum(c.amount for c in granted.values() if c.state == "open"))
 
     def _close(self, settlements: Sequence[Settlement]) -> dict[ChargeKey, Closed]:
@@ -202,17 +213,20 @@ class Billing:
         by_hold = self.ledger.close(list(closes.values())) if closes else {}
         free = Closed(CloseState.SETTLED, 0)
         closed = {s.charge.key: by_hold[hold_of(s.charge).id] if s.charge.amount > 0 else free for s in settlements}
-        ended = [(s.charge, _state(closed[s.charge.key]), closed[s.charge.key].charged) for s in settlements]
-        with transaction(self.fltr) as tx:
-            store.close_charges(tx, ended)
+        self._record([s.charge for s in settlements], closed)
         return closed
+
+    def _record(self, charges: Sequence[Charge], closed: Mapping[ChargeKey, Closed]) -> None:
+        with transaction(self.fltr) as tx:
+            store.close_charges(tx, [(c, closed[c.key].state.value, closed[c.key].charged) for c in charges])
 
 
 def hold_of(charge: Charge) -> Hold:
     """The ledger's hold for a charge, as it was frozen."""
+    payer = Payer(charge.user_id, Pot(charge.pot_kind, charge.pot_id), charge.api_key_id)
     return Hold(
         subject_id=charge.subject_id, op=charge.op, generation=charge.generation, sequence=charge.sequence,
-        amount=charge.amount, payer=Payer(charge.user_id, Pot(charge.pot_kind, charge.pot_id)), job_id=charge.job_id,
+        amount=charge.amount, payer=payer, job_id=charge.job_id, run_id=charge.run_id,
         price_version=charge.price_version, unit_price=charge.unit_price,
     )  # fmt: skip
 
@@ -221,5 +235,12 @@ def _refusal(charge: Charge, state: HoldState, leaving: int = 0) -> Refusal:
     return Refusal(charge.subject_id, state, charge.amount + leaving, Pot(charge.pot_kind, charge.pot_id))
 
 
-def _state(closed: Closed) -> str:
-    return "released" if closed.state is CloseState.RELEASED else "settled"
+def _kept(closed: Closed) -> bool:
+    """Whether what was to be charged was charged."""
+    return closed.state in {CloseState.SETTLED, CloseState.POT_GONE}
+
+
+def _totals(settlements: Sequence[Settlement], closed: Mapping[ChargeKey, Closed]) -> tuple[int, int]:
+    """Credits charged and returned; what an earlier attempt settled counts as neither."""
+    charged = sum(closed[s.charge.key].charged for s in settlements if s.charge.state == "open")
+    return charged, sum(c.returned for c in closed.values())

@@ -49,8 +49,8 @@ def set_up(services: Services, billing: Billing, worker: Worker, base: Ground) -
     if base.payer is None:
         return report
     dataset = base.dataset
-    quote = Quote(dataset.id, _ONCE, None, 1, True, None)
-    reservation = billing.reserve(Op.DATASET_SETUP, dataset.id, base.payer, [quote])
+    quote = Quote(dataset.id, _ONCE, None, 1, True, base.payer, None, worker.run_id)
+    reservation = billing.reserve(Op.DATASET_SETUP, dataset.id, [quote])
     for refusal in reservation.refused:
         if refusal.state is HoldState.INSUFFICIENT:
             report.awaiting_credits = _hold_back(services, worker, base.payer, dataset, refusal.amount)
@@ -59,7 +59,7 @@ def set_up(services: Services, billing: Billing, worker: Worker, base: Ground) -
     with transaction(services.fltr) as tx:
         datasets.mark_set_up(tx, dataset, facts.name)
     charge = reservation.granted[dataset.id]
-    settled = billing.settle([Settlement(charge, 1, 1, "done")])
+    settled = billing.settle([Settlement(charge, 1, 1, "done", None)])
     report.done = 1
     report.credits_reserved = reservation.reserved
     report.credits_charged = settled.charged

@@ -17,6 +17,7 @@ from fltr_pipeline.credits.holds import HoldState, Payer
 from fltr_pipeline.errors import (
     ConfigurationError,
     DocumentError,
+    ForeignPayer,
     SchemaDrift,
     StoreUnavailable,
     TransientError,
@@ -127,17 +128,18 @@ class StageRun:
         groups = self.work.groups(claimed)
         for n, group in enumerate(groups):
             try:
-                self._group(self.payer, group, report)
+                self._group(group, report)
                 _LOG.info("%s: %s", self.work.op, report.summary())
             except BaseException as error:  # also the end of the run by an operator: what is in hand is put back
                 with suppress(StoreUnavailable), transaction(self.fltr) as tx:
                     claims.retry_later(tx, [c for rest in groups[n:] for c in rest], str(error) or type(error).__name__)
                 raise
 
-    def _group(self, payer: Payer, group: Sequence[Claim], report: Report) -> None:
+    def _group(self, group: Sequence[Claim], report: Report) -> None:
         """One document that breaks our own code must not take the others along: then each is tried by itself."""
         try:
-            self._pay_and_perform(payer, group, report)
+            if paid := self._with_payer(group, report):
+                self._pay_and_perform(paid, report)
         except _NOT_THE_DOCUMENTS:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told with the document's name
@@ -149,15 +151,26 @@ class StageRun:
                 with transaction(self.fltr) as tx:
                     again = claims.refence(tx, group)
                 for claim in again:
-                    self._group(payer, [claim], report)
+                    self._group([claim], report)
 
-    def _pay_and_perform(self, payer: Payer, claimed: Sequence[Claim], report: Report) -> None:
+    def _with_payer(self, claimed: Sequence[Claim], report: Report) -> list[tuple[Claim, Payer]]:
+        """Who pays for each: the pool of the API key that it was uploaded with, else the dataset's owner or team."""
+        keys = {c.api_key_id for c in claimed if c.api_key_id is not None}
+        payers = {None: self.payer} | (self.billing.ledger.payers(self.dataset.user_id, keys) if keys else {})
+        paid = [(c, payer) for c in claimed if (payer := payers.get(c.api_key_id)) is not None]
+        foreign = [c for c in claimed if payers.get(c.api_key_id) is None]
+        self._fail([Failure(c, ForeignPayer.code, _foreign_key(c, self.dataset)) for c in foreign], report)
+        return paid
+
+    def _pay_and_perform(self, paid: Sequence[tuple[Claim, Payer]], report: Report) -> None:
+        claimed = [claim for claim, _ in paid]
         units = self.work.quote(claimed)
-        reservation = self.billing.reserve(
-            self.work.op, self.dataset.id, payer,
-            [Quote(c.document_id, c.generation, c.fence, units[c.document_id], c.billable, c.job_id)
-             for c in claimed if c.document_id in units],
-        )  # fmt: skip
+        quotes = [
+            Quote(c.document_id, c.generation, c.fence, units[c.document_id], c.billable, payer, c.job_id,
+                  self.worker.run_id)
+            for c, payer in paid if c.document_id in units
+        ]  # fmt: skip
+        reservation = self.billing.reserve(self.work.op, self.dataset.id, quotes)
         report.credits_reserved += reservation.reserved
         self._refuse(claimed, reservation.refused, report)
         granted = [c for c in claimed if c.document_id in reservation.granted]
@@ -168,15 +181,16 @@ class StageRun:
     def _settle(self, results: Sequence[Result], charges: Mapping[str, Charge], report: Report) -> None:
         settled = self.billing.settle(
             [
-                Settlement(charges[r.claim.document_id], r.units, r.used, r.error.code if r.error else "done")
+                Settlement(
+                    charges[r.claim.document_id], r.units, r.used, r.error.code if r.error else "done", r.claim.fence
+                )
                 for r in results
             ]
         )
         report.credits_charged += settled.charged
         report.credits_returned += settled.returned
         self._refuse([r.claim for r in results], settled.refused, report)
-        unpaid = {r.subject_id for r in settled.refused}
-        done = [r for r in results if r.error is None and r.claim.document_id not in unpaid]
+        done = [r for r in results if r.error is None and r.claim.document_id not in settled.unpaid]
         ours = self.work.finish(done) if done else set()
         report.done += len(ours)
         report.finished += sorted(ours)
@@ -206,7 +220,7 @@ class StageRun:
                 "%s: %d documents await credits of %s %s", self.work.op, len(poor), poor[0].pot.kind, poor[0].pot.id
             )
         gone = [r for r in refused if r.state is not HoldState.INSUFFICIENT]
-        self._fail([Failure(by_id[r.subject_id], r.state, _owner_gone(self.dataset)) for r in gone], report)
+        self._fail([Failure(by_id[r.subject_id], r.state, _gone(r, self.dataset)) for r in gone], report)
 
     def _fail_for_our_fault(self, failures: Sequence[Failure], report: Report) -> None:
         """What the document's earlier ops were charged goes back too, before anybody can see that it failed.
@@ -245,6 +259,22 @@ def grouped(claimed: Sequence[Claim], sizes: Mapping[str, int], room: int) -> li
         groups[-1].append(claim)
         left -= size
     return groups
+
+
+def _gone(refusal: Refusal, dataset: Dataset) -> str:
+    if refusal.state is HoldState.PAYER_GONE or refusal.pot.kind == "user":
+        return _owner_gone(dataset)
+    return (
+        f"the balance of {refusal.pot.name} in fltr_auth, which was to pay for this document, was deleted: "
+        "reprocess it, and whoever pays now is asked"
+    )
+
+
+def _foreign_key(claim: Claim, dataset: Dataset) -> str:
+    return (
+        f"{claim.filename}: was uploaded with an API key ({str(claim.api_key_id)[:12]}…) of another account than that of "
+        f"the owner {dataset.user_id} of dataset {dataset.name!r}: upload it with a key of theirs, or without one"
+    )
 
 
 def _owner_gone(dataset: Dataset) -> str:

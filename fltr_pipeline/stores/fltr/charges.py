@@ -3,7 +3,7 @@
 Belongs here: `pipeline.charges`. Does not: the ledger's own rows (stores.auth).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
@@ -27,8 +27,11 @@ class Charge:
     price_version: str
     unit_price: int
     job_id: str | None
+    run_id: str | None = None
+    api_key_id: str | None = None
     sequence: int = 1
     state: str = "open"
+    """open, settled, released, refunded, payer_gone or pot_gone."""
     charged: int | None = None
 
     @property
@@ -40,9 +43,10 @@ class Charge:
 # The first writer's amount, pot and price stand; a retry reads them back and uses them as they are.
 _WRITE = text("""
     INSERT INTO pipeline.charges
-        (subject_id, op, generation, dataset_id, amount, user_id, pot_kind, pot_id, price_version, unit_price, job_id)
+        (subject_id, op, generation, dataset_id, amount, user_id, pot_kind, pot_id, price_version, unit_price, job_id,
+         run_id, api_key_id)
     SELECT r.subject_id, r.op, r.generation, r.dataset_id, r.amount, r.user_id, r.pot_kind, r.pot_id, r.price_version,
-           r.unit_price, r.job_id
+           r.unit_price, r.job_id, r.run_id, r.api_key_id
     FROM json_populate_recordset(NULL::pipeline.charges, :rows) AS r
     LEFT JOIN pipeline.documents p ON p.document_id = r.subject_id
     JOIN json_to_recordset(:rows) AS f(subject_id text, fence bigint) ON f.subject_id = r.subject_id
@@ -56,6 +60,15 @@ _READ = text("""
     JOIN json_to_recordset(:rows) AS r(subject_id text, op text, generation int) USING (subject_id, op, generation)
 """)
 
+# The fence is held for as long as the sequence rises: whoever takes the document over waits, and reads the new one.
+_FENCED = text("""
+    SELECT p.document_id FROM pipeline.documents p
+    JOIN json_to_recordset(:rows) AS f(subject_id text, fence bigint)
+      ON f.subject_id = p.document_id AND f.fence = p.fence
+    ORDER BY p.document_id
+    FOR SHARE OF p
+""")
+
 _NEXT_SEQUENCE = text("""
     UPDATE pipeline.charges c SET sequence = c.sequence + 1, state = 'open', charged = NULL, closed_at = NULL
     FROM json_to_recordset(:rows) AS r(subject_id text, op text, generation int, sequence int)
@@ -66,16 +79,21 @@ _CLOSE = text("""
     UPDATE pipeline.charges c SET state = r.state, charged = r.charged, closed_at = now()
     FROM json_to_recordset(:rows) AS r(subject_id text, op text, generation int, sequence int, state text, charged int)
     WHERE c.subject_id = r.subject_id AND c.op = r.op AND c.generation = r.generation AND c.sequence = r.sequence
-      AND (c.state = 'open' OR r.state = 'refunded')
+      AND (c.state = 'open' OR (c.state = 'settled' AND r.state = 'refunded'))
 """)
 
-# Index: pipeline.charges_open. Abandoned: the document is gone, or is no longer at work on that generation.
+# Index: pipeline.charges_open. Abandoned: the document is gone, has ended, or is at work on another generation. A
+# dataset's set-up: no run came back to it.
 _ABANDONED = text("""
-    SELECT c.* FROM pipeline.charges c
+    SELECT c.*, coalesce(CASE c.op WHEN 'dataset_setup' THEN s.dataset_id IS NOT NULL
+                                   ELSE p.live_generation = c.generation END, false) AS delivered
+    FROM pipeline.charges c
     LEFT JOIN pipeline.documents p ON p.document_id = c.subject_id
-    WHERE c.dataset_id = :dataset_id AND c.state = 'open' AND c.op <> 'dataset_setup'
-      AND (p.document_id IS NULL OR p.stage IS NULL OR p.generation <> c.generation)
-    ORDER BY c.subject_id
+    LEFT JOIN pipeline.datasets s ON s.dataset_id = c.subject_id
+    WHERE c.state = 'open' AND CASE c.op
+        WHEN 'dataset_setup' THEN c.created_at < now() - make_interval(secs => :age)
+        ELSE p.document_id IS NULL OR p.stage IS NULL OR p.generation <> c.generation END
+    ORDER BY c.subject_id, c.op, c.generation
     LIMIT :limit
 """)
 
@@ -87,7 +105,7 @@ _OF_GENERATIONS = text("""
 """)
 
 
-def write_charges(tx: Connection, charges: Sequence[Charge], fences: dict[str, int]) -> list[Charge]:
+def write_charges(tx: Connection, charges: Sequence[Charge], fences: Mapping[str, int]) -> list[Charge]:
     """Write the charges that don't exist yet, under the fences, and return all as they stand in the database.
 
     A charge whose document's fence was lost is not written and, if no earlier attempt wrote it, not returned.
@@ -96,8 +114,8 @@ def write_charges(tx: Connection, charges: Sequence[Charge], fences: dict[str, i
         {
             "subject_id": c.subject_id, "op": c.op.value, "generation": c.generation, "dataset_id": c.dataset_id,
             "amount": c.amount, "user_id": c.user_id, "pot_kind": c.pot_kind, "pot_id": c.pot_id,
-            "price_version": c.price_version, "unit_price": c.unit_price, "job_id": c.job_id,
-            "fence": fences.get(c.subject_id),
+            "price_version": c.price_version, "unit_price": c.unit_price, "job_id": c.job_id, "run_id": c.run_id,
+            "api_key_id": c.api_key_id, "fence": fences.get(c.subject_id),
         }
         for c in charges
     )  # fmt: skip
@@ -106,15 +124,21 @@ def write_charges(tx: Connection, charges: Sequence[Charge], fences: dict[str, i
     return [found[c.subject_id] for c in charges if c.subject_id in found]
 
 
-def next_sequence(tx: Connection, charges: Sequence[Charge]) -> list[Charge]:
-    """Reopen released charges under the next sequence (a new hold id); returns them as they now stand."""
-    rows = _ids(charges)
+def next_sequence(tx: Connection, charges: Sequence[Charge], fences: Mapping[str, int]) -> list[Charge]:
+    """Reopen ended charges under the next sequence (a new hold id); returns them as they now stand.
+
+    Those whose document's fence was lost are left alone and not returned; datasets have no fence.
+    """
+    fenced = sorted(i for i in {c.subject_id for c in charges} if i in fences)
+    lock = recordset({"subject_id": i, "fence": fences[i]} for i in fenced)
+    lost = set(fenced) - set(tx.execute(_FENCED, {"rows": lock}).scalars())
+    rows = _ids([c for c in charges if c.subject_id not in lost])
     tx.execute(_NEXT_SEQUENCE, {"rows": rows})
     return [_charge(dict(r)) for r in tx.execute(_READ, {"rows": rows}).mappings()]
 
 
 def close_charges(tx: Connection, closed: Sequence[tuple[Charge, str, int]]) -> None:
-    """Record how charges ended: (charge, `settled`, `released` or, of a settled one, `refunded`; credits charged)."""
+    """Record how charges ended: (charge, its new state, credits charged). Only a settled one can become `refunded`."""
     rows = recordset(
         {
             "subject_id": c.subject_id, "op": c.op.value, "generation": c.generation, "sequence": c.sequence,
@@ -131,9 +155,18 @@ def charges_of(tx: Connection, generations: Sequence[tuple[str, int]]) -> list[C
     return [_charge(dict(r)) for r in tx.execute(_OF_GENERATIONS, {"rows": rows}).mappings()]
 
 
-def abandoned_charges(tx: Connection, dataset_id: str, limit: int) -> list[Charge]:
-    """Open charges whose work nobody will finish."""
-    return [_charge(dict(r)) for r in tx.execute(_ABANDONED, {"dataset_id": dataset_id, "limit": limit}).mappings()]
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """An open charge whose work nobody will finish; `delivered`: its result is there all the same."""
+
+    charge: Charge
+    delivered: bool
+
+
+def abandoned_charges(tx: Connection, *, age: float, limit: int) -> list[Abandoned]:
+    """Open charges of documents that are gone or moved on, and of set-ups begun more than `age` seconds ago."""
+    found = tx.execute(_ABANDONED, {"age": age, "limit": limit}).mappings()
+    return [Abandoned(_charge(dict(r)), r["delivered"]) for r in found]
 
 
 def _ids(charges: Sequence[Charge]) -> str:
@@ -147,3 +180,18 @@ def _charge(row: dict[str, object]) -> Charge:
     names = Charge.__dataclass_fields__
     values = {k: v for k, v in row.items() if k in names} | {"op": Op(str(row["op"]))}
     return Charge(**values)  # type: ignore[arg-type]
+
+
+# Reads all charges: for an audit that found a balance wrong.
+_PAYERS_OF_POTS = text("""
+    SELECT DISTINCT c.pot_kind, c.pot_id, c.user_id FROM pipeline.charges c
+    JOIN json_to_recordset(:rows) AS r(pot_kind text, pot_id text) USING (pot_kind, pot_id)
+""")
+
+
+def payers_of_pots(tx: Connection, pots: Sequence[tuple[str, str]]) -> dict[tuple[str, str], set[str]]:
+    """The users whose work each of these pots (kind, id) was to pay for."""
+    users: dict[tuple[str, str], set[str]] = {}
+    for row in tx.execute(_PAYERS_OF_POTS, {"rows": recordset({"pot_kind": k, "pot_id": i} for k, i in pots)}):
+        users.setdefault((row.pot_kind, row.pot_id), set()).add(row.user_id)
+    return users

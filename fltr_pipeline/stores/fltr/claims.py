@@ -27,6 +27,8 @@ class Claim:
     billable: bool
     attempts: int
     """Workers that died at it, in a row."""
+    api_key_id: str | None = None
+    """Digest of the API key that the input was uploaded with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +62,28 @@ _LOCK_UPLOADED = text("""
 
 # A new input is a new generation; the same input claimed again (its worker died before it got anywhere) is not.
 _TAKE_UPLOADED = text("""
-    INSERT INTO pipeline.documents AS p (document_id, dataset_id, input_version, stage, run_id, lease_until)
-    SELECT r.document_id, :dataset_id, r.input_version, 'extract', :run_id, now() + make_interval(secs => :lease)
-    FROM json_to_recordset(:rows) AS r(document_id text, input_version text)
+    WITH input AS (
+        SELECT * FROM json_to_recordset(:rows) AS r(document_id text, input_version text)
+    ), uploaded_with AS (
+        DELETE FROM pipeline.upload_keys k USING input WHERE k.document_id = input.document_id
+        RETURNING k.document_id, k.api_key_id
+    )
+    INSERT INTO pipeline.documents AS p
+        (document_id, dataset_id, input_version, stage, run_id, lease_until, api_key_id)
+    SELECT r.document_id, :dataset_id, r.input_version, 'extract', :run_id, now() + make_interval(secs => :lease),
+           k.api_key_id
+    FROM input r LEFT JOIN uploaded_with k USING (document_id)
     ORDER BY r.document_id
     ON CONFLICT (document_id) DO UPDATE SET
         dataset_id = excluded.dataset_id, input_version = excluded.input_version,
         generation = p.generation + (p.stage IS NULL OR p.input_version <> excluded.input_version)::int,
+        api_key_id = CASE WHEN p.input_version = excluded.input_version
+                          THEN coalesce(excluded.api_key_id, p.api_key_id) ELSE excluded.api_key_id END,
         stage = 'extract', billable = true, fence = p.fence + 1,
         run_id = excluded.run_id, lease_until = excluded.lease_until,
         attempts = 0, retries = 0, retry_at = NULL, credits_needed = NULL,
         error_code = NULL, error_message = NULL, error_at = NULL
-    RETURNING p.document_id, p.generation, p.live_generation, p.fence, p.job_id, p.billable, p.attempts
+    RETURNING p.document_id, p.generation, p.live_generation, p.fence, p.job_id, p.billable, p.attempts, p.api_key_id
 """)
 
 # Index: pipeline.documents_by_stage. A claim skips what others hold, here and in public.documents, and never waits: two
@@ -99,10 +111,10 @@ _EXISTING = text("SELECT id::text FROM public.documents WHERE id = ANY(:ids)")
 _TAKE_PARKED = text("""
     UPDATE pipeline.documents p
     SET fence = fence + 1, run_id = :run_id, lease_until = now() + make_interval(secs => :lease),
-        attempts = attempts + (lease_until IS NOT NULL)::int, credits_needed = NULL, retry_at = NULL
+        attempts = attempts + (lease_until IS NOT NULL AND p.run_id <> '')::int, credits_needed = NULL, retry_at = NULL
     WHERE document_id = ANY(:ids) AND stage = :stage
       AND (lease_until IS NULL OR lease_until < now()) AND (retry_at IS NULL OR retry_at <= now())
-    RETURNING document_id, generation, live_generation, fence, job_id, billable, attempts
+    RETURNING document_id, generation, live_generation, fence, job_id, billable, attempts, api_key_id
 """)
 
 # A document that was deleted, or uploaded anew, has nothing more to do at the stage where it stood.
@@ -267,7 +279,7 @@ def _claim_parked(tx: Connection, dataset_id: str, stage: Stage, run_id: str, li
 def _claim(document_id: str, dataset_id: str, filename: str, state: RowMapping, job_id: str) -> Claim:
     return Claim(
         document_id, dataset_id, filename, state["generation"], state["live_generation"], state["fence"], job_id,
-        state["billable"], state["attempts"],
+        state["billable"], state["attempts"], state["api_key_id"],
     )  # fmt: skip
 
 

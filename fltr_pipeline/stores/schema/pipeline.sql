@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS pipeline.documents (
     run_id          text NOT NULL DEFAULT '',
     lease_until     timestamptz,                  -- NULL: nobody works on it
     job_id          text,
+    api_key_id      text,                         -- digest of the key that the input was uploaded with
     attempts        integer NOT NULL DEFAULT 0,   -- workers that died at it, in a row
     retries         integer NOT NULL DEFAULT 0,   -- transient failures in a row: the next wait is twice as long
     retry_at        timestamptz,
@@ -44,6 +45,15 @@ CREATE INDEX IF NOT EXISTS documents_awaiting ON pipeline.documents (pot_kind, p
 -- Manifest of a dataset, stale documents of a dataset; whether it has any.
 CREATE INDEX IF NOT EXISTS documents_live ON pipeline.documents (dataset_id, document_id)
     WHERE live_generation IS NOT NULL;
+
+ALTER TABLE pipeline.documents ADD COLUMN IF NOT EXISTS api_key_id text;
+
+-- The API key of an upload, by its digest, from the uploader: written in the transaction that sets `uploaded`. The claim
+-- moves it to pipeline.documents. The key itself is in no table of this database.
+CREATE TABLE IF NOT EXISTS pipeline.upload_keys (
+    document_id  text PRIMARY KEY,
+    api_key_id   text NOT NULL CHECK (api_key_id ~ '^[0-9a-f]{64}$')
+);
 
 -- One row per version of a document's text and how it was made.
 CREATE TABLE IF NOT EXISTS pipeline.generations (
@@ -110,11 +120,25 @@ CREATE TABLE IF NOT EXISTS pipeline.charges (
     price_version text NOT NULL,
     unit_price    integer NOT NULL,
     job_id        text,
-    state         text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'settled', 'released', 'refunded')),
+    run_id        text,
+    api_key_id    text,
+    state         text NOT NULL DEFAULT 'open'
+                  CHECK (state IN ('open', 'settled', 'released', 'refunded', 'payer_gone', 'pot_gone')),
     charged       integer,
     created_at    timestamptz NOT NULL DEFAULT now(),
     closed_at     timestamptz,
     PRIMARY KEY (subject_id, op, generation)
 );
+ALTER TABLE pipeline.charges ADD COLUMN IF NOT EXISTS run_id text, ADD COLUMN IF NOT EXISTS api_key_id text;
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_constraint WHERE conrelid = 'pipeline.charges'::regclass
+                   AND conname = 'charges_state_check' AND pg_get_constraintdef(oid) LIKE '%payer_gone%') THEN
+        ALTER TABLE pipeline.charges DROP CONSTRAINT charges_state_check,
+            ADD CONSTRAINT charges_state_check
+            CHECK (state IN ('open', 'settled', 'released', 'refunded', 'payer_gone', 'pot_gone'));
+    END IF;
+END
+$$;
 -- Sweeping charges whose work was abandoned.
 CREATE INDEX IF NOT EXISTS charges_open ON pipeline.charges (dataset_id) WHERE state = 'open';

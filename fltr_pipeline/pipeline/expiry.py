@@ -1,0 +1,156 @@
+"""What dead workers left behind: leases that ran out, charges that nobody will close, holds that no charge stands for.
+
+Belongs here: ending them the right way, settled where the work was delivered, else released. Does not: the work itself
+(stage), vectors (reconcile).
+
+Any number of sweeps may run beside workers and each other, and die anywhere: a document is taken over in one
+transaction of `fltr` before the ledger is touched for it, and each hold has one close, whoever writes it first.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+
+from fltr_pipeline.credits import pricing
+from fltr_pipeline.credits.holds import Close, CloseState, Hold, HoldState
+from fltr_pipeline.models import Op
+from fltr_pipeline.pipeline.billing import Billing, Settlement
+from fltr_pipeline.pipeline.services import Services
+from fltr_pipeline.settings import Prices
+from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.fltr import charges, claims, expired, generations
+from fltr_pipeline.stores.fltr.charges import Charge
+from fltr_pipeline.stores.fltr.claims import Claim, Wait
+from fltr_pipeline.stores.fltr.expired import Delivered
+
+_LOG = logging.getLogger(__name__)
+_BATCH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep found and ended."""
+
+    documents: int = 0
+    """Taken from dead workers, or parked with a hold open, and put back for any worker."""
+    published: int = 0
+    """Of these: complete but for the last step, which was done."""
+    charges: int = 0
+    """Whose document was gone or had moved on."""
+    holds: int = 0
+    """In the ledger, without a charge that stands for them."""
+    credits_returned: int = 0
+
+    def __add__(self, other: "Swept") -> "Swept":
+        return Swept(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def nothing(self) -> bool:
+        """Whether all was in order."""
+        return self == Swept()
+
+
+def overdue(services: Services) -> bool:
+    """Whether a sweep would find something, orphaned holds aside. Index-backed: for a probe by the minute."""
+    with transaction(services.fltr) as tx:
+        return expired.overdue(tx, age=services.settings.lease_seconds)
+
+
+def sweep(services: Services, billing: Billing, *, orphans: bool = False) -> Swept:
+    """End what dead workers left. `orphans`: also look for holds without a charge, which reads the whole ledger.
+
+    Raises:
+        StoreUnavailable: a database does not answer; what was ended stays so, the next sweep goes on.
+    """
+    swept = Swept()
+    while batch := _documents(services, billing):
+        swept += batch
+    while batch := _charges(services, billing):
+        swept += batch
+    return swept + _orphans(services, billing) if orphans else swept
+
+
+def _documents(services: Services, billing: Billing) -> Swept | None:
+    lease = services.settings.lease_seconds
+    with transaction(services.fltr) as tx:
+        taken = expired.take(tx, lease_seconds=lease, age=lease, limit=_BATCH)
+        if not taken:
+            return None
+        found = charges.charges_of(tx, [(t.claim.document_id, t.claim.generation) for t in taken])
+    complete = {t.claim.document_id: t.claim for t in taken if t.decided}
+    open_ones = [c for c in found if c.state == "open"]
+    void = billing.void([c for c in open_ones if c.subject_id not in complete], "expired")
+    published, returned = _finish(services, billing, complete, [c for c in open_ones if c.subject_id in complete])
+    with transaction(services.fltr) as tx:
+        expired.park(tx, [t.claim for t in taken])
+    returned += sum(c.returned for c in void.values())
+    _LOG.info("took %d documents from dead workers, published %d of them", len(taken), published)
+    return Swept(documents=len(taken), published=published, credits_returned=returned)
+
+
+def _finish(
+    services: Services, billing: Billing, complete: Mapping[str, Claim], open_ones: Sequence[Charge]
+) -> tuple[int, int]:
+    """Settle and publish what was decided; returns how many were published and the credits that came back."""
+    if not complete:
+        return 0, 0
+    settled = billing.settle(_settlements(services, open_ones, {i: c.fence for i, c in complete.items()}))
+    poor = [r for r in settled.refused if r.state is HoldState.INSUFFICIENT]
+    with transaction(services.fltr) as tx:
+        published = generations.publish(tx, [c for i, c in complete.items() if i not in settled.unpaid])
+        claims.wait_for_credits(tx, [Wait(complete[r.subject_id], r.amount, r.pot.kind, r.pot.id) for r in poor])
+    return len(published), settled.returned
+
+
+def _charges(services: Services, billing: Billing) -> Swept | None:
+    with transaction(services.fltr) as tx:
+        found = charges.abandoned_charges(tx, age=services.settings.lease_seconds, limit=_BATCH)
+    if not found:
+        return None
+    delivered = [a.charge for a in found if a.delivered]
+    void = billing.void([a.charge for a in found if not a.delivered], "abandoned")
+    settled = billing.settle(_settlements(services, delivered, {}))
+    returned = settled.returned + sum(c.returned for c in void.values())
+    return Swept(charges=len(found), credits_returned=returned)
+
+
+def _orphans(services: Services, billing: Billing) -> Swept:
+    """The ledger is read before the charges: a charge is written before its hold, so one that has none is an orphan."""
+    before = datetime.now(UTC) - timedelta(seconds=services.settings.lease_seconds)
+    holds = billing.ledger.open_holds(before)
+    with transaction(services.fltr) as tx:
+        known = {c.key: c for c in charges.charges_of(tx, [(h.subject_id, h.generation) for h in holds])}
+    closes = [c for h in holds if (c := _orphan(h, known.get((h.subject_id, h.op, h.generation)))) is not None]
+    closed = billing.ledger.close(closes)
+    return Swept(holds=len(closes), credits_returned=sum(c.returned for c in closed.values()))
+
+
+def _orphan(hold: Hold, charge: Charge | None) -> Close | None:
+    """How a hold is to end that no open charge stands for; None: one does, so it is not for us."""
+    if charge is not None and charge.sequence == hold.sequence:
+        if charge.state == "open":
+            return None
+        if charge.state == "settled":
+            return Close(hold, min(charge.charged or 0, hold.amount), CloseState.SETTLED, "orphaned")
+    return Close(hold, 0, CloseState.RELEASED, "orphaned")
+
+
+def _settlements(services: Services, delivered: Sequence[Charge], fences: Mapping[str, int]) -> list[Settlement]:
+    with transaction(services.fltr) as tx:
+        facts = expired.delivered(tx, [(c.subject_id, c.generation) for c in delivered])
+    prices = services.settings.prices
+    return [
+        Settlement(c, *_units(prices, c.op, facts.get((c.subject_id, c.generation))), "done", fences.get(c.subject_id))
+        for c in delivered
+    ]
+
+
+def _units(prices: Prices, op: Op, facts: Delivered | None) -> tuple[int, int]:
+    """Units and what they count, of an op whose result is there."""
+    if facts is None or op in {Op.DATASET_SETUP, Op.DOCUMENT_PLAN}:
+        return 1, 1
+    if op is Op.DOCUMENT_EMBED:
+        return pricing.embed_units(prices, facts.fresh_tokens), facts.fresh_tokens
+    pages = pricing.counted_pages(facts.kind, facts.pages, facts.characters)
+    return pricing.extract_units(prices, pages), pages

@@ -1,0 +1,113 @@
+"""What dead workers left: documents whose lease ran out, and parked ones whose charge was never closed.
+
+Belongs here: taking such documents in hand for a sweep, and putting them back. Does not: claims for work (claims).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from fltr_pipeline.stores.database import id_array, recordset
+from fltr_pipeline.stores.fltr.claims import Claim, close_jobs
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A document in a sweep's hands. `decided`: its vectors were all read back, so it only goes forward."""
+
+    claim: Claim
+    decided: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What the work on a generation came to."""
+
+    kind: str
+    pages: int
+    characters: int
+    fresh_tokens: int
+
+
+# Index: pipeline.documents_leased, then pipeline.charges_open. What awaits credits has no hold: it was refused. A sweep
+# takes no row that is being written, and waits for none: any number may run beside workers and each other.
+_TAKE = text("""
+    UPDATE pipeline.documents p
+    SET fence = p.fence + 1, lease_until = now() + make_interval(secs => :lease), run_id = '',
+        job_id = CASE WHEN o.died AND NOT o.decided THEN NULL ELSE p.job_id END,
+        attempts = p.attempts + (o.died AND p.run_id <> '')::int
+    FROM (
+        SELECT d.document_id, d.job_id, d.lease_until IS NOT NULL AS died,
+               d.stage = 'embed' AND coalesce(g.state = 'indexed', false) AS decided
+        FROM pipeline.documents d
+        LEFT JOIN pipeline.generations g ON g.document_id = d.document_id AND g.generation = d.generation
+        WHERE d.document_id IN (
+            SELECT document_id FROM pipeline.documents WHERE lease_until < now() AND stage IS NOT NULL
+            UNION
+            SELECT w.document_id FROM pipeline.charges c
+            JOIN pipeline.documents w ON w.document_id = c.subject_id AND w.generation = c.generation
+            WHERE c.state = 'open' AND c.amount > 0 AND c.created_at < now() - make_interval(secs => :age)
+              AND w.stage IS NOT NULL AND w.lease_until IS NULL AND w.credits_needed IS NULL)
+          AND (d.lease_until IS NULL OR d.lease_until < now())
+        ORDER BY d.document_id LIMIT :limit
+        FOR UPDATE OF d SKIP LOCKED
+    ) o
+    WHERE p.document_id = o.document_id
+    RETURNING p.document_id, p.dataset_id, '' AS filename, p.generation, p.live_generation, p.fence,
+              coalesce(o.job_id, '') AS job_id, p.billable, p.attempts, p.api_key_id, o.decided, o.died
+""")
+
+# The primary key's first columns. A generation's text moves to `content` when it is published.
+_DELIVERED = text("""
+    SELECT g.document_id, g.generation, g.kind, g.pages, coalesce(g.fresh_tokens, 0) AS fresh_tokens,
+           coalesce(length(g.text), length(d.content), 0) AS characters
+    FROM pipeline.generations g
+    JOIN json_to_recordset(:rows) AS r(document_id text, generation int) USING (document_id, generation)
+    LEFT JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = g.document_id
+""")
+
+_PARK = text("""
+    UPDATE pipeline.documents p SET lease_until = NULL
+    FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
+    WHERE p.document_id = r.document_id AND p.fence = r.fence
+""")
+
+# The same indexes.
+_OVERDUE = text("""
+    SELECT EXISTS (SELECT FROM pipeline.documents WHERE lease_until < now() AND stage IS NOT NULL)
+        OR EXISTS (
+            SELECT FROM pipeline.charges c LEFT JOIN pipeline.documents d ON d.document_id = c.subject_id
+            WHERE c.state = 'open' AND c.created_at < now() - make_interval(secs => :age)
+              AND (d.document_id IS NULL OR d.stage IS NULL OR d.generation <> c.generation
+                   OR (d.lease_until IS NULL AND d.credits_needed IS NULL AND c.amount > 0)))
+""")
+
+
+def take(tx: Connection, *, lease_seconds: float, age: float, limit: int) -> list[Taken]:
+    """Take over documents whose lease ran out, or that are parked with a charge open for more than `age` seconds.
+
+    A take-over is this one transaction: the fence rises, the dead worker's job is closed; only then may the ledger be
+    touched. The lease taken belongs to no run, so that a sweep that dies counts as no worker that died.
+    """
+    rows = tx.execute(_TAKE, {"lease": lease_seconds, "age": age, "limit": limit}).mappings().all()
+    close_jobs(tx, [r["job_id"] for r in rows if r["died"] and not r["decided"] and r["job_id"]], "failed")
+    return [Taken(Claim(**{k: v for k, v in r.items() if k not in {"decided", "died"}}), r["decided"]) for r in rows]
+
+
+def delivered(tx: Connection, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Delivered]:
+    """What the work on these (document, generation)s came to, of those that still are there."""
+    rows = recordset({"document_id": i, "generation": n} for i, n in wanted)
+    found = tx.execute(_DELIVERED, {"rows": rows, "ids": id_array(i for i, _ in wanted)})
+    return {(r.document_id, r.generation): Delivered(r.kind, r.pages, r.characters, r.fresh_tokens) for r in found}
+
+
+def overdue(tx: Connection, *, age: float) -> bool:
+    """Whether there is anything to sweep: a lease that ran out, or a charge open for more than `age` seconds."""
+    return bool(tx.execute(_OVERDUE, {"age": age}).scalar_one())
+
+
+def park(tx: Connection, claims: Sequence[Claim]) -> None:
+    """Put the documents back, for any worker to take."""
+    rows = recordset({"document_id": c.document_id, "fence": c.fence} for c in claims)
+    tx.execute(_PARK, {"rows": rows})
