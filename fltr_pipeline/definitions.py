@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from fltr_pipeline.defs import checks, jobs, schedules, sensors
+from fltr_pipeline.defs import checks, jobs, reconcile, schedules, sensors
 from fltr_pipeline.defs.datasets import OWNERS_TABLES
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 
@@ -14,8 +14,8 @@ def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
     return dg.Definitions(
         assets=[*OWNERS_TABLES, *jobs.ASSETS, jobs.LEDGER, checks.COLLECTION],
         asset_checks=[*checks.SCHEMA_CHECKS, checks.manifest_matches_milvus],
-        jobs=[jobs.ingest, jobs.reprocess_dataset, jobs.verify],
-        sensors=[sensors.uploaded_documents],
+        jobs=[jobs.ingest, jobs.reprocess_dataset, jobs.verify, reconcile.reconcile],
+        sensors=[sensors.uploaded_documents, reconcile.overdue_work],
         schedules=[schedules.nightly_backfill, schedules.daily_verification],
         resources={
             "fltr": FltrResource(),

@@ -94,6 +94,10 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=5, ge=1, description="Workers that may die at a document before it is `failed`.")
 
     charging: bool = Field(default=True, description="Off while another application still charges `document_upload`.")
+    charge_user_errors: bool = Field(
+        default=False,
+        description="Charge one unit for a file that can't be read by its own fault (encrypted, corrupt).",
+    )
     prices: Prices = Field(
         default_factory=Prices, description="The price list; set one price with `FLTR_PRICES__<name>`."
     )

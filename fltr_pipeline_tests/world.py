@@ -105,6 +105,7 @@ class World:
             fltr=self.services.fltr, billing=self.billing, work=work, worker=worker,
             dataset=base.dataset, payer=base.payer, batch_size=self.services.settings.batch_size,
             max_attempts=self.services.settings.max_attempts,
+            charge_user_errors=self.services.settings.charge_user_errors,
         ).run(limit)  # fmt: skip
 
     def extract(self, dataset: Dataset) -> Report:

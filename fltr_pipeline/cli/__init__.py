@@ -28,6 +28,7 @@ COMMANDS = {
     "reprocess": ("documents:reprocess", "Do a dataset's documents again."),
     "search": ("search:search", "Search a dataset."),
     "credits": ("credits:app", "Grant credits, show balances and statements."),
+    "reconcile": ("reconcile:reconcile", "End what dead workers left behind."),
     "db": ("db:app", "Create and verify the schemas of both databases."),
 }
 """Name → (`module:function` or `module:sub-app` in this package, the line that `--help` shows)."""

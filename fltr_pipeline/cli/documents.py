@@ -4,6 +4,7 @@ Belongs here: options, the progress bar, what is printed. Does not: the uploader
 documents a mode names (`pipeline.reprocess`).
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fltr_pipeline.cli.access import payer_by_email
 from fltr_pipeline.cli.output import AsJson, counted, err, out, print_json, read_settings
+from fltr_pipeline.credits.holds import Payer, key_digest
+from fltr_pipeline.credits.ledger import Ledger
+from fltr_pipeline.errors import ForeignPayer, InvalidValue
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline import reprocess as redo
 from fltr_pipeline.pipeline import uploads
@@ -25,6 +29,10 @@ def upload(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files, or folders with all that is below.")],
     dataset: Annotated[str, typer.Option(help="Its name; it is created if the user has none of that name.")],
     user: Annotated[str, typer.Option(metavar="EMAIL", help="The dataset's owner, who pays.")],
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Holds the API key whose pool pays instead; - is standard input."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Upload files or folders into a dataset. A file of a known name replaces that document."""
@@ -34,8 +42,9 @@ def upload(
     settings = read_settings()
     services = open_services(settings)
     payer = payer_by_email(settings, services.ledger, user)
+    key = _read_key(api_key_file, payer, services.ledger) if api_key_file else None
     target = uploads.dataset_of(services, payer.user_id, dataset)
-    uploaded = _upload(services, target, files)
+    uploaded = _upload(services, target, files, key)
     replaced = sum(u.replaced for u in uploaded)
     new = len(uploaded) - replaced
     if as_json:
@@ -79,13 +88,28 @@ def reprocess(
         out().print(words, markup=False)
 
 
-def _upload(services: Services, dataset: Dataset, files: Sequence[tuple[str, Path]]) -> list[uploads.Uploaded]:
+def _read_key(file: Path, payer: Payer, ledger: Ledger) -> str:
+    """A file, since the arguments of a command are there for all to see."""
+    try:
+        key = (sys.stdin.read() if str(file) == "-" else file.read_text()).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidValue(f"{file} can't be read: {error}") from None
+    if not key:
+        raise InvalidValue(f"{file} holds no API key")
+    if key_digest(key) not in ledger.payers(payer.user_id, {key_digest(key)}):
+        raise ForeignPayer(f"the API key in {file} belongs to another account than {payer.user_id}'s")
+    return key
+
+
+def _upload(
+    services: Services, dataset: Dataset, files: Sequence[tuple[str, Path]], api_key: str | None
+) -> list[uploads.Uploaded]:
     console = err()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     uploaded: list[uploads.Uploaded] = []
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("uploading", total=len(files))
-        for document in uploads.upload(services, dataset, files):
+        for document in uploads.upload(services, dataset, files, api_key=api_key):
             uploaded.append(document)
             progress.update(task, advance=1)
     return uploaded

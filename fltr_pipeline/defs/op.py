@@ -66,6 +66,7 @@ def run_stage(
     return StageRun(
         fltr=services.fltr, billing=billing, work=work, worker=worker_of(context, services), dataset=base.dataset,
         payer=base.payer, batch_size=services.settings.batch_size, max_attempts=services.settings.max_attempts,
+        charge_user_errors=services.settings.charge_user_errors,
     ).run(max_documents)  # fmt: skip
 
 

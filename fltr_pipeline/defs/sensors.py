@@ -8,20 +8,13 @@ import dagster as dg
 from fltr_pipeline.credits.holds import Pot
 from fltr_pipeline.defs.jobs import ingest, work_config
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
+from fltr_pipeline.defs.reconcile import UNFINISHED
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline.dispatch import runs_to_launch, waiting_documents
 from fltr_pipeline.resources import CreditsResource, FltrResource
 from fltr_pipeline.settings import Settings
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets as store
-
-_UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 _FIRST = {"dagster/priority": "1"}
 """Before backfills in Dagster's queue, which is first in, first out."""
@@ -44,8 +37,8 @@ def uploaded_documents(
     settings = Settings()
     with transaction(fltr.engine()) as tx:
         backlog, awaiting = store.backlog(tx), store.awaiting(tx)
-    balances = credits.ledger().balances({Pot(a.pot_kind, a.pot_id) for a in awaiting}) if awaiting else {}
-    waiting = waiting_documents(backlog, awaiting, balances)
+    spendable = credits.ledger().spendable({Pot(a.pot_kind, a.pot_id) for a in awaiting}) if awaiting else {}
+    waiting = waiting_documents(backlog, awaiting, spendable)
     if not waiting:
         return dg.SkipReason("no document waits" if not awaiting else "the documents that wait await credits")
     failed = just_failed(context.instance)
@@ -70,7 +63,7 @@ def uploaded_documents(
 
 def in_flight(instance: dg.DagsterInstance) -> Counter[str]:
     """Unfinished runs of `ingest` by dataset. Backfills and runs by hand don't keep new uploads waiting."""
-    return _by_dataset(instance, dg.RunsFilter(job_name=ingest.name, statuses=_UNFINISHED))
+    return _by_dataset(instance, dg.RunsFilter(job_name=ingest.name, statuses=UNFINISHED))
 
 
 def just_failed(instance: dg.DagsterInstance) -> Counter[str]:

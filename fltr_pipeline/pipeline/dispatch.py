@@ -14,7 +14,7 @@ from fltr_pipeline.stores.fltr.datasets import Awaiting, Backlog
 
 
 def waiting_documents(
-    backlog: Iterable[Backlog], awaiting: Iterable[Awaiting], balances: Mapping[Pot, int]
+    backlog: Iterable[Backlog], awaiting: Iterable[Awaiting], spendable: Mapping[Pot, int]
 ) -> list[Backlog]:
     """What can be worked on now, by dataset: the backlog, and what awaits credits that have come.
 
@@ -22,7 +22,7 @@ def waiting_documents(
     """
     found = {b.dataset_id: b for b in backlog}
     for a in awaiting:
-        available = balances.get(Pot(a.pot_kind, a.pot_id))
+        available = spendable.get(Pot(a.pot_kind, a.pot_id))
         affordable = a.documents if available is None else min(a.documents, available // a.least)
         if affordable > 0:
             known = found.get(a.dataset_id, Backlog(a.dataset_id, a.user_id, 0, None, a.name))

@@ -88,6 +88,7 @@ class StageRun:
     """None: the dataset's owner no longer exists."""
     batch_size: int
     max_attempts: int
+    charge_user_errors: bool = False
 
     def run(self, max_documents: int) -> Report:
         """Work until nothing waits at this stage, or `max_documents` were taken in hand."""
@@ -182,7 +183,11 @@ class StageRun:
         settled = self.billing.settle(
             [
                 Settlement(
-                    charges[r.claim.document_id], r.units, r.used, r.error.code if r.error else "done", r.claim.fence
+                    charges[r.claim.document_id],
+                    self._units(r),
+                    r.used,
+                    r.error.code if r.error else "done",
+                    r.claim.fence,
                 )
                 for r in results
             ]
@@ -200,6 +205,11 @@ class StageRun:
         failed = [(r, r.error) for r in results if r.error]
         self._fail([Failure(r.claim, e.code, str(e)) for r, e in failed if e.user_error], report)
         self._fail_for_our_fault([Failure(r.claim, e.code, str(e)) for r, e in failed if not e.user_error], report)
+
+    def _units(self, result: Result) -> int:
+        """What an attempt took; one that failed by the customer's own file takes a unit, if that is to be charged."""
+        user_error = result.error is not None and result.error.user_error
+        return 1 if user_error and self.charge_user_errors else result.units
 
     def _give_up(self, claimed: Sequence[Claim], report: Report) -> list[Claim]:
         """Fail the documents whose workers died too many times."""
@@ -272,8 +282,8 @@ def _gone(refusal: Refusal, dataset: Dataset) -> str:
 
 def _foreign_key(claim: Claim, dataset: Dataset) -> str:
     return (
-        f"{claim.filename}: was uploaded with an API key ({str(claim.api_key_id)[:12]}…) of another account than that of "
-        f"the owner {dataset.user_id} of dataset {dataset.name!r}: upload it with a key of theirs, or without one"
+        f"{claim.filename}: was uploaded with an API key ({str(claim.api_key_id)[:12]}…) of another account than that "
+        f"of the owner {dataset.user_id} of dataset {dataset.name!r}: upload it with a key of theirs, or without one"
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from fltr_pipeline.credits.holds import key_digest
 from fltr_pipeline.errors import InvalidValue, NotFound
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
@@ -111,8 +112,14 @@ def _refuse(error: OSError) -> None:
     raise InvalidValue(f"{error.filename} can't be read: {error.strerror}") from error
 
 
-def upload(services: Services, dataset: Dataset, files: Sequence[tuple[str, Path]]) -> Iterator[Uploaded]:
-    """Store each file and mark it as uploaded, one by one; a file of a known name replaces that document."""
+def upload(
+    services: Services, dataset: Dataset, files: Sequence[tuple[str, Path]], *, api_key: str | None = None
+) -> Iterator[Uploaded]:
+    """Store each file and mark it as uploaded, one by one; a file of a known name replaces that document.
+
+    `api_key`: whose pool pays, if it has one; only its digest is kept.
+    """
+    key = key_digest(api_key) if api_key is not None else None
     with transaction(services.fltr) as tx:
         known = datasets.find_documents(tx, dataset.id, [name for name, _ in files])
     for name, path in files:
@@ -120,5 +127,5 @@ def upload(services: Services, dataset: Dataset, files: Sequence[tuple[str, Path
         document_id = known.setdefault(name, str(uuid.uuid4()))
         services.blobs.put(dataset.id, document_id, name, path)
         with transaction(services.fltr) as tx:
-            datasets.upload(tx, dataset.id, [(document_id, name)])
+            datasets.upload(tx, dataset.id, [(document_id, name)], key)
         yield Uploaded(document_id, name, path.stat().st_size, replaced)

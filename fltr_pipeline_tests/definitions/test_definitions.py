@@ -69,11 +69,11 @@ def test_each_op_needs_the_credits_resource(name: str) -> None:
 def test_jobs_sensor_schedules_and_checks() -> None:
     defs = build_defs()
     repository = defs.get_repository_def()
-    assert {"ingest", "reprocess_dataset", "verify"} <= {job.name for job in repository.get_all_jobs()}
-    assert [s.name for s in repository.sensor_defs] == ["uploaded_documents"]
+    assert {"ingest", "reprocess_dataset", "verify", "reconcile"} <= {job.name for job in repository.get_all_jobs()}
+    assert {s.name for s in repository.sensor_defs} == {"uploaded_documents", "overdue_work"}
     assert {s.name for s in repository.schedule_defs} == {"nightly_backfill", "daily_verification"}
     assert all(s.default_status == dg.DefaultScheduleStatus.RUNNING for s in repository.schedule_defs)
-    assert repository.sensor_defs[0].default_status == dg.DefaultSensorStatus.RUNNING
+    assert all(s.default_status == dg.DefaultSensorStatus.RUNNING for s in repository.sensor_defs)
     checks = {key.name for key in defs.resolve_asset_graph().asset_check_keys}
     assert checks == {
         "fltr_matches_specification", "fltr_auth_matches_specification",

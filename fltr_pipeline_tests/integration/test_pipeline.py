@@ -350,3 +350,17 @@ def test_tables_made_by_the_application_with_other_id_types(world: World, kind: 
     assert search(world.services, dataset.id, "bread", k=1)[0].place.filename == "b.md"
     world.process(dataset, ReprocessMode.all)
     assert compare(world.services, dataset.id).none
+
+
+@pytest.mark.parametrize(("switch", "charged"), [("false", 0), ("true", 1)])
+def test_a_file_that_is_broken_by_its_own_fault_is_charged_only_where_that_is_wanted(
+    world: World, monkeypatch: pytest.MonkeyPatch, switch: str, charged: int
+) -> None:
+    monkeypatch.setenv("FLTR_CHARGE_USER_ERRORS", switch)
+    payer = world.user(credits=10)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"broken.pdf": b"%PDF-1.7 not really"})
+    world.process(dataset)
+    assert world.statuses(dataset) == {"broken.pdf": "failed"}
+    statement = world.statement(payer)
+    assert (statement.charged, statement.held, statement.available) == (charged, 0, 10 - charged)

@@ -221,6 +221,15 @@ _FIND_DOCUMENTS = text("""
     WHERE dataset_id = :dataset_id AND filename = ANY(:filenames) GROUP BY 1
 """)
 
+# Primary key; after the documents' own rows, as a claim does it.
+_UPLOADED_WITH_KEY = text("""
+    INSERT INTO pipeline.upload_keys (document_id, api_key_id)
+    SELECT id, :api_key_id FROM unnest(CAST(:ids AS text[])) AS id ORDER BY id
+    ON CONFLICT (document_id) DO UPDATE SET api_key_id = excluded.api_key_id
+""")
+
+_UPLOADED_WITHOUT_KEY = text("DELETE FROM pipeline.upload_keys WHERE document_id = ANY(:ids)")
+
 _INSERT_DOCUMENTS = text("""
     INSERT INTO public.documents (id, dataset_id, filename, status, created_at, updated_at)
     SELECT r.id, r.dataset_id, r.filename, 'uploaded', now(), now()
@@ -386,10 +395,20 @@ def find_documents(tx: Connection, dataset_id: str, filenames: Sequence[str]) ->
     return {r.filename: r.id for r in rows}
 
 
-def upload(tx: Connection, dataset_id: str, documents: Sequence[tuple[str, str]]) -> None:
-    """(document id, filename): insert as `uploaded`, or mark as uploaded anew. Their blobs must be there already."""
+def upload(
+    tx: Connection, dataset_id: str, documents: Sequence[tuple[str, str]], api_key_id: str | None = None
+) -> None:
+    """(document id, filename): insert as `uploaded`, or mark as uploaded anew. Their blobs must be there already.
+
+    `api_key_id`: the digest of the API key that they are uploaded with.
+    """
     rows = [{"id": i, "dataset_id": dataset_id, "filename": name} for i, name in sorted(documents)]
     tx.execute(_INSERT_DOCUMENTS, {"rows": recordset(rows)})
+    ids = sorted(i for i, _ in documents)
+    if api_key_id is None:
+        tx.execute(_UPLOADED_WITHOUT_KEY, {"ids": ids})
+    else:
+        tx.execute(_UPLOADED_WITH_KEY, {"ids": ids, "api_key_id": api_key_id})
 
 
 def content_sizes(tx: Connection, document_ids: Sequence[str]) -> dict[str, int]:
