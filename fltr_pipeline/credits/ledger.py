@@ -12,6 +12,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -32,6 +33,8 @@ from fltr_pipeline.stores.database import transaction
 _LOG = logging.getLogger(__name__)
 _INT4 = 2**31 - 1
 _TRIES = 5
+_FOREIGN_KEY = "23503"
+"""SQLSTATE of a row whose user or team does not exist."""
 _T = TypeVar("_T")
 
 
@@ -91,7 +94,7 @@ class Ledger:
             StoreUnavailable: fltr_auth does not answer.
         """
         for hold in holds:
-            self._check_amount(hold.amount, f"{hold.op} of {hold.subject_id}")
+            self.check_amount(hold.amount, f"{hold.op} of {hold.subject_id}")
         states: dict[str, HoldState] = {}
         for pot, mine in _by_pot(holds).items():
             states |= self._reserve_pot(pot, mine, leaving)
@@ -132,11 +135,11 @@ class Ledger:
                 try:
                     closed |= self._into(pot, partial(transfers.void, pot=pot, holds=todo, reason=reason))
                     break
-                except IntegrityError:
-                    there = self._existing(todo)
+                except IntegrityError as error:
+                    there = self._without_the_gone(todo, error)
                     closed |= {h.id: Closed(CloseState.PAYER_GONE, 0) for h in todo if h not in there}
                     if there == todo:
-                        closed |= {h.id: Closed(CloseState.POT_GONE, 0) for h in todo}
+                        closed |= self._release_landed(pot, todo, reason)
                         break
                     todo = there
         return closed
@@ -153,7 +156,7 @@ class Ledger:
         back = 0
         for pot, mine in _by_pot(holds).items():
             try:
-                back += self._retried(partial(transfers.refund, pot=pot, holds=mine, reason=reason))
+                back += self._raced(partial(transfers.refund, pot=pot, holds=mine, reason=reason))
             except transfers.PotIsGone:
                 _LOG.error("%s is gone: what failed work was charged could not be given back", pot.name)
         return back
@@ -165,7 +168,7 @@ class Ledger:
             InvalidAmount: not 0 < amount ≤ cap, or more than the balance can hold.
             PotGone: the pot has no balance row.
         """
-        self._check_amount(amount, f"a grant to {payer.user_id}")
+        self.check_amount(amount, f"a grant to {payer.user_id}")
         row_id, pot = str(uuid.uuid4()), payer.pot
         run = partial(
             transfers.grant, payer=payer, row_id=row_id, amount=amount, reason=reason, known=pot in self._known
@@ -235,7 +238,12 @@ class Ledger:
 
         return self._retried(run, isolation="REPEATABLE READ")
 
-    def _check_amount(self, amount: int, what: str) -> None:
+    def check_amount(self, amount: int, what: str) -> None:
+        """Refuse an amount before any SQL.
+
+        Raises:
+            InvalidAmount: not 0 < amount ≤ cap.
+        """
         if not 0 < amount <= min(self.max_amount, _INT4):
             raise InvalidAmount(f"{amount} credits for {what}: an amount must be between 1 and {self.max_amount}")
 
@@ -256,9 +264,8 @@ class Ledger:
                 existing = self._retried(partial(rows.by_id, ids=[h.id for h in wanted]))
                 wanted, rest = _fitting(wanted, available, existing, leaving)
                 refused |= dict.fromkeys((h.id for h in rest), HoldState.INSUFFICIENT)
-            except IntegrityError:
-                # The only constraints an insert can break are the foreign keys to users and teams.
-                there = self._existing(wanted)
+            except IntegrityError as error:
+                there = self._without_the_gone(wanted, error)
                 refused |= {h.id: HoldState.PAYER_GONE for h in wanted if h not in there}
                 if there == wanted:
                     return refused | dict.fromkeys((h.id for h in wanted), HoldState.POT_GONE)
@@ -269,18 +276,34 @@ class Ledger:
                 return refused | states
         return refused | dict.fromkeys((h.id for h in wanted), HoldState.INSUFFICIENT)
 
-    def _existing(self, holds: Sequence[Hold]) -> list[Hold]:
-        """Those whose user exists."""
+    def _release_landed(self, pot: Pot, holds: Sequence[Hold], reason: str) -> dict[str, Closed]:
+        """The team is gone: what landed is ended; what did not can't any more."""
+        closes = [Close(h, 0, CloseState.RELEASED, reason) for h in holds]
+        closed = self._into(pot, partial(transfers.close, pot=pot, closes=closes))
+        never = {i for i, c in closed.items() if c.state is CloseState.PAYER_GONE}
+        return closed | dict.fromkeys(never, Closed(CloseState.POT_GONE, 0))
+
+    def _without_the_gone(self, holds: Sequence[Hold], error: IntegrityError) -> list[Hold]:
+        """Those whose user exists; all of them, if it is the team that is gone."""
+        if getattr(error.orig, "sqlstate", None) != _FOREIGN_KEY:
+            raise error
         users = self._retried(partial(people.existing, user_ids=sorted({h.payer.user_id for h in holds})))
         return [h for h in holds if h.payer.user_id in users]
 
     def _into(self, pot: Pot, run: Callable[..., dict[str, Closed]]) -> dict[str, Closed]:
         """Run a transfer that may give something back; where the pot is gone, it ends the holds all the same."""
         try:
-            return self._retried(run)
+            return self._raced(run)
         except transfers.PotIsGone:
             _LOG.error("%s is gone: what its holds leave could not be given back", pot.name)
-            return self._retried(partial(run, pot_gone=True))
+            return self._raced(partial(run, pot_gone=True))
+
+    def _raced(self, run: Callable[[Connection], _T]) -> _T:
+        """Run a transfer on rows that it has read; again, if their user or team was deleted since."""
+        for _ in range(_TRIES - 1):
+            with suppress(IntegrityError):
+                return self._retried(run)
+        return self._retried(run)
 
     def _retried(self, run: Callable[[Connection], _T], *, isolation: str | None = None) -> _T:
         """Run one transaction, again after a deadlock, serialization failure or cut connection."""

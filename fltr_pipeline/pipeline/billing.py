@@ -113,6 +113,10 @@ class Billing:
 
         A new hold also asks that the pot could pay one unit of each step that follows: nobody should be charged for an
         extraction whose document can't then be embedded. Subjects whose fence was lost are in neither answer.
+
+        Raises:
+            InvalidAmount: a quote is above the ledger's cap.
+            StoreUnavailable: a database does not answer.
         """
         prices = unit_prices(self.prices)
         unit_price = prices[op] if self.charging else 0
@@ -126,6 +130,9 @@ class Billing:
             )
             for q in quotes
         ]  # fmt: skip
+        for draft in drafts:
+            if draft.amount:
+                self.ledger.check_amount(draft.amount, f"{op} of {draft.subject_id}")
         fences = {q.subject_id: q.fence for q in quotes if q.fence is not None}
         with transaction(self.fltr) as tx:
             charges = store.write_charges(tx, drafts, fences)

@@ -45,13 +45,14 @@ class Embed:
         return {i: pricing.embed_units(self._services.settings.prices, n) for i, n in tokens.items()}
 
     def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
-        """Insert under this worker's keys, read back every one, and decide.
+        """Insert under this worker's keys, read back every one, and decide; what was decided only goes forward.
 
         Raises:
             StoreUnavailable: Milvus does not answer, or did not keep what it accepted.
         """
         with transaction(self._services.fltr) as tx:
-            fresh = generations.assign_keys(tx, claimed)
+            before = generations.decided(tx, claimed)
+            fresh = generations.assign_keys(tx, [c for c in claimed if c.document_id not in before])
         if fresh:
             self._embed(claimed, fresh)
         with transaction(self._services.fltr) as tx:
@@ -61,16 +62,21 @@ class Embed:
         for chunk in fresh:
             tokens[chunk.document_id] += chunk.tokens
             chunks[chunk.document_id] += 1
-        return [self._result(c, chunks[c.document_id], tokens[c.document_id]) for c in claimed if c.document_id in held]
+        return [
+            self._result(c, chunks[c.document_id], tokens[c.document_id], before.get(c.document_id, 0))
+            for c in claimed
+            if c.document_id in held
+        ]
 
     def finish(self, results: Sequence[Result]) -> set[str]:
         """Publish."""
         with transaction(self._services.fltr) as tx:
             return generations.publish(tx, [r.claim for r in results])
 
-    def _result(self, claim: Claim, chunks: int, tokens: int) -> Result:
-        units = pricing.embed_units(self._services.settings.prices, tokens)
-        return Result(claim, units, tokens, {"chunks_embedded": chunks, "tokens_embedded": tokens})
+    def _result(self, claim: Claim, chunks: int, tokens: int, before: int) -> Result:
+        """`before`: tokens that an earlier worker embedded, and did not come to settle."""
+        units = pricing.embed_units(self._services.settings.prices, tokens + before)
+        return Result(claim, units, tokens + before, {"chunks_embedded": chunks, "tokens_embedded": tokens})
 
     def _embed(self, claimed: Sequence[Claim], fresh: Sequence[FreshChunk]) -> None:
         vectors, dataset_id, started = self._services.vectors, claimed[0].dataset_id, time.monotonic()

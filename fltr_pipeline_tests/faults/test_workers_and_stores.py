@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.models import ReprocessMode, Stage
+from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.pipeline.embed import Embed
 from fltr_pipeline.pipeline.extract import Extract
 from fltr_pipeline.pipeline.plan import Plan
@@ -158,4 +159,34 @@ def test_a_document_taken_over_while_it_is_embedded_does_not_hold_up_its_group(
         claims.expire_runs(tx, ["other"])
     world.process(dataset)
     assert world.statuses(dataset) == {"a.txt": "ready", "b.md": "ready"}
+    assert compare(world.services, dataset.id).none
+
+
+def test_what_was_decided_is_settled_and_published_without_being_embedded_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payer = world.user(credits=20)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": TREATY})
+    world.extract(dataset)
+    world.stage(Plan(world.services), dataset)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Billing, "settle", killed)
+        patch.setattr(claims, "retry_later", lambda *_: set())
+        with pytest.raises(Killed):
+            world.stage(Embed(world.services), dataset)
+    world.change("UPDATE pipeline.documents SET lease_until = now() - interval '1 s'")
+    keys = set(world.services.vectors.keys(dataset.id))
+    report = world.stage(Embed(world.services), dataset)
+    assert (report.done, report.credits_charged, report.counts["chunks_embedded"]) == (1, 1, 0)
+    assert world.statuses(dataset) == {"a.txt": "ready"}
+    assert set(world.services.vectors.keys(dataset.id)) == keys
+    assert world.rows("SELECT count(*) FROM pipeline.retired_keys") == [(0,)]
     assert compare(world.services, dataset.id).none

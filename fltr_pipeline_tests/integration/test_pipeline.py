@@ -364,3 +364,18 @@ def test_a_file_that_is_broken_by_its_own_fault_is_charged_only_where_that_is_wa
     assert world.statuses(dataset) == {"broken.pdf": "failed"}
     statement = world.statement(payer)
     assert (statement.charged, statement.held, statement.available) == (charged, 0, 10 - charged)
+
+
+def test_a_document_whose_price_is_above_the_cap_fails_alone_and_costs_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLTR_PRICES__EXTRACT", "2000000000")
+    monkeypatch.setenv("FLTR_PRICES__EXTRACT_PAGES", "1")
+    payer = world.user(credits=10)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"long.txt": b"x" * 9000, "none.txt": b"x"})
+    _, extracted, *_ = world.process(dataset)
+    assert {f.code for f in extracted.failures} == {"internal_error"}
+    assert "an amount must be between 1 and 1000000" in extracted.failures[0].message
+    assert world.rows("SELECT count(*) FROM pipeline.charges WHERE op = 'document_extract'") == [(0,)]
+    assert world.statement(payer).available == 10

@@ -135,6 +135,12 @@ _DECIDE = text("""
     WHERE g.document_id = r.document_id AND g.generation = r.generation
 """)
 
+_DECIDED = text("""
+    SELECT g.document_id, g.fresh_tokens FROM pipeline.generations g
+    JOIN json_to_recordset(:rows) AS r(document_id text, generation int) USING (document_id, generation)
+    WHERE g.state = 'indexed'
+""")
+
 _JOBS_INDEXED = text("""
     UPDATE public.processing_jobs SET status = 'indexed', updated_at = now()
     WHERE id = ANY(:ids) AND status = 'running'
@@ -274,6 +280,11 @@ def assign_keys(tx: Connection, claims: Sequence[Claim]) -> list[FreshChunk]:
     _retire_attempts(tx, mine)
     tx.execute(_ASSIGN_KEYS, {"rows": keyed})
     return [FreshChunk(*row) for row in tx.execute(_FRESH_CHUNKS, {"rows": keyed})]
+
+
+def decided(tx: Connection, claims: Sequence[Claim]) -> dict[str, int]:
+    """Documents whose decision an earlier worker made: id → tokens that it embedded."""
+    return {r.document_id: r.fresh_tokens for r in tx.execute(_DECIDED, {"rows": _keyed(claims)})}
 
 
 def decide(tx: Connection, claims: Sequence[Claim]) -> set[str]:
