@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import dagster as dg
 
+from fltr_pipeline.defs.coordinator import RECONCILE
 from fltr_pipeline.defs.op import services_of, typed_failures
 from fltr_pipeline.pipeline import expiry
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
@@ -37,6 +38,7 @@ def end_what_dead_workers_left(
 
 
 @dg.job(
+    name=RECONCILE,
     description="Ends what dead workers left: settles what was delivered, releases the rest. May run at any time.",
     tags={"dagster/priority": "2"},
 )
@@ -46,7 +48,7 @@ def reconcile() -> None:
 
 
 @dg.sensor(
-    job_name=reconcile.name,
+    job_name=RECONCILE,
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Launches `reconcile` when a lease ran out or a charge stayed open.",
@@ -62,6 +64,6 @@ def overdue_work(
     """Two indexed look-ups; a sweep under way is left to its work."""
     if not expiry.overdue(services_of(fltr, credits, milvus, embedder, blobs)):
         return dg.SkipReason("no lease ran out and no charge stayed open")
-    if context.instance.get_runs(dg.RunsFilter(job_name=reconcile.name, statuses=UNFINISHED), limit=1):
+    if context.instance.get_runs(dg.RunsFilter(job_name=RECONCILE, statuses=UNFINISHED), limit=1):
         return dg.SkipReason("a run of `reconcile` is at it")
     return dg.RunRequest()

@@ -23,7 +23,7 @@ def test_dagster_loads_our_instance(
     dagster.write_home(tmp_path, 1234)
     with DagsterInstance.from_ref(InstanceRef.from_dir(str(dagster.home_folder(tmp_path)))) as instance:
         assert isinstance(instance.run_coordinator, QueuedRunCoordinator)
-        assert instance.run_coordinator.get_run_queue_config().max_concurrent_runs == 7
+        assert instance.run_coordinator.get_run_queue_config().max_concurrent_runs == 7 + 1
         assert instance.run_monitoring_enabled
         assert instance.run_retries_enabled
         assert not instance.run_retries_retry_on_asset_or_op_failure
