@@ -13,7 +13,7 @@ def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
     """All definitions; `overrides` replaces resources by name (tests)."""
     return dg.Definitions(
         assets=[*OWNERS_TABLES, *jobs.ASSETS, jobs.LEDGER, checks.COLLECTION],
-        asset_checks=[*checks.SCHEMA_CHECKS, checks.manifest_matches_milvus],
+        asset_checks=[*checks.SCHEMA_CHECKS, checks.manifest_matches_milvus, checks.ledger_balanced],
         jobs=[jobs.ingest, jobs.reprocess_dataset, jobs.verify, reconcile.reconcile],
         sensors=[sensors.uploaded_documents, reconcile.overdue_work],
         schedules=[schedules.nightly_backfill, schedules.daily_verification],

@@ -166,3 +166,5 @@ class PotGone(CreditError):
 
 class LedgerConflict(CreditError):
     """A row under an id of ours says something else than we wrote: the ledger was changed by hand."""
+
+    code: ClassVar[str] = "ledger_conflict"

@@ -27,7 +27,7 @@ COMMANDS = {
     "status": ("status:status", "Show documents by status, progress and failures."),
     "reprocess": ("documents:reprocess", "Do a dataset's documents again."),
     "search": ("search:search", "Search a dataset."),
-    "credits": ("credits:app", "Grant credits, show balances and statements."),
+    "credits": ("credits:app", "Grant credits, show balances and statements, audit the ledger."),
     "reconcile": ("reconcile:reconcile", "End what dead workers left behind."),
     "db": ("db:app", "Create and verify the schemas of both databases."),
 }

@@ -1,28 +1,33 @@
-"""`fltr-pipeline credits`: grants, balances, statements.
+"""`fltr-pipeline credits`: grants, balances, statements; the audit has a module of its own.
 
 Belongs here: options and tables. Does not: what a hold or a pot is (`credits.ledger`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from fltr_pipeline.cli.access import payer_by_email
+from fltr_pipeline.cli.audit import audit
 from fltr_pipeline.cli.output import AsJson, counted, out, plain, print_json, print_table, read_settings
+from fltr_pipeline.credits.balance import Balance, KeyBalance, balances_of
 from fltr_pipeline.credits.holds import Payer, Pot
 from fltr_pipeline.credits.ledger import Ledger
-from fltr_pipeline.credits.statement import Entry, Statement
+from fltr_pipeline.credits.statement import By, Entry, Group, Statement, grouped
 from fltr_pipeline.models import Op
 from fltr_pipeline.settings import Settings
 from fltr_pipeline.stores.database import engine_for, transaction
 from fltr_pipeline.stores.fltr import datasets
 
-app = typer.Typer(no_args_is_help=True, help="Grant credits, show balances and statements.")
+app = typer.Typer(no_args_is_help=True, help="Grant credits, show balances and statements, audit the ledger.")
+app.command()(audit)
 
 LINES_SHOWN = 20
+NUMBERS = ("reserved", "charged", "returned", "held", "granted")
 
 Email = Annotated[str, typer.Argument(metavar="EMAIL", help="The user's e-mail address.")]
 
@@ -45,33 +50,41 @@ def grant(
 
 @app.command()
 def balance(email: Email, as_json: AsJson = False) -> None:
-    """Show what the pot that pays for a user has available, and apart from it what is held for work under way."""
+    """Show what a user can spend, and apart from it what is held for work under way: by all who share the pot.
+
+    Below, the pools of their API keys, by the beginning of each key's SHA-256, with what its limits leave.
+    """
     ledger, payer = _open(read_settings(), email)
-    statement = ledger.statement(payer)
+    balances = balances_of(ledger.engine, payer)
     if as_json:
-        print_json({"email": email, **asdict(payer), "available": statement.available, "held": statement.held})
+        keys = [asdict(key) for key in balances.keys]
+        print_json({"email": email, **asdict(payer), **asdict(balances.pays), "api_keys": keys})
     else:
-        out().print(_available(statement), markup=False)
+        out().print(_available(balances.pays), markup=False)
+        for key in balances.keys:
+            out().print(_key(key), markup=False)
 
 
 @app.command("statement")
 def show_statement(
     email: Email,
+    by: Annotated[By, typer.Option(help="What to have a line for.")] = By.HOLD,
     limit: Annotated[
         int | None, typer.Option(min=1, help=f"Only the latest lines; {LINES_SHOWN} by default, with --json all.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a user's credits: totals, and a line per hold or grant."""
+    """Show a user's credits: totals, and a line per hold or grant, or per document, op or run."""
     settings = read_settings()
     ledger, payer = _open(settings, email)
     statement = ledger.statement(payer)
-    shown = statement.entries[-(limit or (len(statement.entries) if as_json else LINES_SHOWN)) :]
-    names = _names(settings, shown)
+    lines = statement.entries if by is By.HOLD else grouped(statement.entries, by)
+    shown = lines[-(limit or (len(lines) if as_json else LINES_SHOWN)) :]
+    names = _names(settings, statement.entries, {_subject(line) for line in shown})
     if as_json:
-        print_json(_as_data(statement, shown, names))
+        print_json(_as_data(statement, by, shown, len(lines), names))
     else:
-        _print(statement, shown, names)
+        _print(statement, by, shown, len(lines), names)
 
 
 def _open(settings: Settings, email: str) -> tuple[Ledger, Payer]:
@@ -83,18 +96,32 @@ def _pot(pot: Pot) -> str:
     return f"{pot.kind} {pot.id}"
 
 
-def _available(statement: Statement) -> str:
-    pot = _pot(statement.pot)
-    return (
-        f"{counted(statement.available, 'credit')} available to {pot}, and {statement.held:,} held for work under way"
-    )
+def _available(balance: Balance) -> str:
+    available, pot = counted(balance.available, "credit"), _pot(balance.pot)
+    return f"{available} available to {pot}, and {balance.held:,} held for work under way"
 
 
-def _names(settings: Settings, entries: Sequence[Entry]) -> Mapping[str, str]:
+def _key(key: KeyBalance) -> str:
+    said = f"API key {key.digest[:12]}…: {key.available:,} available, and {key.held:,} held"
+    limits = (("today", key.daily_limit, key.daily_left), ("this month", key.monthly_limit, key.monthly_left))
+    left = [f"{left:,} of {limit:,} left {when}" for when, limit, left in limits if limit is not None]
+    return f"{said}; {', '.join(left) or 'no limit'}"
+
+
+Line = Entry | Group
+
+
+def _subject(line: Line) -> str | None:
+    """What a line is about: a document or dataset; an op or a run where it is grouped by those."""
+    return line.resource_id if isinstance(line, Entry) else line.key
+
+
+def _names(settings: Settings, entries: Iterable[Entry], wanted: set[str | None]) -> Mapping[str, str]:
     """Dataset and file names of the pipeline's own lines; what other applications' lines refer to is theirs."""
-    setups = {e.resource_id for e in entries if e.operation == Op.DATASET_SETUP}
-    documents = {e.resource_id for e in entries if e.operation in set(Op) - {Op.DATASET_SETUP}}
-    if not setups | documents:
+    ours = [e for e in entries if e.resource_id in wanted and e.operation in set(Op)]
+    setups = {e.resource_id for e in ours if e.operation == Op.DATASET_SETUP}
+    documents = {e.resource_id for e in ours} - setups
+    if not ours:
         return {}
     with transaction(engine_for(settings.endpoints.database_url)) as tx:
         return datasets.names_of(tx, dataset_ids=sorted(setups), document_ids=sorted(documents))
@@ -108,28 +135,48 @@ def _state(entry: Entry) -> str:
     return "charged" if entry.charged else "returned"
 
 
-def _as_data(statement: Statement, shown: Sequence[Entry], names: Mapping[str, str]) -> dict[str, object]:
-    lines = [
-        {**asdict(e), "at": f"{e.at.isoformat()}Z", "state": _state(e), "resource": names.get(e.resource_id)}
-        for e in shown
-    ]
+def _line_data(line: Line, by: By, names: Mapping[str, str]) -> dict[str, object]:
+    subject = _subject(line)
+    name = {} if by in {By.OP, By.RUN} else {"resource": None if subject is None else names.get(subject)}
+    if isinstance(line, Entry):
+        return {**asdict(line), "at": _utc(line.at), "state": _state(line), **name}
+    return {**asdict(line), "first": _utc(line.first), "last": _utc(line.last), **name}
+
+
+def _utc(at: datetime) -> str:
+    """With its zone, whether or not the owner's column has one."""
+    return f"{at.replace(tzinfo=None).isoformat()}Z"
+
+
+def _as_data(
+    statement: Statement, by: By, shown: Sequence[Line], total: int, names: Mapping[str, str]
+) -> dict[str, object]:
     totals = {name: value for name, value in asdict(statement).items() if name != "entries"}
-    return {**totals, "entries_total": len(statement.entries), "entries": lines}
+    lines = [_line_data(line, by, names) for line in shown]
+    return {**totals, "by": by.value, "entries_total": total, "entries": lines}
 
 
-def _print(statement: Statement, shown: Sequence[Entry], names: Mapping[str, str]) -> None:
-    table = Table("UTC", "operation", "resource", box=None, pad_edge=False)
-    numbers = ("reserved", "charged", "returned", "held", "granted")
-    for name in numbers:
+def _print(statement: Statement, by: By, shown: Sequence[Line], total: int, names: Mapping[str, str]) -> None:
+    heads = ("UTC", "operation", "resource") if by is By.HOLD else ("last, UTC", by.value, "lines")
+    table = Table(*heads, box=None, pad_edge=False)
+    for name in NUMBERS:
         table.add_column(name, justify="right")
-    for entry in shown:
-        resource = plain(names.get(entry.resource_id, entry.resource_id or ""))
-        amounts = (f"{getattr(entry, name):,}" for name in numbers)
-        table.add_row(f"{entry.at:%Y-%m-%d %H:%M:%S}", entry.operation, resource, *amounts)
+    for line in shown:
+        subject = _subject(line) or ""
+        resource = plain(names.get(subject, subject or ("" if by is By.HOLD else "others")))
+        if isinstance(line, Entry):
+            cells = (f"{line.at:%Y-%m-%d %H:%M:%S}", plain(line.operation), resource)
+        else:
+            cells = (f"{line.last:%Y-%m-%d %H:%M:%S}", resource, plain(f"{line.lines:,}"))
+        table.add_row(*cells, *(f"{getattr(line, name):,}" for name in NUMBERS))
     table.add_section()
-    table.add_row("", "total", "", *(f"{getattr(statement, name):,}" for name in numbers), style="bold")
+    table.add_row("", "total", "", *(f"{getattr(statement, name):,}" for name in NUMBERS), style="bold")
     print_table(table)
     console = out()
-    if len(shown) < len(statement.entries):
-        console.print(f"{len(statement.entries) - len(shown):,} earlier lines: `--limit` shows more", markup=False)
-    console.print(_available(statement), markup=False)
+    if len(shown) < total:
+        console.print(f"{total - len(shown):,} earlier lines: `--limit` shows more", markup=False)
+    console.print(
+        f"{counted(statement.available, 'credit')} available to {_pot(statement.pot)}, "
+        f"and {statement.held:,} held for work under way of {statement.email}",
+        markup=False,
+    )

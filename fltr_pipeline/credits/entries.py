@@ -115,7 +115,7 @@ def hold_of(row: StoredRow) -> Hold:
             amount=-row.amount, payer=Payer(row.user_id, Pot(kind, pot_id), row.api_key_id), job_id=m["job_id"],
             run_id=m.get("run_id"), price_version=m["price_version"], unit_price=int(m["unit_price"]),
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise LedgerConflict(f"row {row.id} of the ledger is no hold that can be read ({error!r})") from error
 
 

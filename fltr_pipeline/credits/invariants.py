@@ -15,12 +15,11 @@ from fltr_pipeline.models import Op
 from fltr_pipeline.stores.auth.rows import StoredRow
 from fltr_pipeline.stores.auth.scan import ScannedRow
 
-HOLD_KINDS = ("reserve", "close", "void", "refund")
-OTHER_KINDS = ("grant", "opening")
+KINDS = ("reserve", "close", "void", "refund", "grant", "opening")
 
 RESTORE = "rows of the ledger are never changed: find who changed or wrote it, and restore it from a backup"
 CORRECT = "find who wrote it; then change the balance by what it moved wrongly, with a row of its own"
-SWEEP = "its worker died, and no sweep has closed it: see that the sweeper runs"
+SWEEP = "its worker died, and no sweep has closed it: `fltr-pipeline reconcile` does; see why the sweeper did not"
 
 _OPS = frozenset(op.value for op in Op)
 _OUTCOMES = (CloseState.SETTLED, CloseState.RELEASED, CloseState.POT_GONE)
@@ -56,7 +55,7 @@ def kind_of(row: StoredRow) -> str | None:
     """What kind of row of ours it is; None where its metadata does not say."""
     m = row.metadata
     kind = m.get("kind")
-    return str(kind) if kind in HOLD_KINDS + OTHER_KINDS and "version" in m and "pot" in m else None
+    return str(kind) if kind in KINDS and "version" in m and "pot" in m else None
 
 
 def open_holds(together: Sequence[ScannedRow]) -> list[ScannedRow]:
@@ -76,30 +75,24 @@ def check(together: Sequence[ScannedRow], overdue_before: datetime) -> Iterator[
         if not is_ours(scanned.row):
             continue
         kind = kind_of(scanned.row)
-        if kind in OTHER_KINDS:
-            problem = _grant(scanned.row) if kind == "grant" else _opening(scanned.row)
-            if problem:
-                yield finding(scanned, problem, RESTORE)
+        if kind in {"grant", "opening"}:
+            if problem := _grant(scanned.row) if kind == "grant" else _opening(scanned.row):
+                yield _error(scanned, problem, RESTORE)
         elif kind is None or (hold := _read(scanned.row)) is None:
             readable = False
-            yield finding(scanned, "its metadata can't be read", RESTORE)
+            yield _error(scanned, "its metadata can't be read", RESTORE)
         else:
             entries.append(_Entry(scanned, kind, str(scanned.row.metadata.get("hold_id")), hold))
     reserved = next((e for e in entries if e.kind in {"reserve", "void"} and e.row.id == e.hold_id), None)
     closes = [e for e in entries if e.kind == "close"]
     for entry in entries:
-        yield from (finding(entry.scanned, problem, RESTORE) for problem in _own_problems(entry))
+        yield from (_error(entry.scanned, problem, RESTORE) for problem in _own_problems(entry))
         if entry.kind in {"close", "refund"} and readable:
-            yield from (finding(entry.scanned, p, CORRECT) for p in _problems(entry, reserved, closes))
+            yield from (_error(entry.scanned, p, CORRECT) for p in _problems(entry, reserved, closes))
     for scanned in open_holds(together):
         if scanned.row.created_at < overdue_before:
             since = f"open since {scanned.row.created_at:%Y-%m-%d %H:%M:%S} UTC"
-            yield finding(scanned, f"a hold of {-scanned.row.amount} is {since}", SWEEP)
-
-
-def finding(scanned: ScannedRow, problem: str, remedy: str, severity: Severity = Severity.ERROR) -> Finding:
-    """A finding about that row."""
-    return Finding(severity, scanned.row.id, scanned.pot, scanned.row.resource_id or "", problem, remedy)
+            yield _error(scanned, f"a hold of {-scanned.row.amount} is {since}", SWEEP)
 
 
 def count(value: object) -> int | None:
@@ -126,6 +119,10 @@ class _Entry:
         return count(self.row.metadata.get("charged"))
 
 
+def _error(scanned: ScannedRow, problem: str, remedy: str) -> Finding:
+    return Finding(Severity.ERROR, scanned.row.id, scanned.pot, scanned.row.resource_id or "", problem, remedy)
+
+
 def _read(row: StoredRow) -> Hold | None:
     try:
         return hold_of(row)
@@ -133,12 +130,18 @@ def _read(row: StoredRow) -> Hold | None:
         return None
 
 
+def _expected_id(entry: _Entry) -> str:
+    if entry.kind == "close":
+        return close_id(entry.hold_id)
+    return refund_id(entry.hold_id) if entry.kind == "refund" else entry.hold_id
+
+
 def _own_problems(entry: _Entry) -> Iterator[str]:
     """What is wrong with a row of a hold, whatever the others say."""
     row, hold_id = entry.row, entry.hold_id
     if entry.hold.id != hold_id:
         yield f"it names hold {hold_id}, but says that it is for what hold {entry.hold.id} is for"
-    if row.id != {"close": close_id(hold_id), "refund": refund_id(hold_id)}.get(entry.kind, hold_id):
+    if row.id != _expected_id(entry):
         yield f"its id is not the one of the {entry.kind} of hold {hold_id}"
     if row.type != ("refund" if row.amount > 0 else "usage"):
         yield f"a {entry.kind} of {row.amount} has type {row.type}"

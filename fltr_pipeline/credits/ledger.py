@@ -11,7 +11,7 @@ expiry share that id, so the primary key picks one winner, and every call may be
 import logging
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -259,22 +259,35 @@ class Ledger:
                 states = self._retried(run)
             except transfers.DoesNotCover:
                 available = self.spendable([pot]).get(pot)
-                if available is None:
-                    return refused | dict.fromkeys((h.id for h in wanted), HoldState.POT_GONE)
-                existing = self._retried(partial(rows.by_id, ids=[h.id for h in wanted]))
-                wanted, rest = _fitting(wanted, available, existing, leaving)
-                refused |= dict.fromkeys((h.id for h in rest), HoldState.INSUFFICIENT)
+                wanted, rest = self._fitting(wanted, available or 0, leaving)
+                why = HoldState.POT_GONE if available is None else HoldState.INSUFFICIENT
+                refused |= dict.fromkeys((h.id for h in rest), why)
             except IntegrityError as error:
                 there = self._without_the_gone(wanted, error)
                 refused |= {h.id: HoldState.PAYER_GONE for h in wanted if h not in there}
                 if there == wanted:
-                    return refused | dict.fromkeys((h.id for h in wanted), HoldState.POT_GONE)
+                    there, rest = self._fitting(wanted, 0, leaving)
+                    refused |= dict.fromkeys((h.id for h in rest), HoldState.POT_GONE)
                 wanted = there
             else:
                 if HoldState.OPEN in states.values():
                     self._known.add(pot)
                 return refused | states
         return refused | dict.fromkeys((h.id for h in wanted), HoldState.INSUFFICIENT)
+
+    def _fitting(self, holds: Sequence[Hold], available: int, leaving: int) -> tuple[list[Hold], list[Hold]]:
+        """Each in order that what is left of `available` covers, and the rest; what is there already costs nothing."""
+        existing = self._retried(partial(rows.by_id, ids=[h.id for h in holds]))
+        fits: list[Hold] = []
+        rest: list[Hold] = []
+        for hold in holds:
+            cost = 0 if hold.id in existing else hold.amount + leaving
+            if cost <= available:
+                available -= cost
+                fits.append(hold)
+            else:
+                rest.append(hold)
+        return fits, rest
 
     def _release_landed(self, pot: Pot, holds: Sequence[Hold], reason: str) -> dict[str, Closed]:
         """The team is gone: what landed is ended; what did not can't any more."""
@@ -341,19 +354,3 @@ def _by_pot(holds: Sequence[Hold]) -> dict[Pot, list[Hold]]:
     for hold in holds:
         grouped.setdefault(hold.payer.pot, []).append(hold)
     return dict(sorted(grouped.items()))
-
-
-def _fitting(
-    holds: Sequence[Hold], available: int, existing: Mapping[str, object], leaving: int
-) -> tuple[list[Hold], list[Hold]]:
-    """Each hold in order that what is left of `available` covers; those that exist already cost nothing more."""
-    fits: list[Hold] = []
-    rest: list[Hold] = []
-    for hold in holds:
-        cost = 0 if hold.id in existing else hold.amount + leaving
-        if cost <= available:
-            available -= cost
-            fits.append(hold)
-        else:
-            rest.append(hold)
-    return fits, rest

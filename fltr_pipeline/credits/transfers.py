@@ -55,7 +55,7 @@ def reserve(tx: Connection, pot: Pot, holds: Sequence[Hold], leaving: int, *, kn
     before = [h for h in holds if h.id not in inserted]
     if before:
         found = rows.by_id(tx, [i for h in before for i in (h.id, h.close_id)])
-        states |= {h.id: _state(h, found[h.id], found.get(h.close_id)) for h in before}
+        states |= {h.id: _state(h, found.get(h.id), found.get(h.close_id)) for h in before}
     return states
 
 
@@ -82,7 +82,7 @@ def close(tx: Connection, pot: Pot, closes: Sequence[Close], *, pot_gone: bool =
         raise PotIsGone
     raced = [c.hold for c in todo if c.hold.close_id not in inserted]
     now = rows.by_id(tx, [h.close_id for h in raced]) if raced else {}
-    result |= {h.id: _closed(h, now[h.close_id]) for h in raced}
+    result |= {h.id: _closed(h, now.get(h.close_id)) for h in raced}
     ours = [c for c in todo if c.hold.close_id in inserted]
     return result | {
         c.hold.id: Closed(c.outcome, c.charged, 0 if pot_gone else c.hold.amount - c.charged) for c in ours
@@ -160,7 +160,9 @@ def _take(tx: Connection, pot: Pot, total: int, leaving: int) -> None:
             raise DoesNotCover
 
 
-def _state(hold: Hold, found: StoredRow, found_close: StoredRow | None) -> HoldState:
+def _state(hold: Hold, found: StoredRow | None, found_close: StoredRow | None) -> HoldState:
+    if found is None:  # its user was deleted since it was in the way
+        return HoldState.PAYER_GONE
     if is_void(found):
         return HoldState.RELEASED
     check_same(hold, found)
@@ -178,5 +180,7 @@ def _earlier(hold: Hold, found: dict[str, StoredRow]) -> Closed | None:
     return None if ended is None else _closed(hold, ended)
 
 
-def _closed(hold: Hold, found: StoredRow) -> Closed:
+def _closed(hold: Hold, found: StoredRow | None) -> Closed:
+    if found is None:  # its user was deleted since it was in the way
+        return Closed(CloseState.PAYER_GONE, 0)
     return Closed(outcome_of(found), hold.amount - found.amount)

@@ -1,14 +1,19 @@
-"""The checks that look at everything: both databases against their specification, the manifest against Milvus.
+"""The checks that look at everything: both databases against their specification, the manifest against Milvus, and
+the ledger against its balances.
 
-Harmful drift of a schema blocks ingest. The comparison with Milvus lists every key, so it runs by schedule, on the
-collection's own asset, and not with each run.
+Harmful drift of a schema blocks ingest. The comparison with Milvus lists every key and the audit reads every row of the
+ledger, so they run by schedule, on assets of their own, and not with each run.
 """
+
+from dataclasses import asdict
 
 import dagster as dg
 
+from fltr_pipeline.credits.audit import Audit
 from fltr_pipeline.defs.datasets import datasets
 from fltr_pipeline.defs.document_embeddings import document_embeddings
 from fltr_pipeline.defs.op import services_of, table, typed_failures
+from fltr_pipeline.pipeline.audit import audit_ledger
 from fltr_pipeline.pipeline.reconcile import compare_all
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 from fltr_pipeline.settings import Settings
@@ -63,6 +68,21 @@ def manifest_matches_milvus(
     )
 
 
+LEDGER_KEY = dg.AssetKey(["fltr_auth", "credit_transactions"])
+
+_FINDINGS_SHOWN = 200
+
+
+@dg.asset_check(
+    asset=LEDGER_KEY,
+    description="Each balance equals its opening and its rows, each hold has one close at most, none is open too long.",
+)
+def ledger_balanced(fltr: FltrResource, credits: CreditsResource) -> dg.AssetCheckResult:
+    """The audit of `fltr-pipeline credits audit`, in one snapshot."""
+    with typed_failures():
+        return _audited(audit_ledger(fltr.engine(), credits.ledger()))
+
+
 SCHEMA_CHECKS = [fltr_matches_specification, fltr_auth_matches_specification]
 
 
@@ -85,4 +105,20 @@ def _result(report: VerificationReport) -> dg.AssetCheckResult:
                 ],
             ),
         },
+    )
+
+
+def _audited(audit: Audit) -> dg.AssetCheckResult:
+    figures = {name: n for name, n in asdict(audit).items() if isinstance(n, int)} | asdict(audit.totals)
+    findings = [
+        (f.severity.value, f.pot, f.subject, f.row_id, f.problem, f.remedy) for f in audit.findings[:_FINDINGS_SHOWN]
+    ]
+    return dg.AssetCheckResult(
+        passed=not audit.findings,
+        severity=dg.AssetCheckSeverity.WARN if audit.balanced else dg.AssetCheckSeverity.ERROR,
+        description=f"{audit.errors} errors, {audit.warnings} warnings: see the table, or `fltr-pipeline credits audit`"
+        if audit.findings
+        else None,
+        metadata=figures
+        | {"findings": table(("severity", "pot", "subject", "row", "what is wrong", "what to do"), findings)},
     )

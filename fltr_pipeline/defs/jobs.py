@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from fltr_pipeline.defs.checks import COLLECTION
+from fltr_pipeline.defs.checks import COLLECTION, LEDGER_KEY
 from fltr_pipeline.defs.datasets import datasets
 from fltr_pipeline.defs.document_embeddings import document_embeddings
 from fltr_pipeline.defs.documents import documents
@@ -12,7 +12,7 @@ from fltr_pipeline.models import ReprocessMode
 ASSETS = [datasets, documents, processing_jobs, document_embeddings]
 
 LEDGER = dg.AssetSpec(
-    ["fltr_auth", "credit_transactions"],
+    LEDGER_KEY,
     description="The ledger. The web application's table; each of the four ops appends its holds and closes.",
     group_name="fltr_auth",
     kinds={"postgres"},
@@ -36,8 +36,11 @@ reprocess_dataset = dg.define_asset_job(
 
 verify = dg.define_asset_job(
     "verify",
-    selection=dg.AssetSelection.checks_for_assets(datasets) | dg.AssetSelection.checks_for_assets(COLLECTION.key),
-    description="Compares both databases with their specification, and the manifest with Milvus, key by key.",
+    selection=dg.AssetSelection.checks_for_assets(datasets, COLLECTION.key, LEDGER_KEY),
+    description=(
+        "Compares both databases with their specification, the manifest with Milvus, key by key, and each balance of "
+        "the ledger with its rows."
+    ),
 )
 
 

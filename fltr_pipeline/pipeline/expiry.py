@@ -8,24 +8,28 @@ transaction of `fltr` before the ledger is touched for it, and each hold has one
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TypeVar
 
 from fltr_pipeline.credits import pricing
 from fltr_pipeline.credits.holds import Close, CloseState, Hold, HoldState
+from fltr_pipeline.errors import LedgerConflict
 from fltr_pipeline.models import Op
 from fltr_pipeline.pipeline.billing import Billing, Settlement
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.settings import Prices
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import charges, claims, expired, generations
-from fltr_pipeline.stores.fltr.charges import Charge
+from fltr_pipeline.stores.fltr.charges import Abandoned, Charge
 from fltr_pipeline.stores.fltr.claims import Claim, Wait
-from fltr_pipeline.stores.fltr.expired import Delivered
+from fltr_pipeline.stores.fltr.expired import Delivered, Taken
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 100
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ def sweep(services: Services, billing: Billing, *, orphans: bool = False) -> Swe
     swept = Swept()
     while batch := _documents(services, billing):
         swept += batch
-    while batch := _charges(services, billing):
+    while (batch := _charges(services, billing)) != Swept():
         swept += batch
     return swept + _orphans(services, billing) if orphans else swept
 
@@ -78,8 +82,13 @@ def _documents(services: Services, billing: Billing) -> Swept | None:
         if not taken:
             return None
         found = charges.charges_of(tx, [(t.claim.document_id, t.claim.generation) for t in taken])
+    return _each_if_need_be(partial(_end_documents, services, billing, found), taken)
+
+
+def _end_documents(services: Services, billing: Billing, found: Sequence[Charge], taken: Sequence[Taken]) -> Swept:
+    mine = {t.claim.document_id for t in taken}
     complete = {t.claim.document_id: t.claim for t in taken if t.decided}
-    open_ones = [c for c in found if c.state == "open"]
+    open_ones = [c for c in found if c.state == "open" and c.subject_id in mine]
     void = billing.void([c for c in open_ones if c.subject_id not in complete], "expired")
     published, returned = _finish(services, billing, complete, [c for c in open_ones if c.subject_id in complete])
     with transaction(services.fltr) as tx:
@@ -87,6 +96,17 @@ def _documents(services: Services, billing: Billing) -> Swept | None:
     returned += sum(c.returned for c in void.values())
     _LOG.info("took %d documents from dead workers, published %d of them", len(taken), published)
     return Swept(documents=len(taken), published=published, credits_returned=returned)
+
+
+def _each_if_need_be(end: Callable[[Sequence[_T]], Swept], found: Sequence[_T]) -> Swept:
+    """End them together. Where the ledger's row of one was changed by hand, that one is left to people, alone."""
+    try:
+        return end(found)
+    except LedgerConflict as error:
+        if len(found) == 1:
+            _LOG.error("%s", error)
+            return Swept()
+        return sum((_each_if_need_be(end, [one]) for one in found), Swept())
 
 
 def _finish(
@@ -103,11 +123,13 @@ def _finish(
     return len(published), settled.returned
 
 
-def _charges(services: Services, billing: Billing) -> Swept | None:
+def _charges(services: Services, billing: Billing) -> Swept:
     with transaction(services.fltr) as tx:
         found = charges.abandoned_charges(tx, age=services.settings.lease_seconds, limit=_BATCH)
-    if not found:
-        return None
+    return _each_if_need_be(partial(_end_charges, services, billing), found) if found else Swept()
+
+
+def _end_charges(services: Services, billing: Billing, found: Sequence[Abandoned]) -> Swept:
     delivered = [a.charge for a in found if a.delivered]
     void = billing.void([a.charge for a in found if not a.delivered], "abandoned")
     settled = billing.settle(_settlements(services, delivered, {}))

@@ -18,6 +18,7 @@ from fltr_pipeline.errors import (
     ConfigurationError,
     DocumentError,
     ForeignPayer,
+    LedgerConflict,
     SchemaDrift,
     StoreUnavailable,
     TransientError,
@@ -144,7 +145,9 @@ class StageRun:
         except _NOT_THE_DOCUMENTS:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told with the document's name
-            if len(group) == 1:
+            if len(group) == 1 and isinstance(error, LedgerConflict):
+                self._fail([Failure(group[0], error.code, f"{group[0].filename}: {error}")], report)
+            elif len(group) == 1:
                 _LOG.exception("%s of %s broke", self.work.op, group[0].filename)
                 message = f"{group[0].filename}: {self.work.op} broke with {type(error).__name__}: {error}"
                 self._fail_for_our_fault([Failure(group[0], "internal_error", message)], report)
@@ -157,7 +160,12 @@ class StageRun:
     def _with_payer(self, claimed: Sequence[Claim], report: Report) -> list[tuple[Claim, Payer]]:
         """Who pays for each: the pool of the API key that it was uploaded with, else the dataset's owner or team."""
         keys = {c.api_key_id for c in claimed if c.api_key_id is not None}
-        payers = {None: self.payer} | (self.billing.ledger.payers(self.dataset.user_id, keys) if keys else {})
+        payers: Mapping[str | None, Payer | None] = {None: self.payer}
+        if keys:
+            payers = self.billing.ledger.payers(self.dataset.user_id, keys)
+        if not payers:
+            self._fail([Failure(c, HoldState.PAYER_GONE, _owner_gone(self.dataset)) for c in claimed], report)
+            return []
         paid = [(c, payer) for c in claimed if (payer := payers.get(c.api_key_id)) is not None]
         foreign = [c for c in claimed if payers.get(c.api_key_id) is None]
         self._fail([Failure(c, ForeignPayer.code, _foreign_key(c, self.dataset)) for c in foreign], report)
@@ -242,8 +250,18 @@ class StageRun:
         with transaction(self.fltr) as tx:
             ours = {c.document_id: c for c in claims.refence(tx, [f.claim for f in failures])}
         mine = [replace(f, claim=ours[f.claim.document_id]) for f in failures if f.claim.document_id in ours]
-        report.credits_returned += self.billing.give_up([(c.document_id, c.generation) for c in ours.values()])
+        report.credits_returned += self._give_back(list(ours.values()))
         self._fail(mine, report)
+
+    def _give_back(self, claimed: Sequence[Claim]) -> int:
+        """All that these generations were charged; one whose rows somebody changed must not keep it from the others."""
+        try:
+            return self.billing.give_up([(c.document_id, c.generation) for c in claimed])
+        except LedgerConflict as error:
+            if len(claimed) > 1:
+                return sum(self._give_back([c]) for c in claimed)
+            _LOG.error("nothing was given back for %s: %s", claimed[0].filename, error)
+            return 0
 
     def _fail(self, failures: Sequence[Failure], report: Report) -> None:
         if not failures:

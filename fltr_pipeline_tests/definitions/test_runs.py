@@ -113,7 +113,7 @@ def test_drift_between_manifest_and_milvus_fails_the_daily_check(world: World, i
         result = build_defs().resolve_job_def("verify").execute_in_process(instance=instance)
         assert result.success
         checks = result.get_asset_check_evaluations()
-        assert len(checks) == 3
+        assert len(checks) == 4
         return next(c for c in checks if c.check_name == "manifest_matches_milvus")
 
     assert checked().passed

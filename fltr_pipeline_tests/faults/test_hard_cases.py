@@ -9,6 +9,7 @@ import pytest
 from fltr_pipeline.credits.holds import Payer, Pot
 from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.models import Op, ReprocessMode, VectorRow
+from fltr_pipeline.pipeline import expiry
 from fltr_pipeline.pipeline.billing import Quote
 from fltr_pipeline.pipeline.dispatch import waiting_documents
 from fltr_pipeline.pipeline.embed import Embed, sweep
@@ -30,8 +31,8 @@ def waiting(world: World) -> dict[str, Backlog]:
     """What the sensor would see."""
     with transaction(world.services.fltr) as tx:
         backlog, awaiting = store.backlog(tx), store.awaiting(tx)
-    balances = world.services.ledger.balances({Pot(a.pot_kind, a.pot_id) for a in awaiting})
-    return {b.dataset_id: b for b in waiting_documents(backlog, awaiting, balances)}
+    spendable = world.services.ledger.spendable({Pot(a.pot_kind, a.pot_id) for a in awaiting})
+    return {b.dataset_id: b for b in waiting_documents(backlog, awaiting, spendable)}
 
 
 def with_team(world: World, payer: Payer, balance: int) -> str:
@@ -220,11 +221,12 @@ def test_open_charges_of_two_generations_are_both_closed(world: World) -> None:
     dataset = world.dataset(payer)
     ids = world.upload(dataset, {"a.txt": TEXT})
     for generation in (1, 2):
-        quote = Quote(ids["a.txt"], generation, None, 1, True, None)
-        world.billing.reserve(Op.DOCUMENT_EXTRACT, dataset.id, payer, [quote])
+        quote = Quote(ids["a.txt"], generation, None, 1, True, payer, None, None)
+        world.billing.reserve(Op.DOCUMENT_EXTRACT, dataset.id, [quote])
     assert world.statement(payer).held == 2
-    assert world.billing.release_abandoned(dataset.id) == 2
-    assert world.billing.release_abandoned(dataset.id) == 0
+    swept = expiry.sweep(world.services, world.billing)
+    assert (swept.charges, swept.credits_returned) == (2, 2)
+    assert expiry.sweep(world.services, world.billing).nothing
     assert world.statement(payer).held == 0
 
 

@@ -9,61 +9,44 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fltr_pipeline.credits.holds import Close, CloseState, Hold, HoldState, Payer, Pot
-from fltr_pipeline.credits.ledger import Ledger
+from fltr_pipeline.credits.holds import Closed, CloseState, Hold, HoldState
 from fltr_pipeline.errors import InvalidAmount, NotFound, PotGone
-from fltr_pipeline.models import Op
+from fltr_pipeline_tests.money import (
+    available,
+    hold,
+    lines,
+    release,
+    settle,
+    unexplained,
+)
 from fltr_pipeline_tests.world import World
-
-
-def hold(payer: Payer, amount: int = 3, subject: str | None = None, sequence: int = 1) -> Hold:
-    return Hold(
-        subject_id=subject or uuid.uuid4().hex, op=Op.DOCUMENT_EMBED, generation=1, sequence=sequence, amount=amount,
-        payer=payer, job_id="job-1", price_version="2026-11", unit_price=1,
-    )  # fmt: skip
-
-
-def settle(h: Hold, charged: int) -> Close:
-    return Close(h, charged, CloseState.SETTLED, "done", used=7)
-
-
-def release(h: Hold, reason: str = "failed") -> Close:
-    return Close(h, 0, CloseState.RELEASED, reason)
-
-
-def available(ledger: Ledger, payer: Payer) -> int:
-    return ledger.balances([payer.pot])[payer.pot]
-
-
-def conserved(world: World, payer: Payer) -> bool:
-    """The balance is what the rows add up to."""
-    total = world.auth_rows(
-        "SELECT coalesce(sum(amount), 0) FROM credit_transactions WHERE user_id = %s", payer.user_id
-    )
-    return bool(total == [(available(world.services.ledger, payer),)])
 
 
 def test_reserve_then_settle_leaves_two_rows_that_say_everything(world: World) -> None:
     ledger, payer = world.services.ledger, world.user(credits=10)
     h = hold(payer, 5)
     assert ledger.reserve([h]) == {h.id: HoldState.OPEN}
-    assert available(ledger, payer) == 5
+    assert available(world, payer) == 5
     assert ledger.close([settle(h, 2)])[h.id].charged == 2
-    assert available(ledger, payer) == 8
+    assert available(world, payer) == 8
     rows = world.auth_rows(
         "SELECT id, amount, type, operation, resource_id, transaction_metadata FROM credit_transactions"
-        " WHERE operation <> 'grant' ORDER BY amount"
+        " WHERE type <> 'bonus' ORDER BY amount"
     )
     (hold_id, *reserved, about_hold), (close_id, *closed, about_close) = rows
     assert (hold_id, *reserved) == (h.id, -5, "usage", "document_embed", h.subject_id)
     assert (close_id, *closed) == (h.close_id, 3, "refund", "document_embed", h.subject_id)
     common = {
-        "version": 1, "hold_id": h.id, "job_id": "job-1", "op": "document_embed", "generation": 1, "sequence": 1,
-        "pot": f"user:{payer.user_id}", "unit_price": 1, "price_version": "2026-11",
+        "version": 1, "hold_id": h.id, "job_id": "job-1", "run_id": "run-1", "op": "document_embed", "generation": 1,
+        "sequence": 1, "pot": f"user:{payer.user_id}", "unit_price": 1, "price_version": "2026-11",
     }  # fmt: skip
     assert about_hold == common | {"kind": "reserve"}
-    assert about_close == common | {"kind": "close", "outcome": "settled", "charged": 2, "used": 7, "reason": "done"}
-    assert conserved(world, payer)
+    ((held_at,),) = world.auth_rows("SELECT created_at FROM credit_transactions WHERE id = %s", h.id)
+    assert about_close == common | {
+        "kind": "close", "outcome": "settled", "charged": 2, "used": 7, "reason": "done",
+        "held_at": held_at.isoformat(),
+    }  # fmt: skip
+    assert unexplained(world, payer.pot) == 0
 
 
 def test_a_charge_of_everything_closes_with_a_row_of_zero(world: World) -> None:
@@ -72,7 +55,7 @@ def test_a_charge_of_everything_closes_with_a_row_of_zero(world: World) -> None:
     ledger.reserve([h])
     ledger.close([settle(h, 5)])
     assert world.auth_rows("SELECT amount, type FROM credit_transactions WHERE id = %s", h.close_id) == [(0, "usage")]
-    assert available(ledger, payer) == 0
+    assert available(world, payer) == 0
 
 
 def test_every_call_may_be_repeated(world: World) -> None:
@@ -80,16 +63,16 @@ def test_every_call_may_be_repeated(world: World) -> None:
     h = hold(payer, 4)
     for _ in range(3):
         assert ledger.reserve([h]) == {h.id: HoldState.OPEN}
-    assert available(ledger, payer) == 6
+    assert available(world, payer) == 6
     for _ in range(3):
         assert ledger.close([settle(h, 1)])[h.id] == ledger.close([release(h)])[h.id]
-    assert available(ledger, payer) == 9
+    assert available(world, payer) == 9
     assert ledger.reserve([h]) == {h.id: HoldState.SETTLED}
     again = replace(h, sequence=2)
     assert ledger.reserve([again]) == {again.id: HoldState.OPEN}
     assert ledger.close([release(again)])[again.id].state is CloseState.RELEASED
     assert ledger.reserve([again]) == {again.id: HoldState.RELEASED}
-    assert conserved(world, payer)
+    assert unexplained(world, payer.pot) == 0
 
 
 def test_a_batch_takes_the_first_that_the_pot_covers(world: World) -> None:
@@ -97,9 +80,9 @@ def test_a_batch_takes_the_first_that_the_pot_covers(world: World) -> None:
     batch = [hold(payer, 4) for _ in range(4)]
     states = ledger.reserve(batch)
     assert [states[h.id] for h in batch] == [HoldState.OPEN] * 2 + [HoldState.INSUFFICIENT] * 2
-    assert available(ledger, payer) == 2
+    assert available(world, payer) == 2
     assert world.auth_rows("SELECT count(*) FROM credit_transactions WHERE type = 'usage'") == [(2,)]
-    assert conserved(world, payer)
+    assert unexplained(world, payer.pot) == 0
 
 
 def test_pots_of_a_batch_are_charged_apart(world: World) -> None:
@@ -107,7 +90,7 @@ def test_pots_of_a_batch_are_charged_apart(world: World) -> None:
     batch = [hold(rich, 4), hold(poor, 4), hold(rich, 4)]
     states = ledger.reserve(batch)
     assert [states[h.id] for h in batch] == [HoldState.OPEN, HoldState.INSUFFICIENT, HoldState.OPEN]
-    assert (available(ledger, rich), available(ledger, poor)) == (2, 1)
+    assert (available(world, rich), available(world, poor)) == (2, 1)
 
 
 @pytest.mark.parametrize("amount", [0, -1, -(2**31), 1_000_001, 2**31, 2**63])
@@ -121,7 +104,7 @@ def test_amounts_are_refused_before_any_sql(world: World, amount: int) -> None:
             call()
     with pytest.raises(InvalidAmount):
         world.services.ledger.close([settle(hold(payer, 3), 4)])
-    assert available(world.services.ledger, payer) == 10
+    assert available(world, payer) == 10
 
 
 def test_a_deleted_user_takes_their_holds_along(world: World) -> None:
@@ -137,16 +120,26 @@ def test_a_deleted_user_takes_their_holds_along(world: World) -> None:
         ledger.payer_by_email("nobody@example.org")
 
 
-def test_a_pot_that_is_gone(world: World) -> None:
+def test_a_pot_that_is_gone_ends_its_holds_all_the_same(world: World, caplog: pytest.LogCaptureFixture) -> None:
     ledger, payer = world.services.ledger, world.user(credits=10)
-    h = hold(payer)
-    ledger.reserve([h])
+    h, voided, charged = hold(payer), hold(payer), hold(payer, 2)
+    ledger.reserve([h, voided, charged])
+    ledger.close([settle(charged, 2)])
     world.change_auth("DELETE FROM user_credits WHERE user_id = %s", payer.user_id)
-    assert ledger.close([release(h)])[h.id].state is CloseState.POT_GONE
+    for _ in range(2):
+        assert ledger.close([settle(h, 1)]) == {h.id: Closed(CloseState.POT_GONE, 1)}
+        assert ledger.void([voided], reason="expired") == {voided.id: Closed(CloseState.POT_GONE, 0)}
+    assert {line.metadata["outcome"] for line in lines(world, "close") if line.id != charged.close_id} == {"pot_gone"}
     late = hold(payer)
-    assert ledger.reserve([late]) == {late.id: HoldState.POT_GONE}
+    assert ledger.reserve([late, h]) == {late.id: HoldState.POT_GONE, h.id: HoldState.POT_GONE}
+    assert lines(world, "reserve") == [line for line in lines(world, "reserve") if line.id != late.id]
     with pytest.raises(PotGone):
         ledger.grant(payer, 5, reason="x")
+    caplog.clear()
+    assert ledger.refund([charged], reason="our fault") == 0
+    assert [r.levelname for r in caplog.records] == ["ERROR"]
+    assert f"user:{payer.user_id} is gone" in caplog.text
+    assert lines(world, "refund") == []
 
 
 @pytest.mark.parametrize("kind", ["jsonb", "text"])
@@ -216,7 +209,7 @@ def test_many_workers_on_one_pot_never_overdraw_and_never_lose(world: World) -> 
     for thread in threads:
         thread.join()
     assert errors == []
-    assert conserved(world, payer)
+    assert unexplained(world, payer.pot) == 0
     statement = ledger.statement(payer)
     assert (statement.held, statement.reserved) == (0, 40)
     assert 60 - statement.charged == statement.available
@@ -263,6 +256,5 @@ def test_the_ledger_agrees_with_a_model(world: World, balance: int, steps: Seque
                 closed[n], model = (charged if what == "settle" else -1), model + h.amount - charged
             else:
                 assert (result.state is CloseState.SETTLED) == (closed[n] >= 0)
-        assert available(ledger, payer) == model
-    assert conserved(world, payer)
-    assert isinstance(payer.pot, Pot)
+        assert available(world, payer) == model
+    assert unexplained(world, payer.pot) == 0

@@ -4,11 +4,13 @@ import uuid
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
+from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.models import Op, Stage
-from fltr_pipeline.stores.fltr import charges, claims
-from fltr_pipeline.stores.fltr.charges import Charge
+from fltr_pipeline.stores.fltr import charges, claims, datasets, expired
+from fltr_pipeline.stores.fltr.charges import Abandoned, Charge
 from fltr_pipeline.stores.fltr.claims import Claim, Failure
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline_tests.queries import Fltr
@@ -24,6 +26,7 @@ def charge(claim: Claim, op: Op = Op.DOCUMENT_EXTRACT, amount: int = 3) -> Charg
     return Charge(
         subject_id=claim.document_id, op=op, generation=claim.generation, dataset_id=claim.dataset_id, amount=amount,
         user_id="ann", pot_kind="user", pot_id="ann", price_version="2026-11", unit_price=1, job_id=claim.job_id,
+        run_id="run", api_key_id="5e1f",
     )  # fmt: skip
 
 
@@ -57,8 +60,9 @@ def test_the_first_writers_amount_pot_and_price_stand(fltr: Fltr) -> None:
     first = charge(claim)
     write(fltr, first)
     later = replace(
-        first, amount=9, user_id="bob", pot_kind="team", pot_id="t", price_version="2027-01", unit_price=2, job_id="j"
-    )
+        first, amount=9, user_id="bob", pot_kind="team", pot_id="t", price_version="2027-01", unit_price=2, job_id="j",
+        run_id="a later run", api_key_id="another key",
+    )  # fmt: skip
     assert write(fltr, later) == [first]
 
 
@@ -126,20 +130,77 @@ def test_a_settled_charge_can_be_refunded(fltr: Fltr) -> None:
     assert stored(fltr, one) == (1, "refunded", 0, True)
 
 
-def test_a_released_charge_is_reopened_under_the_next_sequence_once(fltr: Fltr) -> None:
+def reopen(fltr: Fltr, *ended: Charge, fences: dict[str, int]) -> list[Charge]:
+    with fltr.transaction() as tx:
+        return charges.next_sequence(tx, ended, fences)
+
+
+@pytest.mark.parametrize("state", ["released", "refunded", "payer_gone", "pot_gone", "settled"])
+def test_a_charge_that_ended_says_how_and_is_reopened_under_the_next_sequence_once(fltr: Fltr, state: str) -> None:
+    _, (claim,) = claimed(fltr)
+    one, fences = charge(claim), {claim.document_id: claim.fence}
+    write(fltr, one)
+    if state == "refunded":
+        close(fltr, (one, "settled", 3))
+    close(fltr, (one, state, 0))
+    assert stored(fltr, one) == (1, state, 0, True)
+    for _ in range(2):
+        assert reopen(fltr, one, fences=fences) == [replace(one, sequence=2)]
+    assert stored(fltr, one) == (2, "open", None, False)
+    close(fltr, (one, "settled", 3))
+    assert stored(fltr, one) == (2, "open", None, False)
+
+
+def test_no_other_state_is_known(fltr: Fltr) -> None:
+    _, (claim,) = claimed(fltr)
+    write(fltr, charge(claim))
+    with pytest.raises(IntegrityError, match="charges_state_check"):
+        close(fltr, (charge(claim), "lost", 0))
+
+
+def test_only_a_settled_charge_is_refunded(fltr: Fltr) -> None:
     _, (claim,) = claimed(fltr)
     one = charge(claim)
     write(fltr, one)
     close(fltr, (one, "released", 0))
-    for _ in range(2):
-        with fltr.transaction() as tx:
-            assert charges.next_sequence(tx, [one]) == [replace(one, sequence=2)]
-    assert stored(fltr, one) == (2, "open", None, False)
-    close(fltr, (one, "settled", 3))
-    assert stored(fltr, one) == (2, "open", None, False)
+    close(fltr, (one, "refunded", 0))
+    assert stored(fltr, one) == (1, "released", 0, True)
+
+
+def test_only_whoever_has_the_document_reopens_its_charge(fltr: Fltr) -> None:
+    dataset, (lost, held) = claimed(fltr, "a", "b")
+    both = [charge(lost), charge(held)]
+    write(fltr, *both)
+    close(fltr, *((c, "released", 0) for c in both))
+    fences = {c.document_id: c.fence for c in (lost, held)}
+    fltr.change("UPDATE pipeline.documents SET fence = fence + 1 WHERE document_id = :d", d=lost.document_id)
+    assert reopen(fltr, *both, fences=fences) == [replace(charge(held), sequence=2)]
+    assert stored(fltr, charge(lost)) == (1, "released", 0, True)
+    gone = replace(charge(lost), subject_id=str(uuid.uuid4()))
+    assert reopen(fltr, gone, fences={gone.subject_id: 1}) == []
+    assert reopen(fltr, fences={}) == reopen(fltr, gone, fences={}) == []
+    set_up = replace(charge(held, Op.DATASET_SETUP), subject_id=dataset.id)
+    write(fltr, set_up)
+    close(fltr, (set_up, "released", 0))
+    assert reopen(fltr, set_up, fences=fences) == [replace(set_up, sequence=2)], "datasets have no fence"
+
+
+def test_a_take_over_waits_for_a_charge_that_is_being_reopened(fltr: Fltr) -> None:
+    """Else it could read the old sequence, and end a hold that is no longer the charge's."""
+    _, (claim,) = claimed(fltr)
+    one = charge(claim)
+    write(fltr, one)
+    close(fltr, (one, "released", 0))
+    fltr.let_leases_run_out()
+    with fltr.impatient() as slow:
+        charges.next_sequence(slow, [one], {claim.document_id: claim.fence})
+        with fltr.impatient() as sweeper:
+            assert expired.take(sweeper, lease_seconds=60, age=60, limit=5) == []
+        with pytest.raises(StoreUnavailable, match="lock timeout"), fltr.impatient() as other:
+            other.execute(text("UPDATE pipeline.documents SET fence = fence + 1"))
     with fltr.transaction() as tx:
-        assert charges.next_sequence(tx, []) == []
-        assert charges.next_sequence(tx, [replace(one, subject_id="unknown")]) == []
+        assert [t.claim.document_id for t in expired.take(tx, lease_seconds=60, age=60, limit=5)] == [claim.document_id]
+        assert charges.charges_of(tx, [(claim.document_id, 1)]) == [replace(one, sequence=2)]
 
 
 def test_charges_of_generations(fltr: Fltr) -> None:
@@ -153,11 +214,15 @@ def test_charges_of_generations(fltr: Fltr) -> None:
         assert charges.charges_of(tx, []) == []
 
 
+def abandoned(fltr: Fltr, age: float = 60, limit: int = 100) -> list[Abandoned]:
+    with fltr.transaction() as tx:
+        return charges.abandoned_charges(tx, age=age, limit=limit)
+
+
 def test_charges_whose_work_nobody_will_finish(fltr: Fltr) -> None:
     dataset, (working, deleted, ended, overtaken, settled) = claimed(fltr, "a", "b", "c", "d", "e")
     write(fltr, *(charge(c) for c in (working, deleted, ended, overtaken, settled)))
-    write(fltr, replace(charge(working, Op.DATASET_SETUP), subject_id=dataset.id))
-    elsewhere, (other,) = claimed(fltr)
+    _, (other,) = claimed(fltr)
     write(fltr, charge(other))
     close(fltr, (charge(settled), "settled", 3))
     fltr.change("DELETE FROM pipeline.documents WHERE document_id = :d", d=deleted.document_id)
@@ -167,8 +232,52 @@ def test_charges_whose_work_nobody_will_finish(fltr: Fltr) -> None:
     fltr.claim(dataset)
     fltr.advance([working], Stage.PLAN)
     expected = sorted((charge(c) for c in (deleted, ended, overtaken)), key=lambda c: c.subject_id)
+    assert abandoned(fltr) == [Abandoned(c, False) for c in expected]
+    assert abandoned(fltr, limit=2) == [Abandoned(c, False) for c in expected[:2]]
+
+
+def test_a_charge_left_open_by_a_generation_that_is_live_was_delivered(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    fltr.upload(dataset, "a", "b")
+    live, newer = fltr.publish(dataset, "alpha")
+    write(fltr, charge(live), charge(newer))
+    assert abandoned(fltr) == sorted(
+        (Abandoned(charge(c), True) for c in (live, newer)), key=lambda a: a.charge.subject_id
+    )
+    # The next input is under way: the one before it is still what search sees.
+    fltr.upload_anew(dataset, newer.document_id)
+    (next_one,) = fltr.claim(dataset)
+    write(fltr, charge(next_one))
+    assert {(a.charge.subject_id, a.charge.generation, a.delivered) for a in abandoned(fltr)} == {
+        (live.document_id, 1, True), (newer.document_id, 1, True)
+    }  # fmt: skip
     with fltr.transaction() as tx:
-        assert charges.abandoned_charges(tx, dataset.id, 100) == expected
-        assert charges.abandoned_charges(tx, dataset.id, 2) == expected[:2]
-        assert charges.abandoned_charges(tx, elsewhere.id, 100) == []
-        assert charges.abandoned_charges(tx, str(uuid.uuid4()), 100) == []
+        claims.fail(tx, [Failure(next_one, "corrupt", "bad")])
+    assert (next_one.document_id, 2, False) in {
+        (a.charge.subject_id, a.charge.generation, a.delivered) for a in abandoned(fltr)
+    }
+
+
+def test_a_set_up_is_abandoned_when_it_is_old_and_delivered_when_the_dataset_is_set_up(fltr: Fltr) -> None:
+    dataset, (claim,) = claimed(fltr)
+    set_up = replace(charge(claim, Op.DATASET_SETUP), subject_id=dataset.id)
+    write(fltr, set_up)
+    assert abandoned(fltr) == []
+    fltr.change("UPDATE pipeline.charges SET created_at = now() - interval '61 s'")
+    assert abandoned(fltr) == [Abandoned(set_up, False)]
+    assert abandoned(fltr, age=3600) == []
+    with fltr.transaction() as tx:
+        datasets.mark_set_up(tx, dataset, "a collection")
+    assert abandoned(fltr) == [Abandoned(set_up, True)]
+    close(fltr, (set_up, "settled", 3))
+    assert abandoned(fltr) == []
+
+
+def test_whose_work_a_pot_was_to_pay_for(fltr: Fltr) -> None:
+    _, (a, b, c) = claimed(fltr, "a", "b", "c")
+    write(fltr, charge(a), replace(charge(b), user_id="bob"), replace(charge(c), pot_kind="team", pot_id="t"))
+    with fltr.transaction() as tx:
+        assert charges.payers_of_pots(tx, [("user", "ann"), ("team", "t"), ("team", "ann"), ("user", "x")]) == {
+            ("user", "ann"): {"ann", "bob"}, ("team", "t"): {"ann"}
+        }  # fmt: skip
+        assert charges.payers_of_pots(tx, []) == {}

@@ -5,6 +5,7 @@ import uuid
 
 import pytest
 from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
 
 from fltr_pipeline.models import Stage
 from fltr_pipeline.stores.fltr import claims, datasets
@@ -92,6 +93,84 @@ def test_an_upload_forgets_what_became_of_the_attempt_before(fltr: Fltr) -> None
     fltr.claim(dataset)
     columns = "attempts, retry_at, credits_needed, error_code, error_message, error_at"
     assert fltr.state(document, columns) == (0, None, None, None, None, None)
+
+
+# --- claim: the API key of an upload ----------------------------------------------------------------------------------
+
+
+def name_key(fltr: Fltr, document_id: str, key: str) -> None:
+    """As an uploader does, in the transaction that sets `uploaded`."""
+    fltr.change("INSERT INTO pipeline.upload_keys VALUES (:d, :k)", d=document_id, k=key)
+
+
+def keys_left(fltr: Fltr) -> list[tuple[str]]:
+    return fltr.rows("SELECT document_id FROM pipeline.upload_keys ORDER BY 1")
+
+
+ONE, TWO = "1" * 64, "2" * 64
+
+
+def test_a_claim_takes_the_key_of_the_upload_along(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    with_key, without, not_yet = fltr.upload(dataset, "a", "b", "c")
+    name_key(fltr, with_key, ONE)
+    name_key(fltr, not_yet, TWO)
+    assert [c.api_key_id for c in fltr.claim(dataset, limit=2)] == [ONE, None]
+    assert keys_left(fltr) == [(not_yet,)]
+    assert (fltr.state(with_key, "api_key_id"), fltr.state(without, "api_key_id")) == ((ONE,), (None,))
+
+
+def test_a_claim_that_is_rolled_back_leaves_the_key_where_it_was(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    (document,) = fltr.upload(dataset, "a")
+    name_key(fltr, document, ONE)
+    with fltr.engine.connect() as tx:
+        assert claims.claim(tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id="r", limit=5, lease_seconds=60)
+        tx.rollback()
+    assert keys_left(fltr) == [(document,)]
+    assert [c.api_key_id for c in fltr.claim(dataset)] == [ONE]
+
+
+def test_the_key_stays_with_the_input_through_all_stages(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    (document,) = fltr.upload(dataset, "a")
+    name_key(fltr, document, ONE)
+    fltr.advance(fltr.claim(dataset), Stage.PLAN)
+    assert [c.api_key_id for c in fltr.claim(dataset, Stage.PLAN)] == [ONE]
+    fltr.let_leases_run_out()
+    assert [c.api_key_id for c in fltr.claim(dataset, Stage.PLAN)] == [ONE]
+
+
+def test_the_same_input_claimed_again_keeps_its_key_or_takes_a_later_one(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    (document,) = fltr.upload(dataset, "a")
+    name_key(fltr, document, ONE)
+    fltr.claim(dataset)
+    for later, key in ((None, ONE), (TWO, TWO), (None, TWO)):
+        if later:
+            name_key(fltr, document, later)
+        fltr.change("UPDATE documents SET status = 'uploaded'")
+        assert [c.api_key_id for c in fltr.claim(dataset)] == [key]
+
+
+@pytest.mark.parametrize("key", [None, TWO])
+def test_a_new_input_has_its_own_key_or_none(fltr: Fltr, key: str | None) -> None:
+    dataset = fltr.dataset()
+    (document,) = fltr.upload(dataset, "a")
+    name_key(fltr, document, ONE)
+    fltr.claim(dataset)
+    fltr.upload_anew(dataset, document)
+    if key:
+        name_key(fltr, document, key)
+    assert [c.api_key_id for c in fltr.claim(dataset)] == [key]
+    assert keys_left(fltr) == []
+
+
+@pytest.mark.parametrize("key", ["fltr-secret-key", "A" * 64, "1" * 63, "1" * 65, ""])
+def test_nothing_but_a_digest_is_taken_for_a_key(fltr: Fltr, key: str) -> None:
+    (document,) = fltr.upload(fltr.dataset(), "a")
+    with pytest.raises(IntegrityError):
+        name_key(fltr, document, key)
 
 
 # --- claim: what is parked --------------------------------------------------------------------------------------------

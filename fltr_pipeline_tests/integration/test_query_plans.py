@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Connection, event, text
 
 from fltr_pipeline.models import Op, ReprocessMode, Stage
-from fltr_pipeline.stores.fltr import charges, claims, datasets, generations, manifest, texts
+from fltr_pipeline.stores.fltr import charges, claims, datasets, expired, generations, manifest, texts
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.datasets import Dataset
@@ -74,6 +74,8 @@ INSERT INTO pipeline.charges (subject_id, op, generation, dataset_id, amount, us
                               unit_price, state)
 SELECT id, 'document_plan', 1, dataset_id, 1, 'u', 'user', 'u', 'v', 1, CASE kind WHEN 1 THEN 'open' ELSE 'settled' END
 FROM made WHERE kind > 0;
+
+INSERT INTO pipeline.upload_keys SELECT id, repeat('1', 64) FROM made WHERE kind < 1;
 """
 
 LARGE = {"documents", "processing_jobs", "generations", "chunks", "retired_keys", "charges"}
@@ -215,6 +217,7 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
         lambda large, tx: generations.store_plan(tx, [(c, words("alpha beta")) for c in large.claims(1)], "f"),
     ),
     "assign_keys": ({"chunks_pkey"}, lambda large, tx: generations.assign_keys(tx, large.claims(2))),
+    "decided": ({"generations_pkey"}, lambda large, tx: generations.decided(tx, large.claims(2))),
     "decide and publish": (
         {"documents_pkey", "generations_pkey", "processing_jobs_pkey", "chunks_pkey"},
         lambda large, tx: generations.publish(tx, [c for c in large.claims(2) if generations.decide(tx, [c])]),
@@ -260,7 +263,13 @@ DATASETS: dict[str, tuple[set[str], Call]] = {
     "find_documents": (
         {"documents_dataset_id_idx"}, lambda large, tx: datasets.find_documents(tx, large.dataset.id, ["5000.txt"])
     ),
-    "upload": (set(), lambda large, tx: datasets.upload(tx, large.dataset.id, [(i, "x") for i in large.ids])),
+    "upload": (
+        {"upload_keys_pkey"},
+        lambda large, tx: datasets.upload(tx, large.dataset.id, [(i, "x") for i in large.ids]),
+    ),
+    "upload with a key": (
+        set(), lambda large, tx: datasets.upload(tx, large.dataset.id, [(i, "x") for i in large.ids], "1" * 64)
+    ),
     "content": ({"documents_pkey"}, lambda large, tx: datasets.content(tx, large.ids[0])),
     "content_sizes": ({"documents_pkey"}, lambda large, tx: datasets.content_sizes(tx, large.ids)),
     "requeue failed": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.failed)),
@@ -274,15 +283,31 @@ CHARGES: dict[str, tuple[set[str], Call]] = {
         {"charges_pkey", "documents_pkey"},
         lambda large, tx: charges.write_charges(tx, large.charges(), dict.fromkeys(large.ids, 1)),
     ),
-    "next_sequence": ({"charges_pkey"}, lambda large, tx: charges.next_sequence(tx, large.charges())),
+    "next_sequence": (
+        {"charges_pkey", "documents_pkey"},
+        lambda large, tx: charges.next_sequence(tx, large.charges(), dict.fromkeys(large.ids, 1)),
+    ),
     "close_charges": (
         {"charges_pkey"}, lambda large, tx: charges.close_charges(tx, [(c, "settled", 1) for c in large.charges()])
     ),
     "charges_of": ({"charges_pkey"}, lambda large, tx: charges.charges_of(tx, [(i, 1) for i in large.ids])),
-    "abandoned_charges": ({"charges_open"}, lambda large, tx: charges.abandoned_charges(tx, large.dataset.id, 1000)),
+    "abandoned_charges": ({"charges_open"}, lambda _, tx: charges.abandoned_charges(tx, age=60, limit=100)),
 }  # fmt: skip
 
-CALLS = CLAIMS | GENERATIONS | DATASETS | CHARGES
+EXPIRED: dict[str, tuple[set[str], Call]] = {
+    "take": (
+        {"documents_leased", "charges_open", "documents_pkey", "processing_jobs_pkey"},
+        lambda _, tx: (claims.expire_runs(tx, ["run 0"]), expired.take(tx, lease_seconds=60, age=-60, limit=2000)),
+    ),
+    "overdue": ({"documents_leased", "charges_open"}, lambda _, tx: expired.overdue(tx, age=60)),
+    "delivered": (
+        {"generations_pkey", "documents_pkey"},
+        lambda large, tx: expired.delivered(tx, [(i, 1) for i in large.ids]),
+    ),
+    "park": ({"documents_pkey"}, lambda large, tx: expired.park(tx, large.claims(2))),
+}  # fmt: skip
+
+CALLS = CLAIMS | GENERATIONS | DATASETS | CHARGES | EXPIRED
 """What is called, and the indexes that its comments name."""
 
 
@@ -310,20 +335,21 @@ def test_only_the_views_over_everything_read_everything(large: Large) -> None:
     whole: dict[str, Call] = {
         "counts_of_all": lambda _, tx: datasets.counts_of_all(tx),
         "backfill_candidates": lambda _, tx: datasets.backfill_candidates(tx, fingerprint="f", retryable=["transient"]),
+        "payers_of_pots": lambda _, tx: charges.payers_of_pots(tx, [("user", "u")]),
     }
     for call in whole.values():
-        assert "documents" in plans(large, lambda tx, call=call: call(large, tx)).scans  # type: ignore[misc]
+        assert plans(large, lambda tx, call=call: call(large, tx)).scans & {"documents", "charges"}  # type: ignore[misc]
 
 
 def test_every_named_query_on_documents_has_a_plan_here() -> None:
     functions = {
         name
-        for module in (claims, generations, texts, manifest, datasets, charges)
+        for module in (claims, generations, texts, manifest, datasets, charges, expired)
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     }
     within = {"insert_jobs", "close_jobs", "lock_documents"}  # called by the others
     small = {"get", "named", "every", "create", "mark_set_up", "is_set_up"}  # datasets are few
-    whole = {"counts_of_all", "backfill_candidates"}
+    whole = {"counts_of_all", "backfill_candidates", "payers_of_pots"}
     named = {word for name in CALLS for word in name.split()}
     assert functions - within - small - whole - named == set()

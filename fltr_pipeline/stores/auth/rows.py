@@ -42,6 +42,7 @@ class StoredRow:
     team_id: str | None
     """NULL once the team was deleted."""
     api_key_id: str | None
+    """A digest."""
     amount: int
     type: str
     operation: str
@@ -52,10 +53,11 @@ class StoredRow:
 
 
 COLUMNS = """
-    t.id::text, t.user_id::text, t.team_id::text, t.api_key_id::text, t.amount, t.type::text, t.operation,
-    t.resource_id::text, t.created_at, t.transaction_metadata::text AS metadata
+    t.id::text, t.user_id::text, t.team_id::text,
+    CASE WHEN t.api_key_id::text ~ '^[0-9a-f]{64}$' THEN t.api_key_id::text END AS api_key_id,
+    t.amount, t.type::text, t.operation, t.resource_id::text, t.created_at, t.transaction_metadata::text AS metadata
 """
-"""SQL: what a StoredRow is made of, of the table as `t`."""
+"""SQL: what a StoredRow is made of, of the table as `t`. A key that another program wrote there stays where it is."""
 
 KEY_DIGEST = "encode(sha256(convert_to(api_key, 'UTF8')), 'hex')"
 """SQL: what an API key is called outside its own table."""
@@ -155,7 +157,7 @@ def stored(row: Row[Any]) -> StoredRow:
     """A row of COLUMNS, its metadata read as far as it can be."""
     try:
         metadata = json.loads(row.metadata or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):  # nested too deep for Python is no row of ours either
         metadata = {}
     kept = metadata if isinstance(metadata, dict) else {}
     return StoredRow(

@@ -80,9 +80,9 @@ def snapshot(engine: Engine) -> Iterator[Connection]:
 
 def by_hold(tx: Connection) -> Iterator[list[ScannedRow]]:
     """All rows, those of one hold together, in the order of their ids; a row that names no hold is alone."""
-    found = tx.execute(_BY_HOLD, execution_options={"yield_per": _FETCHED})
-    for _, together in groupby(found, key=lambda row: row.entry):
-        yield [ScannedRow(stored(row), row.pot) for row in together]
+    with tx.execute(_BY_HOLD, execution_options={"yield_per": _FETCHED}) as found:
+        for _, together in groupby(found, key=lambda row: row.entry):
+            yield [ScannedRow(stored(row), row.pot) for row in together]
 
 
 def openings(tx: Connection) -> list[ScannedRow]:

@@ -65,8 +65,7 @@ _TAKE_UPLOADED = text("""
     WITH input AS (
         SELECT * FROM json_to_recordset(:rows) AS r(document_id text, input_version text)
     ), uploaded_with AS (
-        DELETE FROM pipeline.upload_keys k USING input WHERE k.document_id = input.document_id
-        RETURNING k.document_id, k.api_key_id
+        DELETE FROM pipeline.upload_keys WHERE document_id = ANY(:ids) RETURNING document_id, api_key_id
     )
     INSERT INTO pipeline.documents AS p
         (document_id, dataset_id, input_version, stage, run_id, lease_until, api_key_id)
@@ -229,7 +228,8 @@ def _claim_uploaded(tx: Connection, dataset_id: str, run_id: str, limit: int, le
         return []
     inputs = [{"document_id": i, "input_version": r["input_version"]} for i, r in rows.items()]
     taken = tx.execute(
-        _TAKE_UPLOADED, {"dataset_id": dataset_id, "run_id": run_id, "lease": lease, "rows": recordset(inputs)}
+        _TAKE_UPLOADED,
+        {"dataset_id": dataset_id, "run_id": run_id, "lease": lease, "rows": recordset(inputs), "ids": list(rows)},
     ).mappings()
     states = {r["document_id"]: r for r in taken}
     close_jobs(tx, [r["job_id"] for r in states.values() if r["job_id"]], "canceled")
