@@ -41,8 +41,8 @@ down: install ## Stop the embedded stack, should it run in the background.
 test: install ## Run all tests; ARGS goes to pytest, e.g. ARGS='-k credits'.
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-faults: install ## Run only the tests that kill processes.
-	@$(BIN)/python -m pytest fltr_pipeline_tests/faults $(ARGS)
+test-faults: install ## Run the tests that kill, stop and storm at full length: hours; FLTR_SEED replays a run.
+	@FLTR_FAULTS=long $(BIN)/python -m pytest fltr_pipeline_tests/faults $(ARGS)
 
 lint: install ## Check style, types and import contracts.
 	@$(BIN)/ruff check .

@@ -145,7 +145,7 @@ class Billing:
         closed: dict[ChargeKey, Closed] = {}
         for _ in range(_TRIES):
             closed |= self._close(list(todo.values()))
-            late = {k: s for k, s in todo.items() if s.charged > 0 and closed[k].state is CloseState.RELEASED}
+            late = {k: s for k, s in todo.items() if _late(s, closed)}
             if not late:
                 break
             fences = {s.charge.subject_id: s.fence for s in late.values() if s.fence is not None}
@@ -218,9 +218,13 @@ class Billing:
             if s.charge.amount > 0
         }
         by_hold = self.ledger.close(list(closes.values())) if closes else {}
+        # No hold to close: the user is gone, and it with them, or else it never landed.
+        missing = [c.hold for c in closes.values() if by_hold[c.hold.id].state is CloseState.PAYER_GONE]
+        by_hold |= self.ledger.void(missing, reason="never_landed") if missing else {}
         free = Closed(CloseState.SETTLED, 0)
         closed = {s.charge.key: by_hold[hold_of(s.charge).id] if s.charge.amount > 0 else free for s in settlements}
-        self._record([s.charge for s in settlements], closed)
+        # One that is to be had again stays open until it has its next sequence: a sweep must not take it for over.
+        self._record([s.charge for s in settlements if not _late(s, closed)], closed)
         return closed
 
     def _record(self, charges: Sequence[Charge], closed: Mapping[ChargeKey, Closed]) -> None:
@@ -240,6 +244,11 @@ def hold_of(charge: Charge) -> Hold:
 
 def _refusal(charge: Charge, state: HoldState, leaving: int = 0) -> Refusal:
     return Refusal(charge.subject_id, state, charge.amount + leaving, Pot(charge.pot_kind, charge.pot_id))
+
+
+def _late(settlement: Settlement, closed: Mapping[ChargeKey, Closed]) -> bool:
+    """Whether the hold was released before it could be charged."""
+    return settlement.charged > 0 and closed[settlement.charge.key].state is CloseState.RELEASED
 
 
 def _kept(closed: Closed) -> bool:
