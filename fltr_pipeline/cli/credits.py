@@ -88,7 +88,7 @@ def show_statement(
 
 
 def _open(settings: Settings, email: str) -> tuple[Ledger, Payer]:
-    ledger = Ledger(engine_for(settings.endpoints.auth_database_url))
+    ledger = Ledger.at(settings.endpoints.auth_database_url)
     return ledger, payer_by_email(settings, ledger, email)
 
 

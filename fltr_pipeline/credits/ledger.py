@@ -16,8 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import TypeVar
+from typing import Self, TypeVar
 
+from pydantic import SecretStr
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DataError, IntegrityError
 
@@ -28,7 +29,7 @@ from fltr_pipeline.credits.statement import Statement, entries
 from fltr_pipeline.errors import InvalidAmount, LedgerConflict, NotFound, PotGone, StoreUnavailable
 from fltr_pipeline.stores.auth import people, pots, rows
 from fltr_pipeline.stores.auth.people import Account, KeyPool
-from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.database import engine_for, transaction
 
 _LOG = logging.getLogger(__name__)
 _INT4 = 2**31 - 1
@@ -47,6 +48,15 @@ class Ledger:
     """Refuse larger single amounts before any SQL."""
     _known: set[Pot] = field(default_factory=set, compare=False, repr=False)
     """Pots that are known to have their opening row."""
+
+    @classmethod
+    def at(cls, url: SecretStr) -> Self:
+        """The ledger of that database. A pooled connection is not asked whether it stands: what is cut off is repeated.
+
+        Raises:
+            ConfigurationError: the URL is not PostgreSQL's.
+        """
+        return cls(engine_for(url, pre_ping=False))
 
     def payer(self, user_id: str) -> Payer | None:
         """Who pays for the user: the team in their `user_credits` row, else their own row. None: the user is gone."""

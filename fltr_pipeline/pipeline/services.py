@@ -42,7 +42,7 @@ def open_services(settings: Settings) -> Services:
     return Services(
         settings=settings,
         fltr=engine_for(endpoints.database_url),
-        ledger=Ledger(engine_for(endpoints.auth_database_url)),
+        ledger=Ledger.at(endpoints.auth_database_url),
         vectors=open_vectors(settings, model),
         blobs=BlobStore(endpoints.blob_url),
         model=model,

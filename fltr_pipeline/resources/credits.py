@@ -6,7 +6,6 @@ from sqlalchemy import Engine
 from fltr_pipeline.credits.ledger import Ledger
 from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.settings import Settings
-from fltr_pipeline.stores.database import engine_for
 
 
 class CreditsResource(dg.ConfigurableResource[Ledger]):
@@ -14,7 +13,7 @@ class CreditsResource(dg.ConfigurableResource[Ledger]):
 
     def ledger(self) -> Ledger:
         """Holds and closes on `credit_transactions`."""
-        return Ledger(engine_for(Settings().endpoints.auth_database_url))
+        return Ledger.at(Settings().endpoints.auth_database_url)
 
     def billing(self, fltr: Engine) -> Billing:
         """The cycle of an op: charge in `fltr`, hold in `fltr_auth`, work, close."""
