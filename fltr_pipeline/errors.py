@@ -15,7 +15,6 @@
     │   ├── TooLarge  TimeLimit  MemoryLimit  ParserCrash
     │   └── MissingUpload
     └── CreditError                 the ledger says no
-        ├── InsufficientCredits     the pot can't cover it: the document waits
         ├── InvalidAmount           ≤ 0, above the cap, or beyond int4
         ├── ForeignPayer            the upload names an API key of another account
         ├── PayerGone               the user was deleted, and the hold with them
@@ -140,10 +139,6 @@ class MissingUpload(DocumentError):
 
 class CreditError(FltrError):
     """The ledger refuses."""
-
-
-class InsufficientCredits(CreditError):
-    """The pot can't cover the hold."""
 
 
 class InvalidAmount(CreditError):

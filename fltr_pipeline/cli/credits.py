@@ -118,7 +118,7 @@ def _subject(line: Line) -> str | None:
 
 def _names(settings: Settings, entries: Iterable[Entry], wanted: set[str | None]) -> Mapping[str, str]:
     """Dataset and file names of the pipeline's own lines; what other applications' lines refer to is theirs."""
-    ours = [e for e in entries if e.resource_id in wanted and e.operation in set(Op)]
+    ours = [e for e in entries if e.resource_id and e.resource_id in wanted and e.operation in set(Op)]
     setups = {e.resource_id for e in ours if e.operation == Op.DATASET_SETUP}
     documents = {e.resource_id for e in ours} - setups
     if not ours:

@@ -96,8 +96,11 @@ def _read_key(file: Path, payer: Payer, ledger: Ledger) -> str:
         raise InvalidValue(f"{file} can't be read: {error}") from None
     if not key:
         raise InvalidValue(f"{file} holds no API key")
-    if key_digest(key) not in ledger.payers(payer.user_id, {key_digest(key)}):
+    pays = ledger.payers(payer.user_id, {key_digest(key)}).get(key_digest(key))
+    if pays is None:
         raise ForeignPayer(f"the API key in {file} belongs to another account than {payer.user_id}'s")
+    if pays.pot.kind != "api_key":
+        err().print(f"the API key in {file} has no credits of its own: {pays.pot.name} pays", markup=False)
     return key
 
 

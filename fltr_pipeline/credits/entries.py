@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fltr_pipeline.credits.holds import Close, CloseState, Hold, Payer, Pot
+from fltr_pipeline.credits.holds import POT_KINDS, Close, CloseState, Hold, Payer, Pot
 from fltr_pipeline.errors import LedgerConflict
 from fltr_pipeline.models import Op
 from fltr_pipeline.stores.auth.rows import LedgerRow, StoredRow
@@ -29,8 +29,15 @@ class Opening:
 
 
 def outcome_of(close: StoredRow) -> CloseState:
-    """How a close, or a void, that was found ended its hold."""
-    return CloseState(close.metadata.get("outcome", CloseState.SETTLED))
+    """How a close, or a void, that was found ended its hold.
+
+    Raises:
+        LedgerConflict: it does not say so in our words.
+    """
+    try:
+        return CloseState(str(close.metadata.get("outcome")))
+    except ValueError:
+        raise LedgerConflict(f"row {close.id} of the ledger does not say how it ended its hold") from None
 
 
 def is_void(row: StoredRow) -> bool:
@@ -101,8 +108,20 @@ def opening_row(opening: Opening) -> LedgerRow:
     )  # fmt: skip
 
 
-def hold_of(row: StoredRow) -> Hold:
+def open_hold(row: StoredRow) -> Hold:
     """The hold that a row of kind `reserve` stands for.
+
+    Raises:
+        LedgerConflict: it is no hold that we wrote.
+    """
+    hold = hold_of(row)
+    if hold.id != row.id or hold.amount <= 0:
+        raise LedgerConflict(f"row {row.id} of the ledger says that it is a hold, but it is not one that we wrote")
+    return hold
+
+
+def hold_of(row: StoredRow) -> Hold:
+    """The hold that a row of any kind is about, as its metadata says.
 
     Raises:
         LedgerConflict: its metadata can't be read as one.
@@ -110,6 +129,8 @@ def hold_of(row: StoredRow) -> Hold:
     m = row.metadata
     try:
         kind, _, pot_id = str(m["pot"]).partition(":")
+        if kind not in POT_KINDS:
+            raise ValueError(kind)  # noqa: TRY301 - one error for all that is wrong with a row
         return Hold(
             subject_id=row.resource_id, op=Op(m["op"]), generation=int(m["generation"]), sequence=int(m["sequence"]),
             amount=-row.amount, payer=Payer(row.user_id, Pot(kind, pot_id), row.api_key_id), job_id=m["job_id"],

@@ -15,6 +15,9 @@ from fltr_pipeline.models import Op
 _NAMESPACE = uuid.UUID("6f1c1a52-6b0c-5c53-9a4e-3d1d6b7f0e11")
 
 
+POT_KINDS = ("user", "team", "api_key")
+
+
 def derived_id(what: str) -> str:
     """A UUID that is the same for the same words."""
     return str(uuid.uuid5(_NAMESPACE, what))

@@ -23,10 +23,10 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DataError, IntegrityError
 
 from fltr_pipeline.credits import transfers
-from fltr_pipeline.credits.entries import hold_of
+from fltr_pipeline.credits.entries import open_hold
 from fltr_pipeline.credits.holds import Close, Closed, CloseState, Hold, HoldState, Payer, Pot
 from fltr_pipeline.credits.statement import Statement, entries
-from fltr_pipeline.errors import InvalidAmount, LedgerConflict, NotFound, PotGone, StoreUnavailable
+from fltr_pipeline.errors import InvalidAmount, LedgerConflict, NotFound, PayerGone, PotGone, StoreUnavailable
 from fltr_pipeline.stores.auth import people, pots, rows
 from fltr_pipeline.stores.auth.people import Account, KeyPool
 from fltr_pipeline.stores.database import engine_for, transaction
@@ -176,6 +176,7 @@ class Ledger:
 
         Raises:
             InvalidAmount: not 0 < amount ≤ cap, or more than the balance can hold.
+            PayerGone: the user was deleted.
             PotGone: the pot has no balance row.
         """
         self.check_amount(amount, f"a grant to {payer.user_id}")
@@ -185,9 +186,11 @@ class Ledger:
         )
         try:
             balance = self._retried(run)
-        except DataError:
+        except LedgerConflict:
             raise InvalidAmount(f"{amount} credits are more than {pot.kind} {pot.id} can hold") from None
         except (transfers.PotIsGone, IntegrityError):
+            if self.payer(payer.user_id) is None:
+                raise PayerGone(f"user {payer.user_id} does not exist in fltr_auth any more") from None
             raise PotGone(
                 f"{pot.name} has no balance row in fltr_auth: the application creates it on sign-up"
             ) from None
@@ -220,7 +223,7 @@ class Ledger:
         holds = []
         for row in found:
             try:
-                holds.append(hold_of(row))
+                holds.append(open_hold(row))
             except LedgerConflict as error:
                 _LOG.error("%s: `fltr-pipeline credits audit` tells what is wrong", error)
         return holds
@@ -255,7 +258,10 @@ class Ledger:
             InvalidAmount: not 0 < amount ≤ cap.
         """
         if not 0 < amount <= min(self.max_amount, _INT4):
-            raise InvalidAmount(f"{amount} credits for {what}: an amount must be between 1 and {self.max_amount}")
+            raise InvalidAmount(
+                f"{amount:,} credits for {what}: an amount must be between 1 and {self.max_amount}; "
+                "where a price asks for more, look at FLTR_PRICES__*, or split the document"
+            )
 
     def _reserve_pot(self, pot: Pot, holds: Sequence[Hold], leaving: int) -> dict[str, HoldState]:
         """Reserve what the pot covers; when it can't cover all, look again and take those that fit, in order."""
@@ -287,13 +293,14 @@ class Ledger:
 
     def _fitting(self, holds: Sequence[Hold], available: int, leaving: int) -> tuple[list[Hold], list[Hold]]:
         """Each in order that what is left of `available` covers, and the rest; what is there already costs nothing."""
-        existing = self._retried(partial(rows.by_id, ids=[h.id for h in holds]))
+        paid = set(self._retried(partial(rows.by_id, ids=[h.id for h in holds])))
         fits: list[Hold] = []
         rest: list[Hold] = []
         for hold in holds:
-            cost = 0 if hold.id in existing else hold.amount + leaving
+            cost = 0 if hold.id in paid else hold.amount + leaving
             if cost <= available:
                 available -= cost
+                paid.add(hold.id)
                 fits.append(hold)
             else:
                 rest.append(hold)
@@ -335,6 +342,11 @@ class Ledger:
             try:
                 with transaction(engine) as tx:
                     return run(tx)
+            except DataError as error:
+                raise LedgerConflict(
+                    f"fltr_auth can't hold a value that a transfer needs ({str(error.orig).splitlines()[0]}): a "
+                    "balance at the limit of its column, or a changed row; `fltr-pipeline credits audit` tells more"
+                ) from error
             except StoreUnavailable:
                 if attempt == _TRIES - 1:
                     raise

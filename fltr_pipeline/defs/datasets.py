@@ -4,7 +4,6 @@ import dagster as dg
 
 from fltr_pipeline.defs.op import services_of, typed_failures, worker_of
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
-from fltr_pipeline.pipeline import expiry
 from fltr_pipeline.pipeline.setup import ground, set_up
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 
@@ -37,7 +36,6 @@ def datasets(
     with typed_failures(context.op_execution_context):
         services = services_of(fltr, credits, milvus, embedder, blobs)
         billing = credits.billing(services.fltr)
-        swept = expiry.sweep(services, billing)
         base = ground(services, context.partition_key)
         if base.payer is None:
             context.log.warning(
@@ -52,6 +50,5 @@ def datasets(
             "credits_charged": report.credits_charged,
             "credits_returned": report.credits_returned,
             "documents_awaiting_credits": report.awaiting_credits,
-            "documents_taken_from_dead_workers": swept.documents,
         }
     )

@@ -4,6 +4,7 @@ Belongs here: the order between `pipeline.charges` and the ledger. Does not: cou
 A charge of 0 credits makes no ledger row but takes the same path.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,12 +13,14 @@ from sqlalchemy import Engine
 from fltr_pipeline.credits.holds import Close, Closed, CloseState, Hold, HoldState, Payer, Pot
 from fltr_pipeline.credits.ledger import Ledger
 from fltr_pipeline.credits.pricing import unit_prices
+from fltr_pipeline.errors import CreditError
 from fltr_pipeline.models import Op
 from fltr_pipeline.settings import Prices
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import charges as store
 from fltr_pipeline.stores.fltr.charges import Charge
 
+_LOG = logging.getLogger(__name__)
 _TRIES = 5
 
 _FOLLOWING = {
@@ -53,6 +56,7 @@ class Refusal:
     amount: int
     """Credits that the pot would have to have."""
     pot: Pot
+    charge: Charge
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,26 +168,57 @@ class Billing:
         Open holds are voided, what earlier ops charged is refunded. Returns the credits that went back.
         """
         with transaction(self.fltr) as tx:
+            store.mark_refunding(tx, generations)
             charges = store.charges_of(tx, generations)
-        open_ones = [c for c in charges if c.state == "open"]
-        closed = self.void(open_ones, "gave_up")
-        # A worker may have died between a settlement and its record here.
-        paid = [c for c in charges if c.state == "settled" and c.charged]
-        paid += [c for c in open_ones if closed[c.key].charged > 0]
-        returned = sum(c.returned for c in closed.values())
-        if paid:
-            returned += self.ledger.refund([hold_of(c) for c in paid], reason="gave_up")
-            with transaction(self.fltr) as tx:
-                store.close_charges(tx, [(c, "refunded", 0) for c in paid])
-        return returned
+        return self.give_back([c for c in charges if c.state in {"open", "refunding"}], "gave_up")
+
+    def give_back(self, charges: Sequence[Charge], reason: str) -> int:
+        """Void open charges, refund refunding ones; returns the credits that went back.
+
+        One whose row in the ledger was changed by hand is set aside for people, alone.
+        """
+        if not charges:
+            return 0
+        try:
+            return self._give_back(charges, reason)
+        except CreditError as error:
+            if len(charges) > 1:
+                return sum(self.give_back([c], reason) for c in charges)
+            self.set_aside(charges, error)
+            return 0
+
+    def set_aside(self, charges: Sequence[Charge], error: CreditError) -> None:
+        """End charges that the ledger can't, here alone; a further try is under the next sequence."""
+        _LOG.error("%s", error)
+        with transaction(self.fltr) as tx:
+            store.close_charges(tx, [(c, "conflict", 0) for c in charges])
 
     def void(self, charges: Sequence[Charge], reason: str) -> dict[ChargeKey, Closed]:
         """End open charges whose hold may never have landed, and see to it that it never will."""
-        held = [hold_of(c) for c in charges if c.amount > 0]
-        by_hold = self.ledger.void(held, reason=reason) if held else {}
-        closed = {c.key: by_hold[hold_of(c).id] if c.amount > 0 else Closed(CloseState.RELEASED, 0) for c in charges}
+        closed = self._void(charges, reason)
         self._record(charges, closed)
         return closed
+
+    def _void(self, charges: Sequence[Charge], reason: str) -> dict[ChargeKey, Closed]:
+        held = [hold_of(c) for c in charges if c.amount > 0]
+        by_hold = self.ledger.void(held, reason=reason) if held else {}
+        return {c.key: by_hold[hold_of(c).id] if c.amount > 0 else Closed(CloseState.RELEASED, 0) for c in charges}
+
+    def _give_back(self, charges: Sequence[Charge], reason: str) -> int:
+        open_ones = [c for c in charges if c.state == "open"]
+        closed = self._void(open_ones, reason)
+        # A worker may have died between a settlement and its record here.
+        late = [c for c in open_ones if closed[c.key].charged > 0]
+        ended = [(c, "refunding" if c in late else closed[c.key].state.value, closed[c.key].charged) for c in open_ones]
+        with transaction(self.fltr) as tx:
+            store.close_charges(tx, ended)
+        paid = late + [c for c in charges if c.state == "refunding"]
+        returned = sum(c.returned for c in closed.values())
+        if paid:
+            returned += self.ledger.refund([hold_of(c) for c in paid], reason=reason)
+            with transaction(self.fltr) as tx:
+                store.close_charges(tx, [(c, "refunded", 0) for c in paid])
+        return returned
 
     def _hold(self, charges: Sequence[Charge], fences: Mapping[str, int], leaving: int = 0) -> Reservation:
         """Reserve; a hold that was released is tried again under the next sequence, by whom the document is with."""
@@ -243,7 +278,7 @@ def hold_of(charge: Charge) -> Hold:
 
 
 def _refusal(charge: Charge, state: HoldState, leaving: int = 0) -> Refusal:
-    return Refusal(charge.subject_id, state, charge.amount + leaving, Pot(charge.pot_kind, charge.pot_id))
+    return Refusal(charge.subject_id, state, charge.amount + leaving, Pot(charge.pot_kind, charge.pot_id), charge)
 
 
 def _late(settlement: Settlement, closed: Mapping[ChargeKey, Closed]) -> bool:
@@ -253,7 +288,7 @@ def _late(settlement: Settlement, closed: Mapping[ChargeKey, Closed]) -> bool:
 
 def _kept(closed: Closed) -> bool:
     """Whether what was to be charged was charged."""
-    return closed.state in {CloseState.SETTLED, CloseState.POT_GONE}
+    return closed.state is CloseState.SETTLED or (closed.state is CloseState.POT_GONE and closed.charged > 0)
 
 
 def _totals(settlements: Sequence[Settlement], closed: Mapping[ChargeKey, Closed]) -> tuple[int, int]:

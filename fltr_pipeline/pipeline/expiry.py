@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from fltr_pipeline.credits import pricing
 from fltr_pipeline.credits.holds import Close, CloseState, Hold, HoldState
-from fltr_pipeline.errors import LedgerConflict
+from fltr_pipeline.errors import CreditError
 from fltr_pipeline.models import Op
 from fltr_pipeline.pipeline.billing import Billing, Settlement
 from fltr_pipeline.pipeline.services import Services
@@ -68,10 +68,9 @@ def sweep(services: Services, billing: Billing, *, orphans: bool = False) -> Swe
         StoreUnavailable: a database does not answer; what was ended stays so, the next sweep goes on.
     """
     swept = Swept()
-    while batch := _documents(services, billing):
-        swept += batch
-    while (batch := _charges(services, billing)) != Swept():
-        swept += batch
+    for part in (_documents, _charges, _refunds):
+        while (batch := part(services, billing)) is not None:
+            swept += batch
     return swept + _orphans(services, billing) if orphans else swept
 
 
@@ -82,40 +81,59 @@ def _documents(services: Services, billing: Billing) -> Swept | None:
         if not taken:
             return None
         found = charges.charges_of(tx, [(t.claim.document_id, t.claim.generation) for t in taken])
-    return _each_if_need_be(partial(_end_documents, services, billing, found), taken)
+    by_document = [(t, [c for c in found if c.subject_id == t.claim.document_id]) for t in taken]
+    return _each_if_need_be(
+        partial(_end_documents, services, billing), by_document, lambda bad, error: _set_aside(billing, bad[1], error)
+    )
 
 
-def _end_documents(services: Services, billing: Billing, found: Sequence[Charge], taken: Sequence[Taken]) -> Swept:
-    mine = {t.claim.document_id for t in taken}
-    complete = {t.claim.document_id: t.claim for t in taken if t.decided}
-    open_ones = [c for c in found if c.state == "open" and c.subject_id in mine]
-    void = billing.void([c for c in open_ones if c.subject_id not in complete], "expired")
-    published, returned = _finish(services, billing, complete, [c for c in open_ones if c.subject_id in complete])
+def _end_documents(services: Services, billing: Billing, found: Sequence[tuple[Taken, Sequence[Charge]]]) -> Swept:
+    decided = {t.claim.document_id: t.claim for t, _ in found if t.decided}
     with transaction(services.fltr) as tx:
-        expired.park(tx, [t.claim for t in taken])
+        wanted = expired.deliverable(tx, sorted(decided))
+    complete = {i: claim for i, claim in decided.items() if i in wanted}
+    mine = [c for _, of_document in found for c in of_document]
+    void = billing.void([c for c in mine if c.state == "open" and c.subject_id not in complete], "expired")
+    owed = [c for c in mine if c.subject_id in complete and _is_owed(c)]
+    published, returned = _finish(services, billing, complete, owed)
+    with transaction(services.fltr) as tx:
+        generations.publish(tx, [claim for i, claim in decided.items() if i not in wanted])  # ends them: overtaken
+        expired.park(tx, [t.claim for t, _ in found])
     returned += sum(c.returned for c in void.values())
-    _LOG.info("took %d documents from dead workers, published %d of them", len(taken), published)
-    return Swept(documents=len(taken), published=published, credits_returned=returned)
+    _LOG.info("took %d documents from dead workers, published %d of them", len(found), published)
+    return Swept(documents=len(found), published=published, credits_returned=returned)
 
 
-def _each_if_need_be(end: Callable[[Sequence[_T]], Swept], found: Sequence[_T]) -> Swept:
-    """End them together. Where the ledger's row of one was changed by hand, that one is left to people, alone."""
+def _is_owed(charge: Charge) -> bool:
+    """Whether a decided document's charge is still to be settled: also an embedding whose hold was released."""
+    embedding = charge.op is Op.DOCUMENT_EMBED and charge.amount > 0
+    return charge.state == "open" or (embedding and charge.state != "settled")
+
+
+def _each_if_need_be(
+    end: Callable[[Sequence[_T]], Swept], found: Sequence[_T], set_aside: Callable[[_T, CreditError], None]
+) -> Swept:
+    """End them together. Where the ledger's row of one was changed by hand, that one is set aside for people, alone."""
     try:
         return end(found)
-    except LedgerConflict as error:
+    except CreditError as error:
         if len(found) == 1:
-            _LOG.error("%s", error)
+            set_aside(found[0], error)
             return Swept()
-        return sum((_each_if_need_be(end, [one]) for one in found), Swept())
+        return sum((_each_if_need_be(end, [one], set_aside) for one in found), Swept())
+
+
+def _set_aside(billing: Billing, found: Sequence[Charge], error: CreditError) -> None:
+    billing.set_aside([c for c in found if c.state == "open"], error)
 
 
 def _finish(
-    services: Services, billing: Billing, complete: Mapping[str, Claim], open_ones: Sequence[Charge]
+    services: Services, billing: Billing, complete: Mapping[str, Claim], owed: Sequence[Charge]
 ) -> tuple[int, int]:
     """Settle and publish what was decided; returns how many were published and the credits that came back."""
     if not complete:
         return 0, 0
-    settled = billing.settle(_settlements(services, open_ones, {i: c.fence for i, c in complete.items()}))
+    settled = billing.settle(_settlements(services, owed, {i: c.fence for i, c in complete.items()}))
     poor = [r for r in settled.refused if r.state is HoldState.INSUFFICIENT]
     with transaction(services.fltr) as tx:
         published = generations.publish(tx, [c for i, c in complete.items() if i not in settled.unpaid])
@@ -123,10 +141,14 @@ def _finish(
     return len(published), settled.returned
 
 
-def _charges(services: Services, billing: Billing) -> Swept:
+def _charges(services: Services, billing: Billing) -> Swept | None:
     with transaction(services.fltr) as tx:
         found = charges.abandoned_charges(tx, age=services.settings.lease_seconds, limit=_BATCH)
-    return _each_if_need_be(partial(_end_charges, services, billing), found) if found else Swept()
+    if not found:
+        return None
+    return _each_if_need_be(
+        partial(_end_charges, services, billing), found, lambda bad, error: _set_aside(billing, [bad.charge], error)
+    )
 
 
 def _end_charges(services: Services, billing: Billing, found: Sequence[Abandoned]) -> Swept:
@@ -137,6 +159,13 @@ def _end_charges(services: Services, billing: Billing, found: Sequence[Abandoned
     return Swept(charges=len(found), credits_returned=returned)
 
 
+def _refunds(services: Services, billing: Billing) -> Swept | None:
+    """What was to be given back when its worker died."""
+    with transaction(services.fltr) as tx:
+        found = charges.refunding_charges(tx, _BATCH)
+    return Swept(charges=len(found), credits_returned=billing.give_back(found, "gave_up")) if found else None
+
+
 def _orphans(services: Services, billing: Billing) -> Swept:
     """The ledger is read before the charges: a charge is written before its hold, so one that has none is an orphan."""
     before = datetime.now(UTC) - timedelta(seconds=services.settings.lease_seconds)
@@ -144,6 +173,10 @@ def _orphans(services: Services, billing: Billing) -> Swept:
     with transaction(services.fltr) as tx:
         known = {c.key: c for c in charges.charges_of(tx, [(h.subject_id, h.generation) for h in holds])}
     closes = [c for h in holds if (c := _orphan(h, known.get((h.subject_id, h.op, h.generation)))) is not None]
+    return _each_if_need_be(partial(_close_orphans, billing), closes, lambda _, error: _LOG.error("%s", error))
+
+
+def _close_orphans(billing: Billing, closes: Sequence[Close]) -> Swept:
     closed = billing.ledger.close(closes)
     return Swept(holds=len(closes), credits_returned=sum(c.returned for c in closed.values()))
 
@@ -151,9 +184,9 @@ def _orphans(services: Services, billing: Billing) -> Swept:
 def _orphan(hold: Hold, charge: Charge | None) -> Close | None:
     """How a hold is to end that no open charge stands for; None: one does, so it is not for us."""
     if charge is not None and charge.sequence == hold.sequence:
-        if charge.state == "open":
+        if charge.state in {"open", "conflict"}:
             return None
-        if charge.state == "settled":
+        if charge.state in {"settled", "refunding"}:
             return Close(hold, min(charge.charged or 0, hold.amount), CloseState.SETTLED, "orphaned")
     return Close(hold, 0, CloseState.RELEASED, "orphaned")
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from fltr_pipeline.credits.holds import HoldState, Payer
 from fltr_pipeline.errors import NotFound
 from fltr_pipeline.models import Op, Stage
-from fltr_pipeline.pipeline.billing import Billing, Quote, Settlement
+from fltr_pipeline.pipeline.billing import Billing, Quote, Refusal, Settlement
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.worker import Report, Worker
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, datasets
-from fltr_pipeline.stores.fltr.claims import Wait
-from fltr_pipeline.stores.fltr.datasets import Dataset
+from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
+from fltr_pipeline.stores.fltr.datasets import Dataset, FailedDocument
 
 _ONCE = 1  # a dataset is set up once: its charge has this generation for ever
 
@@ -51,15 +51,17 @@ def set_up(services: Services, billing: Billing, worker: Worker, base: Ground) -
     dataset = base.dataset
     quote = Quote(dataset.id, _ONCE, None, 1, True, base.payer, None, worker.run_id)
     reservation = billing.reserve(Op.DATASET_SETUP, dataset.id, [quote])
-    for refusal in reservation.refused:
-        if refusal.state is HoldState.INSUFFICIENT:
-            report.awaiting_credits = _hold_back(services, worker, base.payer, dataset, refusal.amount)
+    if reservation.refused:
+        _refuse(services, billing, worker, base, reservation.refused[0], report)
         return report
     facts = services.vectors.ensure()
-    with transaction(services.fltr) as tx:
-        datasets.mark_set_up(tx, dataset, facts.name)
     charge = reservation.granted[dataset.id]
     settled = billing.settle([Settlement(charge, 1, 1, "done", None)])
+    if settled.refused:
+        _refuse(services, billing, worker, base, settled.refused[0], report)
+        return report
+    with transaction(services.fltr) as tx:
+        datasets.mark_set_up(tx, dataset, facts.name)
     report.done = 1
     report.credits_reserved = reservation.reserved
     report.credits_charged = settled.charged
@@ -67,15 +69,38 @@ def set_up(services: Services, billing: Billing, worker: Worker, base: Ground) -
     return report
 
 
-def _hold_back(services: Services, worker: Worker, payer: Payer, dataset: Dataset, amount: int) -> int:
-    """Let everything that waits at the first stage wait for credits instead."""
-    held = 0
-    while True:
+def _refuse(
+    services: Services, billing: Billing, worker: Worker, base: Ground, refusal: Refusal, report: Report
+) -> None:
+    """Let everything that waits at the first stage wait for credits instead, or fail, where nobody can pay.
+
+    If somebody else pays by now, or nobody, the charge is ended: the next run asks whoever pays then.
+    """
+    dataset = base.dataset
+    if refusal.state is not HoldState.INSUFFICIENT or base.payer is None or refusal.pot != base.payer.pot:
+        billing.void([refusal.charge], "refused")
+    while claimed := _claim(services, worker, dataset):
         with transaction(services.fltr) as tx:
-            claimed = claims.claim(
-                tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id=worker.run_id,
-                limit=services.settings.batch_size, lease_seconds=worker.lease_seconds,
-            )  # fmt: skip
-            if not claimed:
-                return held
-            held += len(claims.wait_for_credits(tx, [Wait(c, amount, payer.pot.kind, payer.pot.id) for c in claimed]))
+            if refusal.state is HoldState.INSUFFICIENT:
+                waits = [Wait(c, refusal.amount, refusal.pot.kind, refusal.pot.id) for c in claimed]
+                report.awaiting_credits += len(claims.wait_for_credits(tx, waits))
+                continue
+            failures = [Failure(c, refusal.state, _nobody_pays(c, dataset, refusal)) for c in claimed]
+            ended = claims.fail(tx, failures)
+        found = [f for f in failures if f.claim.document_id in ended]
+        report.failures += [FailedDocument(f.claim.document_id, f.claim.filename, f.code, f.message) for f in found]
+
+
+def _claim(services: Services, worker: Worker, dataset: Dataset) -> list[Claim]:
+    with transaction(services.fltr) as tx:
+        return claims.claim(
+            tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id=worker.run_id,
+            limit=services.settings.batch_size, lease_seconds=worker.lease_seconds,
+        )  # fmt: skip
+
+
+def _nobody_pays(claim: Claim, dataset: Dataset, refusal: Refusal) -> str:
+    return (
+        f"{claim.filename}: nobody can pay for setting up dataset {dataset.name!r}: {refusal.pot.name} has no balance "
+        "in fltr_auth; once there is one, reprocess the dataset"
+    )

@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from sqlalchemy import Engine
@@ -29,7 +29,7 @@ from fltr_pipeline.pipeline.billing import Billing, Quote, Refusal, Settlement
 from fltr_pipeline.pipeline.worker import Report, Worker
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, datasets, generations
-from fltr_pipeline.stores.fltr.charges import Charge
+from fltr_pipeline.stores.fltr.charges import Charge, mark_refunding
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.datasets import Dataset, FailedDocument
 
@@ -134,7 +134,8 @@ class StageRun:
                 _LOG.info("%s: %s", self.work.op, report.summary())
             except BaseException as error:  # also the end of the run by an operator: what is in hand is put back
                 with suppress(StoreUnavailable), transaction(self.fltr) as tx:
-                    claims.retry_later(tx, [c for rest in groups[n:] for c in rest], str(error) or type(error).__name__)
+                    rest = [c for group in groups[n:] for c in group]
+                    claims.retry_later(tx, rest, str(error) or type(error).__name__, self.worker.run_id)
                 raise
 
     def _group(self, group: Sequence[Claim], report: Report) -> None:
@@ -146,7 +147,7 @@ class StageRun:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told with the document's name
             if len(group) == 1 and isinstance(error, LedgerConflict):
-                self._fail([Failure(group[0], error.code, f"{group[0].filename}: {error}")], report)
+                self._fail_for_our_fault([Failure(group[0], error.code, f"{group[0].filename}: {error}")], report)
             elif len(group) == 1:
                 _LOG.exception("%s of %s broke", self.work.op, group[0].filename)
                 message = f"{group[0].filename}: {self.work.op} broke with {type(error).__name__}: {error}"
@@ -241,38 +242,28 @@ class StageRun:
         self._fail([Failure(by_id[r.subject_id], r.state, _gone(r, self.dataset)) for r in gone], report)
 
     def _fail_for_our_fault(self, failures: Sequence[Failure], report: Report) -> None:
-        """What the document's earlier ops were charged goes back too, before anybody can see that it failed.
+        """What the document's ops were charged goes back, too.
 
-        Only for documents still in hand: of one that was taken over, the work of others is not ours to give back.
+        That is decided with the failure, under the fence: the work of those who took a document over is not ours to
+        give back, and after a kill a sweep does what is left.
         """
-        if not failures:
-            return
-        with transaction(self.fltr) as tx:
-            ours = {c.document_id: c for c in claims.refence(tx, [f.claim for f in failures])}
-        mine = [replace(f, claim=ours[f.claim.document_id]) for f in failures if f.claim.document_id in ours]
-        report.credits_returned += self._give_back(list(ours.values()))
-        self._fail(mine, report)
+        ended = self._fail(failures, report, refund=True)
+        report.credits_returned += self.billing.give_up([(f.claim.document_id, f.claim.generation) for f in ended])
 
-    def _give_back(self, claimed: Sequence[Claim]) -> int:
-        """All that these generations were charged; one whose rows somebody changed must not keep it from the others."""
-        try:
-            return self.billing.give_up([(c.document_id, c.generation) for c in claimed])
-        except LedgerConflict as error:
-            if len(claimed) > 1:
-                return sum(self._give_back([c]) for c in claimed)
-            _LOG.error("nothing was given back for %s: %s", claimed[0].filename, error)
-            return 0
-
-    def _fail(self, failures: Sequence[Failure], report: Report) -> None:
+    def _fail(self, failures: Sequence[Failure], report: Report, *, refund: bool = False) -> list[Failure]:
+        """End the attempts; returns those that were still ours to end."""
         if not failures:
-            return
+            return []
         with transaction(self.fltr) as tx:
-            ended = claims.fail(tx, failures)
-            generations.discard_others(tx, list(ended))
-        for f in failures:
-            if f.claim.document_id in ended:
-                _LOG.warning("document %s failed (%s): %s", f.claim.document_id, f.code, f.message)
-                report.failures.append(FailedDocument(f.claim.document_id, f.claim.filename, f.code, f.message))
+            ids = claims.fail(tx, failures)
+            ended = [f for f in failures if f.claim.document_id in ids]
+            if refund:
+                mark_refunding(tx, [(f.claim.document_id, f.claim.generation) for f in ended])
+            generations.discard_others(tx, list(ids))
+        for f in ended:
+            _LOG.warning("document %s failed (%s): %s", f.claim.document_id, f.code, f.message)
+            report.failures.append(FailedDocument(f.claim.document_id, f.claim.filename, f.code, f.message))
+        return ended
 
 
 def grouped(claimed: Sequence[Claim], sizes: Mapping[str, int], room: int) -> list[list[Claim]]:

@@ -138,8 +138,11 @@ class BillingModel:
             )
             refused |= again.refused
             todo = [replace(late[c.key], charge=c) for c in again.granted.values()]
-        kept = {CloseState.SETTLED, CloseState.POT_GONE}
-        unpaid = {s.charge.subject_id for s in settlements if s.charged and closed[s.charge.key].state not in kept}
+        kept = {
+            key for key, c in closed.items()
+            if c.state is CloseState.SETTLED or (c.state is CloseState.POT_GONE and c.charged)
+        }  # fmt: skip
+        unpaid = {s.charge.subject_id for s in settlements if s.charged and s.charge.key not in kept}
         gone = {s.charge.subject_id for s in settlements if s.charged and closed[s.charge.key].state == "payer_gone"}
         return Ended(refused | {(i, HoldState.PAYER_GONE) for i in gone}, unpaid | {i for i, _ in refused})
 
@@ -152,16 +155,30 @@ class BillingModel:
         return closed
 
     def give_up(self, document: str, generation: int) -> Call[bool]:
-        """Everything goes back."""
-        mine = [c for c in self.charges.values() if (c.subject_id, c.generation) == (document, generation)]
-        closed = yield from self.void([c for c in mine if c.state == "open"])
-        paid = [c for c in mine if (c.state == "settled" and c.charged) or (c.key in closed and closed[c.key].charged)]
+        """Everything goes back: that is decided first."""
+        key = (document, generation)
+        for c in [c for c in self.charges.values() if (c.subject_id, c.generation) == key and c.charged]:
+            if c.state == "settled":
+                self.charges[c.key] = replace(c, state="refunding")
+        yield
+        mine = [c for c in self.charges.values() if (c.subject_id, c.generation) == key]
+        yield from self._give_back([c for c in mine if c.state in {"open", "refunding"}])
+        return True
+
+    def _give_back(self, charges: Sequence[Charge]) -> Call[None]:
+        open_ones = [c for c in charges if c.state == "open"]
+        by_hold = yield from self.ledger.void([hold_of(c) for c in open_ones if c.amount])
+        closed = {c.key: by_hold.get(hold_of(c).id, Closed(CloseState.RELEASED, 0)) for c in open_ones}
+        self._record(open_ones, closed)
+        for c in open_ones:
+            if closed[c.key].charged:
+                self.charges[c.key] = replace(self.charges[c.key], state="refunding")
+        yield
+        paid = [self.charges[c.key] for c in charges if self.charges[c.key].state == "refunding"]
         yield from self.ledger.refund([hold_of(c) for c in paid])
         for c in paid:
-            if self.charges[c.key].state == "settled":
-                self.charges[c.key] = replace(self.charges[c.key], state="refunded", charged=0)
+            self.charges[c.key] = replace(c, state="refunded", charged=0)
         yield
-        return True
 
     # The sweep ----------------------------------------------------------------------------------------------------
 
@@ -173,6 +190,8 @@ class BillingModel:
             delivered = [c for c in abandoned if self._live(c)]
             yield from self.void([c for c in abandoned if c not in delivered])
             yield from self.settle([self._full(c, prices, None) for c in delivered])
+        while refunding := [c for c in self.charges.values() if c.state == "refunding"]:
+            yield from self._give_back(refunding)
         if orphans:
             yield from self._close_orphans()
         return True
@@ -181,16 +200,18 @@ class BillingModel:
         for i in taken:
             self.change(i, fence=self.documents[i].fence + 1, leased=True, expired=True)
         yield
-        open_ones = [
+        mine = [
             c for c in self.charges.values()
-            if c.state == "open" and c.subject_id in taken and c.generation == self.documents[c.subject_id].generation
+            if c.subject_id in taken and c.generation == self.documents[c.subject_id].generation
         ]  # fmt: skip
-        complete = {i for i in taken if self._complete(i)}
-        yield from self.void([c for c in open_ones if c.subject_id not in complete])
+        decided = {i for i in taken if self._complete(i)}
+        complete = {i for i in decided if self.documents[i].status != "uploaded"}
+        yield from self.void([c for c in mine if c.state == "open" and c.subject_id not in complete])
         if complete:
             full = [
-                self._full(c, prices, self.documents[c.subject_id].fence) for c in open_ones if c.subject_id in complete
-            ]
+                self._full(c, prices, self.documents[c.subject_id].fence)
+                for c in mine if c.subject_id in complete and self._is_owed(c)
+            ]  # fmt: skip
             ended = yield from self.settle(full)
             for i in complete - ended.unpaid:
                 self.publish(i, self.documents[i].fence)
@@ -198,9 +219,15 @@ class BillingModel:
                 if why is HoldState.INSUFFICIENT:
                     self.wait(i, self.documents[i].fence)
             yield
+        for i in decided - complete:
+            self.publish(i, self.documents[i].fence)
         for i in taken:
             self.change(i, leased=False, expired=False)
         yield
+
+    def _is_owed(self, charge: Charge) -> bool:
+        embedding = charge.op is Op.DOCUMENT_EMBED and charge.amount
+        return charge.state == "open" or bool(embedding and charge.state != "settled")
 
     def _left_behind(self, document: str) -> bool:
         d = self.documents[document]
@@ -231,8 +258,10 @@ class BillingModel:
         for c in self.charges.values():
             for hold in (hold_of(replace(c, sequence=n)) for n in range(1, c.sequence + 1)):
                 known = current.get(hold.id)
-                if self.ledger.state(hold) is HoldState.OPEN and (known is None or known.state != "open"):
-                    paid = known is not None and known.state == "settled"
+                if self.ledger.state(hold) is HoldState.OPEN and (
+                    known is None or known.state not in {"open", "conflict"}
+                ):
+                    paid = known is not None and known.state in {"settled", "refunding"}
                     charged = (c.charged or 0) if paid else 0
                     closes.append(Close(hold, charged, CloseState.SETTLED if paid else CloseState.RELEASED, ""))
         yield from self.ledger.close(closes)

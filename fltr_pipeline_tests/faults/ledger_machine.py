@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fltr_pipeline.credits.holds import Close, CloseState, Hold, Payer, Pot, key_digest
 from fltr_pipeline.credits.ledger import Ledger
-from fltr_pipeline.errors import InvalidAmount, LedgerConflict, PotGone, StoreUnavailable
+from fltr_pipeline.errors import InvalidAmount, LedgerConflict, PayerGone, PotGone, StoreUnavailable
 from fltr_pipeline.models import Op
 from fltr_pipeline_tests.faults.ledger_model import Call, LedgerModel, Limits, check, differences, run
 from fltr_pipeline_tests.faults.ledger_scene import Crashed, Fate, Scene
@@ -261,5 +261,5 @@ def _or_gone(call: Callable[[], Answer]) -> Answer | None:
     """None: it says that the pot is gone."""
     try:
         return call()
-    except PotGone:
+    except (PayerGone, PotGone):
         return None

@@ -11,6 +11,7 @@ from fltr_pipeline.errors import InvalidAmount
 from fltr_pipeline.models import Op
 from fltr_pipeline.pipeline.billing import Billing, Quote, Settlement, hold_of
 from fltr_pipeline.pipeline.embed import Embed
+from fltr_pipeline.pipeline.expiry import Swept
 from fltr_pipeline.pipeline.extract import Extract
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.stage import Result
@@ -251,10 +252,21 @@ def test_a_refund_that_nobody_recorded_is_not_given_twice(world: World, monkeypa
         with pytest.raises(KeyboardInterrupt):
             world.billing.give_up([(claim.document_id, 1)])
     assert desk.totals() == (0, 0, 50)
-    assert desk.charges() == [("document_extract", 1, "settled", 3)]
+    assert desk.charges() == [("document_extract", 1, "refunding", 3)]
     assert world.billing.give_up([(claim.document_id, 1)]) == 0
     assert desk.charges() == [("document_extract", 1, "refunded", 0)]
     assert (len(lines(world, "refund")), desk.totals()) == (1, (0, 0, 50))
+
+
+def test_a_refund_that_was_decided_is_made_by_a_sweep(world: World) -> None:
+    desk = Desk.of(world)
+    (claim,) = desk.claim()
+    desk.settle(desk.hold(claim, units=4), 3, claim)
+    with transaction(world.services.fltr) as tx:
+        charges.mark_refunding(tx, [(claim.document_id, 1)])
+    assert desk.sweep() == Swept(charges=1, credits_returned=3)
+    assert desk.charges() == [("document_extract", 1, "refunded", 0)]
+    assert desk.sweep() == Swept()
 
 
 def test_a_hold_on_its_way_while_its_document_is_given_up_never_lands(world: World) -> None:

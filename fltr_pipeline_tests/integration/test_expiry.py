@@ -197,16 +197,16 @@ def test_what_is_decided_is_settled_and_published(world: World, killed: Callable
     assert (desk.totals(), desk.sweep(orphans=True)) == ((1, 0, 49), NOTHING)
 
 
-def test_what_is_decided_and_was_uploaded_anew_is_paid_for_and_not_published(world: World) -> None:
+def test_what_is_decided_and_was_uploaded_anew_is_neither_published_nor_paid_for(world: World) -> None:
     desk = Desk.of(world)
     (first,) = desk.claim()
     claim = desk.decide(first)
     desk.hold(claim, Op.DOCUMENT_EMBED, units=1)
     desk.fltr.upload_anew(desk.dataset, claim.document_id)
     desk.an_hour_passes()
-    assert desk.sweep() == Swept(documents=1)
+    assert desk.sweep() == Swept(documents=1, credits_returned=1)
     assert world.statuses(desk.dataset) == {"a": "uploaded"}
-    assert (desk.charges(), desk.totals()) == ([("document_embed", 1, "settled", 1)], (1, 0, 49))
+    assert (desk.charges(), desk.totals()) == ([("document_embed", 1, "released", 0)], (0, 0, 50))
     assert desk.sweep() == NOTHING
 
 

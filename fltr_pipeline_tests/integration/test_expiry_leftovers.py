@@ -130,7 +130,8 @@ def test_a_row_that_somebody_changed_stops_no_sweep(world: World, caplog: pytest
     swept = desk.sweep()
     assert (swept.documents, swept.charges) == ((2, 0) if left == "leased" else (0, 2))
     assert f"{bad.document_id} is 3 credits" in caplog.text
-    assert world.rows("SELECT subject_id FROM pipeline.charges WHERE state = 'open'") == [(bad.document_id,)]
+    assert world.rows("SELECT subject_id FROM pipeline.charges WHERE state <> 'released'") == [(bad.document_id,)]
+    assert world.rows("SELECT state FROM pipeline.charges WHERE subject_id = %s", bad.document_id) == [("conflict",)]
     assert [line.amount for line in lines(world, "close")] == [3, 3]
     assert desk.sweep() == NOTHING
 

@@ -127,7 +127,29 @@ def test_a_settled_charge_can_be_refunded(fltr: Fltr) -> None:
     write(fltr, one)
     close(fltr, (one, "settled", 2))
     close(fltr, (one, "refunded", 0))
+    assert stored(fltr, one) == (1, "settled", 2, True), "that is to be decided first"
+    refund(fltr, claim)
+    with fltr.transaction() as tx:
+        assert [c.key for c in charges.refunding_charges(tx, 10)] == [one.key]
+    close(fltr, (one, "refunded", 0))
     assert stored(fltr, one) == (1, "refunded", 0, True)
+    with fltr.transaction() as tx:
+        assert charges.refunding_charges(tx, 10) == []
+
+
+def test_only_what_was_charged_is_given_back(fltr: Fltr) -> None:
+    _, (claim,) = claimed(fltr)
+    free, still_open = charge(claim), charge(claim, Op.DOCUMENT_EMBED)
+    write(fltr, free)
+    write(fltr, still_open)
+    close(fltr, (free, "settled", 0))
+    refund(fltr, claim)
+    assert (stored(fltr, free)[1], stored(fltr, still_open)[1]) == ("settled", "open")
+
+
+def refund(fltr: Fltr, claim: Claim) -> None:
+    with fltr.transaction() as tx:
+        charges.mark_refunding(tx, [(claim.document_id, 1)])
 
 
 def reopen(fltr: Fltr, *ended: Charge, fences: dict[str, int]) -> list[Charge]:
@@ -142,6 +164,7 @@ def test_a_charge_that_ended_says_how_and_is_reopened_under_the_next_sequence_on
     write(fltr, one)
     if state == "refunded":
         close(fltr, (one, "settled", 3))
+        refund(fltr, claim)
     close(fltr, (one, state, 0))
     assert stored(fltr, one) == (1, state, 0, True)
     for _ in range(2):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
+from fltr_pipeline.errors import InvalidValue
 from fltr_pipeline.stores.auth.rows import KEY_DIGEST
 from fltr_pipeline.stores.database import id_array
 
@@ -38,6 +39,7 @@ _USER_BY_ID = text("""
 _USER_BY_EMAIL = text("""
     SELECT u.id::text, u.email, c.team_id::text
     FROM users u LEFT JOIN user_credits c ON c.user_id = u.id WHERE lower(u.email) = lower(:email)
+    ORDER BY u.email <> :email, u.id LIMIT 2
 """)
 
 _POOLS = text(f"""
@@ -58,12 +60,18 @@ _EXISTING = text("SELECT id::text FROM users WHERE id = ANY(:ids)")
 
 
 def account(tx: Connection, *, user_id: str | None = None, email: str | None = None) -> Account | None:
-    """The user of that id or that e-mail address (case-insensitive)."""
+    """The user of that id or that e-mail address: written exactly so, else in any case.
+
+    Raises:
+        InvalidValue: the address is that of several users, but for its case.
+    """
     if user_id is not None:
-        row = tx.execute(_USER_BY_ID, {"ids": id_array([user_id])}).first()
+        rows = tx.execute(_USER_BY_ID, {"ids": id_array([user_id])}).all()
     else:
-        row = tx.execute(_USER_BY_EMAIL, {"email": email}).first()
-    return None if row is None else Account(*row)
+        rows = tx.execute(_USER_BY_EMAIL, {"email": email}).all()
+        if len(rows) > 1 and rows[0].email != email:
+            raise InvalidValue(f"several users have the e-mail address {email!r}, but for its case: write it exactly")
+    return Account(*rows[0]) if rows else None
 
 
 def pools(tx: Connection, digests: Sequence[str]) -> list[KeyPool]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, TextClause, text
 
-from fltr_pipeline.models import Op
 from fltr_pipeline.stores.auth.rows import KEY_DIGEST, utc_now
 from fltr_pipeline.stores.database import id_array
 
@@ -63,23 +62,22 @@ _GIVE = {kind: _give(*names) for kind, names in _TABLES.items()}
 _BALANCE = {kind: _balance(*names) for kind, names in _TABLES.items()}
 
 # What a key used: rows that name it by its digest, as ours do, or by itself, as another program may. What a close gives
-# back counts in the window of its hold (`held_at`).
+# back counts in the window of its hold (`held_at`), compared as text: other programs may write anything there.
 _LIMITS = text(f"""
     WITH keys AS (
         SELECT api_key, {KEY_DIGEST} AS digest, daily_limit, monthly_limit
         FROM api_key_credits WHERE {KEY_DIGEST} = ANY(:digests)
     ), used AS (
         SELECT k.digest, -t.amount AS amount,
-               CASE WHEN t.operation = ANY(:ops)
-                    THEN coalesce(substring(t.transaction_metadata::text FROM '"held_at"\\s*:\\s*"([^"]+)"')::timestamp,
-                                  t.created_at::timestamp)
-                    ELSE t.created_at::timestamp END AS held_at
+               coalesce(substring(t.transaction_metadata::text FROM '"held_at"\\s*:\\s*"(\\d{{4}}-[^"]+)"'),
+                        to_char(t.created_at, 'YYYY-MM-DD"T"HH24:MI:SS')) COLLATE "C" AS held_at
         FROM keys k JOIN credit_transactions t ON t.api_key_id IN (k.digest, k.api_key)
         WHERE t.type IN ('usage', 'refund') AND t.created_at >= :month
+          AND (k.daily_limit IS NOT NULL OR k.monthly_limit IS NOT NULL)
     )
     SELECT k.digest, k.daily_limit, k.monthly_limit,
-           coalesce(sum(u.amount) FILTER (WHERE u.held_at >= :day), 0)::bigint AS used_today,
-           coalesce(sum(u.amount) FILTER (WHERE u.held_at >= :month), 0)::bigint AS used_this_month
+           coalesce(sum(u.amount) FILTER (WHERE u.held_at >= :since_day), 0)::bigint AS used_today,
+           coalesce(sum(u.amount) FILTER (WHERE u.held_at >= :since_month), 0)::bigint AS used_this_month
     FROM keys k LEFT JOIN used u USING (digest)
     GROUP BY k.digest, k.daily_limit, k.monthly_limit
 """)  # noqa: S608
@@ -107,7 +105,7 @@ def limits(tx: Connection, digests: Sequence[str]) -> dict[str, KeyLimits]:
     In a transaction that has changed a key's balance no other can add to its use: read after that, it is exact.
     """
     today = utc_now().replace(hour=0, minute=0, second=0, microsecond=0)
-    found = tx.execute(
-        _LIMITS, {"digests": list(digests), "day": today, "month": today.replace(day=1), "ops": [op.value for op in Op]}
-    )
+    month = today.replace(day=1)
+    parameters = {"month": month, "since_day": today.isoformat(), "since_month": month.isoformat()}
+    found = tx.execute(_LIMITS, {"digests": list(digests), **parameters})
     return {r.digest: KeyLimits(*r) for r in found}

@@ -31,7 +31,7 @@ class Charge:
     api_key_id: str | None = None
     sequence: int = 1
     state: str = "open"
-    """open, settled, released, refunded, payer_gone or pot_gone."""
+    """open, settled, released, refunding, refunded, payer_gone, pot_gone or, for people to look at, conflict."""
     charged: int | None = None
 
     @property
@@ -55,6 +55,17 @@ _WRITE = text("""
     ON CONFLICT (subject_id, op, generation) DO NOTHING
 """)
 
+# A set-up has one charge for ever: one that ended unpaid is asked of whoever pays now.
+_ASK_ANEW = text("""
+    UPDATE pipeline.charges c
+    SET sequence = c.sequence + 1, state = 'open', charged = NULL, created_at = now(), closed_at = NULL,
+        amount = r.amount, user_id = r.user_id, pot_kind = r.pot_kind, pot_id = r.pot_id, run_id = r.run_id,
+        price_version = r.price_version, unit_price = r.unit_price
+    FROM json_populate_recordset(NULL::pipeline.charges, :rows) AS r
+    WHERE c.subject_id = r.subject_id AND c.op = r.op AND c.generation = r.generation
+      AND c.op = 'dataset_setup' AND c.state IN ('released', 'payer_gone', 'pot_gone')
+""")
+
 _READ = text("""
     SELECT c.* FROM pipeline.charges c
     JOIN json_to_recordset(:rows) AS r(subject_id text, op text, generation int) USING (subject_id, op, generation)
@@ -70,7 +81,8 @@ _FENCED = text("""
 """)
 
 _NEXT_SEQUENCE = text("""
-    UPDATE pipeline.charges c SET sequence = c.sequence + 1, state = 'open', charged = NULL, closed_at = NULL
+    UPDATE pipeline.charges c
+    SET sequence = c.sequence + 1, state = 'open', charged = NULL, created_at = now(), closed_at = NULL
     FROM json_to_recordset(:rows) AS r(subject_id text, op text, generation int, sequence int)
     WHERE c.subject_id = r.subject_id AND c.op = r.op AND c.generation = r.generation AND c.sequence = r.sequence
 """)
@@ -79,7 +91,7 @@ _CLOSE = text("""
     UPDATE pipeline.charges c SET state = r.state, charged = r.charged, closed_at = now()
     FROM json_to_recordset(:rows) AS r(subject_id text, op text, generation int, sequence int, state text, charged int)
     WHERE c.subject_id = r.subject_id AND c.op = r.op AND c.generation = r.generation AND c.sequence = r.sequence
-      AND (c.state = 'open' OR (c.state = 'settled' AND r.state = 'refunded'))
+      AND (c.state = 'open' OR (c.state = 'refunding' AND r.state IN ('refunded', 'conflict')))
 """)
 
 # Index: pipeline.charges_open. Abandoned: the document is gone, has ended, or is at work on another generation. A
@@ -95,6 +107,19 @@ _ABANDONED = text("""
         ELSE p.document_id IS NULL OR p.stage IS NULL OR p.generation <> c.generation END
     ORDER BY c.subject_id, c.op, c.generation
     LIMIT :limit
+""")
+
+# The primary key's first column.
+_MARK_REFUNDING = text("""
+    UPDATE pipeline.charges c SET state = 'refunding'
+    FROM json_to_recordset(:rows) AS r(subject_id text, generation int)
+    WHERE c.subject_id = r.subject_id AND c.generation = r.generation AND c.state = 'settled' AND c.charged > 0
+""")
+
+# Index: pipeline.charges_refunding.
+_REFUNDING = text("""
+    SELECT c.* FROM pipeline.charges c WHERE c.state = 'refunding'
+    ORDER BY c.subject_id, c.op, c.generation LIMIT :limit
 """)
 
 # The primary key's first column.
@@ -120,6 +145,8 @@ def write_charges(tx: Connection, charges: Sequence[Charge], fences: Mapping[str
         for c in charges
     )  # fmt: skip
     tx.execute(_WRITE, {"rows": rows})
+    if any(c.op is Op.DATASET_SETUP for c in charges):
+        tx.execute(_ASK_ANEW, {"rows": rows})
     found = {r["subject_id"]: _charge(dict(r)) for r in tx.execute(_READ, {"rows": rows}).mappings()}
     return [found[c.subject_id] for c in charges if c.subject_id in found]
 
@@ -138,7 +165,7 @@ def next_sequence(tx: Connection, charges: Sequence[Charge], fences: Mapping[str
 
 
 def close_charges(tx: Connection, closed: Sequence[tuple[Charge, str, int]]) -> None:
-    """Record how charges ended: (charge, its new state, credits charged). Only a settled one can become `refunded`."""
+    """Record how open charges ended, or refunding ones: (charge, its new state, credits charged)."""
     rows = recordset(
         {
             "subject_id": c.subject_id, "op": c.op.value, "generation": c.generation, "sequence": c.sequence,
@@ -147,6 +174,17 @@ def close_charges(tx: Connection, closed: Sequence[tuple[Charge, str, int]]) -> 
         for c, state, charged in closed
     )  # fmt: skip
     tx.execute(_CLOSE, {"rows": rows})
+
+
+def mark_refunding(tx: Connection, generations: Sequence[tuple[str, int]]) -> None:
+    """Decide, where the attempt is failed, that what its ops were charged is given back: a sweep sees to it."""
+    rows = recordset({"subject_id": i, "generation": n} for i, n in generations)
+    tx.execute(_MARK_REFUNDING, {"rows": rows})
+
+
+def refunding_charges(tx: Connection, limit: int) -> list[Charge]:
+    """Charges that are to be given back."""
+    return [_charge(dict(r)) for r in tx.execute(_REFUNDING, {"limit": limit}).mappings()]
 
 
 def charges_of(tx: Connection, generations: Sequence[tuple[str, int]]) -> list[Charge]:

@@ -167,7 +167,8 @@ _RETRY = text("""
         error_code = 'transient', error_message = :message, error_at = now(),
         retry_at = now() + make_interval(secs => least(600, 5 * power(2, least(p.retries, 10))))
     FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
-    WHERE p.document_id = r.document_id AND p.fence = r.fence AND p.lease_until IS NOT NULL
+    WHERE p.document_id = r.document_id AND p.lease_until IS NOT NULL
+      AND (p.fence = r.fence OR (p.fence > r.fence AND p.run_id = :run_id))
     RETURNING p.document_id
 """)
 
@@ -315,9 +316,12 @@ def refence(tx: Connection, claims: Sequence[Claim]) -> list[Claim]:
     return [replace(c, fence=fences[c.document_id]) for c in claims if c.document_id in fences]
 
 
-def retry_later(tx: Connection, claims: Sequence[Claim], message: str) -> set[str]:
-    """Park the documents where they are, to be tried again after a backoff of 5 s doubling to 10 min."""
-    return set(tx.execute(_RETRY, {"rows": _fenced(claims), "message": message}).scalars())
+def retry_later(tx: Connection, claims: Sequence[Claim], message: str, run_id: str = "") -> set[str]:
+    """Park the documents where they are, to be tried again after a backoff of 5 s doubling to 10 min.
+
+    `run_id`: of the worker, which may itself have claimed them again since.
+    """
+    return set(tx.execute(_RETRY, {"rows": _fenced(claims), "message": message, "run_id": run_id or None}).scalars())
 
 
 def fail(tx: Connection, failures: Sequence[Failure]) -> set[str]:

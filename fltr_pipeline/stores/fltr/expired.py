@@ -67,6 +67,8 @@ _DELIVERED = text("""
     LEFT JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = g.document_id
 """)
 
+_DELIVERABLE = text("SELECT id::text FROM public.documents WHERE id = ANY(:ids) AND status <> 'uploaded'")
+
 _PARK = text("""
     UPDATE pipeline.documents p SET lease_until = NULL
     FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
@@ -81,6 +83,8 @@ _OVERDUE = text("""
             WHERE c.state = 'open' AND c.created_at < now() - make_interval(secs => :age)
               AND (d.document_id IS NULL OR d.stage IS NULL OR d.generation <> c.generation
                    OR (d.lease_until IS NULL AND d.credits_needed IS NULL AND c.amount > 0)))
+        OR EXISTS (SELECT FROM pipeline.charges
+                   WHERE state = 'refunding' AND closed_at < now() - make_interval(secs => :age))
 """)
 
 
@@ -100,6 +104,11 @@ def delivered(tx: Connection, wanted: Sequence[tuple[str, int]]) -> dict[tuple[s
     rows = recordset({"document_id": i, "generation": n} for i, n in wanted)
     found = tx.execute(_DELIVERED, {"rows": rows, "ids": id_array(i for i, _ in wanted)})
     return {(r.document_id, r.generation): Delivered(r.kind, r.pages, r.characters, r.fresh_tokens) for r in found}
+
+
+def deliverable(tx: Connection, document_ids: Sequence[str]) -> set[str]:
+    """Those that are neither deleted nor uploaded anew."""
+    return set(tx.execute(_DELIVERABLE, {"ids": id_array(document_ids)}).scalars())
 
 
 def overdue(tx: Connection, *, age: float) -> bool:

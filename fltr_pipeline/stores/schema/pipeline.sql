@@ -123,7 +123,8 @@ CREATE TABLE IF NOT EXISTS pipeline.charges (
     run_id        text,
     api_key_id    text,
     state         text NOT NULL DEFAULT 'open'
-                  CHECK (state IN ('open', 'settled', 'released', 'refunded', 'payer_gone', 'pot_gone')),
+                  CHECK (state IN ('open', 'settled', 'released', 'refunding', 'refunded', 'payer_gone', 'pot_gone',
+                                   'conflict')),
     charged       integer,
     created_at    timestamptz NOT NULL DEFAULT now(),
     closed_at     timestamptz,
@@ -133,12 +134,15 @@ ALTER TABLE pipeline.charges ADD COLUMN IF NOT EXISTS run_id text, ADD COLUMN IF
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_constraint WHERE conrelid = 'pipeline.charges'::regclass
-                   AND conname = 'charges_state_check' AND pg_get_constraintdef(oid) LIKE '%payer_gone%') THEN
+                   AND conname = 'charges_state_check' AND pg_get_constraintdef(oid) LIKE '%refunding%') THEN
         ALTER TABLE pipeline.charges DROP CONSTRAINT charges_state_check,
             ADD CONSTRAINT charges_state_check
-            CHECK (state IN ('open', 'settled', 'released', 'refunded', 'payer_gone', 'pot_gone'));
+            CHECK (state IN ('open', 'settled', 'released', 'refunding', 'refunded', 'payer_gone', 'pot_gone',
+                             'conflict'));
     END IF;
 END
 $$;
 -- Sweeping charges whose work was abandoned.
 CREATE INDEX IF NOT EXISTS charges_open ON pipeline.charges (dataset_id) WHERE state = 'open';
+-- Sweeping what is to be given back and was not yet.
+CREATE INDEX IF NOT EXISTS charges_refunding ON pipeline.charges (dataset_id) WHERE state = 'refunding';
