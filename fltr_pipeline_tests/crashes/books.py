@@ -147,11 +147,8 @@ class Books:
         """What all work cost."""
         return sum(hold.net for hold in self.holds)
 
-    def wrong(self, opening: int, *, repeated: bool) -> list[str]:
-        """What does not balance or is not closed, for a pot that had `opening` credits which no row explains.
-
-        `repeated`: a worker has been there since; only then must each refund be recorded.
-        """
+    def wrong(self, opening: int) -> list[str]:
+        """What does not balance or is not closed, for a pot that had `opening` credits which no row explains."""
         found = [w for hold in self.holds for w in hold.wrong()]
         found += [f"{hold.key}: still open" for hold in self.holds if hold.open]
         if self.balance != opening + self.explained:
@@ -159,15 +156,13 @@ class Books:
         landed = any(hold.reserves for hold in self.holds)
         if self.openings > 1 or (landed and not self.openings) or self.opening not in {None, opening}:
             found.append(f"{self.openings} opening rows of {self.opening}, the pot had {opening}")
-        return found + list(self._disagreeing(repeated))
+        return found + list(self._disagreeing())
 
-    def _disagreeing(self, repeated: bool) -> Iterator[str]:
+    def _disagreeing(self) -> Iterator[str]:
         holds, now = {hold.key: hold for hold in self.holds}, {charge.key for charge in self.charges}
         for charge in self.charges:
             hold = holds.get(charge.key)
             if hold is None and charge.state == "open" and charge.refused:
-                continue
-            if hold and (charge.state, hold.state) == ("settled", "refunded") and not repeated:
                 continue
             ledger = (hold.state, hold.net) if hold else None
             if charge.amount and ledger != (charge.state, charge.charged):

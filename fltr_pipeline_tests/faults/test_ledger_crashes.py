@@ -149,7 +149,7 @@ def test_a_death_costs_nobody_anything(site: Site, name: str, point: Point, reco
         RECOVER[recovery](site, operation, scene)
         books = Books.of(site.world, scene.payer)
         repeated = recovery in {Recovery.RESUME, Recovery.BOTH}
-        assert books.wrong(OPENING, repeated=repeated) == []
+        assert books.wrong(OPENING) == []
         if repeated:
             assert (books.net, books.granted) == (operation.charged, operation.granted[-1])
         else:
