@@ -11,6 +11,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from fltr_pipeline.cli.access import EMBEDDED_ADMINISTRATOR
+from fltr_pipeline.cli.migrate import migrate_auth
 from fltr_pipeline.cli.output import AsJson, out, print_json, read_settings
 from fltr_pipeline.errors import ConfigurationError
 from fltr_pipeline.settings import Endpoints, Settings
@@ -21,10 +23,8 @@ from fltr_pipeline.stores.schema.development import INT4_MAX
 from fltr_pipeline.stores.schema.development import add_user as add_development_user
 from fltr_pipeline.stores.schema.verify import VerificationReport, verify_auth, verify_fltr
 
-app = typer.Typer(no_args_is_help=True, help="The schemas of both databases: create, verify.")
-
-EMBEDDED_ADMINISTRATOR = "postgres"
-"""The administrator's role on the embedded server, which trusts connections on its own socket."""
+app = typer.Typer(no_args_is_help=True, help="The schemas of both databases: create, verify, migrate.")
+app.command("migrate-auth")(migrate_auth)
 
 _MARKS = {Severity.OK: "[green]✓[/]", Severity.HARMLESS: "[yellow]~[/]", Severity.HARMFUL: "[red]✗[/]"}
 

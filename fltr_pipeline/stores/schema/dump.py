@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
 from psycopg import conninfo
 
@@ -33,35 +34,45 @@ def dump(url: str, folder: Path) -> Path:
         ConfigurationError: no `pg_dump` here is as new as the server, the folder can't be written, or not a URL.
         StoreUnavailable: the database does not answer, or `pg_dump` failed.
     """
-    parts = conninfo.conninfo_to_dict(libpq_url(url))
     with transaction(url) as connection:
         database, server = connection.info.dbname, connection.info.server_version // 10_000
+    program = _program(server)
     name = re.sub(r"[^\w-]", "_", database)
     path = folder.absolute() / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}.dump"
     unfinished = path.with_suffix(".unfinished")
-    password = str(parts.pop("password", ""))  # in the environment: everybody may read a command line
-    command = [_program(server), "--format=custom", f"--lock-wait-timeout={LOCK_WAIT_MS}"]
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            result = subprocess.run(  # noqa: S603 - the program was found by us, the arguments are no shell's
-                [*command, "--dbname", conninfo.make_conninfo("", **parts)],
-                env={**os.environ, **({"PGPASSWORD": password} if password else {})},
-                stdout=file,
-                stderr=subprocess.PIPE,
-                text=True,
-                check=False,
-            )
-            os.fsync(file.fileno())
-        if result.returncode != 0:
-            raise StoreUnavailable(f"pg_dump of {database} failed, nothing was changed: {result.stderr.strip()}")
-        return unfinished.rename(path)
+            try:
+                _run(program, url, file)
+                unfinished.rename(path)
+            finally:
+                unfinished.unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigurationError(
-            f"no dump can be written into {folder} ({error.strerror}): name another folder"
-        ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+        message = f"no dump can be written into {folder} ({error.strerror}): name another folder"
+        raise ConfigurationError(message) from error
+    return path
+
+
+def _run(program: str, url: str, file: IO[bytes]) -> None:
+    parts = conninfo.conninfo_to_dict(libpq_url(url))
+    password = parts.pop("password", None)  # in the environment: everybody may read a command line
+    result = subprocess.run(  # noqa: S603 - the program was found by us, the arguments are no shell's
+        [
+            program,
+            "--format=custom",
+            f"--lock-wait-timeout={LOCK_WAIT_MS}",
+            f"--dbname={conninfo.make_conninfo('', **parts)}",
+        ],
+        env={**os.environ, **({"PGPASSWORD": str(password)} if password else {})},
+        stdout=file,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if result.returncode != 0:
+        raise StoreUnavailable(f"{program} failed, nothing was changed: {result.stderr.strip()}")
+    os.fsync(file.fileno())
 
 
 def _program(server: int) -> str:
