@@ -7,6 +7,7 @@
     │   └── DatabaseBusy            other sessions hold on to tables that a command needs for itself
     ├── SchemaDrift                 a database is not as the specification says
     ├── MigrationRefused            a database's state or rows forbid the migration; nothing was changed
+    ├── RebuildRefused              work is under way, or this is not the database to rebuild; nothing was dropped
     ├── UnsupportedCapability       the server can't do what was asked (BM25 on an old Milvus)
     ├── StackError                  the embedded stack can't start or stop a service
     ├── NotFound                    no such dataset, user or document
@@ -57,6 +58,10 @@ class SchemaDrift(FltrError):
 
 class MigrationRefused(FltrError):
     """A database's state or rows forbid its migration, or a check failed; nothing was changed."""
+
+
+class RebuildRefused(FltrError):
+    """Work is under way in `fltr`, or this is not the database that was meant; nothing was dropped."""
 
 
 class UnsupportedCapability(FltrError):

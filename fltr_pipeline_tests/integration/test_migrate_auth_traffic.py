@@ -15,7 +15,7 @@ import pytest
 
 from fltr_pipeline.errors import DatabaseBusy, StoreUnavailable
 from fltr_pipeline.stores.schema import migration
-from fltr_pipeline.stores.schema.migration import Outcome, Patience, State, change
+from fltr_pipeline.stores.schema.migration import Outcome, Patience, State, change, session
 from fltr_pipeline.stores.schema.migration.plan import look
 from fltr_pipeline.stores.schema.migration.session import looking
 from fltr_pipeline_tests import old_auth
@@ -168,6 +168,25 @@ def test_a_connection_that_is_cut_at_the_end_leaves_it_in_doubt_and_says_how_to_
             apply(old, tmp_path)
     assert old_auth.fingerprint(old) == before
     assert apply(old, tmp_path).done
+
+
+def test_a_run_that_stands_still_gives_the_tables_free(
+    old: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    must_be = change._must_be
+
+    def then_nothing(connection: Any, state: State) -> Any:
+        must_be(connection, state)
+        before = old_auth.rows(old, "SELECT count(*) FROM users")  # waits until the server has ended that transaction
+        assert before == [(old_auth.USERS,)]
+        return must_be(connection, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(change, "_must_be", then_nothing)
+        patch.setattr(session, "IDLE_MS", 200)
+        with pytest.raises(StoreUnavailable, match="idle-in-transaction timeout"):
+            apply(old, tmp_path)
+    assert migration.plan(old).state is State.FRESH
 
 
 # --- traffic ----------------------------------------------------------------------------------------------------------

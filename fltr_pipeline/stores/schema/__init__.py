@@ -14,13 +14,21 @@ from fltr_pipeline.errors import ConfigurationError, SchemaDrift
 from fltr_pipeline.stores.schema import catalog, ddl, versions
 from fltr_pipeline.stores.schema.connection import Connection, transaction
 from fltr_pipeline.stores.schema.specification import FLTR, FLTR_AUTH
-from fltr_pipeline.stores.schema.verify import verify_auth
+from fltr_pipeline.stores.schema.verify import verify_auth, verify_fltr
 
 AUTH_ROLE = "fltr_pipeline"
 """The least-privilege role of `auth_role.sql`."""
 
 # Held until the transaction ends: a second process waits, then finds everything there.
 LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('fltr_pipeline.stores.schema', 0))"
+
+# A database's own schema `public` may be used by everybody; one that is created anew may not, unless it is said.
+DROP = """
+DROP SCHEMA IF EXISTS public CASCADE;
+DROP SCHEMA IF EXISTS pipeline CASCADE;
+CREATE SCHEMA public;
+GRANT USAGE ON SCHEMA public TO PUBLIC
+"""
 
 ROLE_PASSWORD = "SELECT set_config('fltr.role_password', %s, true)"  # noqa: S105 - the setting's name
 
@@ -59,6 +67,19 @@ def create_fltr(connection: Connection) -> None:
     for statement in ddl.statements(FLTR, present=catalog.read(connection).relations):
         connection.execute(statement.encode())
     versions.bring_forward(connection)
+
+
+def recreate_fltr(connection: Connection) -> None:
+    """Drops schemas `public` and `pipeline` with all that is in them and creates them anew.
+
+    All within the caller's transaction.
+
+    Raises:
+        SchemaDrift: what was made is not as specified; the caller rolls back.
+    """
+    connection.execute(DROP)
+    create_fltr(connection)
+    verify_fltr(connection).require()
 
 
 def init_auth_copy(admin_url: str, role_password: str | None = None) -> None:

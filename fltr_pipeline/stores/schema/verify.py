@@ -76,6 +76,12 @@ class VerificationReport:
         """Whether there is no drift."""
         return not self.harmful
 
+    @property
+    def drift(self) -> str:
+        """All that is harmful, in a sentence."""
+        listed = "; ".join(f"{f.subject}: expected {f.expected}, found {f.found}" for f in self.harmful)
+        return f"database {self.database} is not as specified ({listed}); `fltr-pipeline db verify` says how to mend it"
+
     def require(self) -> None:
         """Does nothing when the database conforms.
 
@@ -83,8 +89,7 @@ class VerificationReport:
             SchemaDrift: naming each harmful difference.
         """
         if self.harmful:
-            listed = "; ".join(f"{f.subject}: expected {f.expected}, found {f.found}" for f in self.harmful)
-            raise SchemaDrift(f"database {self.database} is not as specified ({listed}); see `fltr-pipeline db verify`")
+            raise SchemaDrift(self.drift)
 
 
 def verify_fltr(at: str | Connection) -> VerificationReport:

@@ -37,7 +37,7 @@ WHERE n.nspname = 'public' AND c.relname IN ('teams', 'user_credits', '__drizzle
 """
 
 _SESSIONS = """
-SELECT l.pid, coalesce(a.usename::text, 'a prepared transaction'), coalesce(a.application_name, ''),
+SELECT l.pid, coalesce(a.usename::text, a.backend_type, 'a prepared transaction'), coalesce(a.application_name, ''),
        coalesce(a.state, ''), string_agg(DISTINCT c.relname || ' ' || l.mode, ', '),
        coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float
 FROM pg_locks l
@@ -46,7 +46,7 @@ LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 WHERE l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND l.granted
   AND l.relation IN (to_regclass('public.users'), to_regclass('public.teams'), to_regclass('public.user_credits'))
   AND l.pid IS DISTINCT FROM pg_backend_pid()
-GROUP BY l.pid, a.usename, a.application_name, a.state, a.xact_start
+GROUP BY l.pid, a.usename, a.backend_type, a.application_name, a.state, a.xact_start
 ORDER BY a.xact_start
 """
 
@@ -58,6 +58,7 @@ class Session:
     pid: int | None
     """None of a prepared transaction."""
     role: str
+    """Or what it is, where it has none."""
     application: str
     state: str
     locks: str
@@ -66,7 +67,7 @@ class Session:
 
     def __str__(self) -> str:
         words = ", ".join(word for word in (self.role, self.application, self.state) if word)
-        return f"session {self.pid} ({words}; {self.locks}; for {self.seconds:.0f} s)"
+        return f"session {self.pid or '-'} ({words}; {self.locks}; for {self.seconds:.0f} s)"
 
 
 Tell = Callable[[str], object]
@@ -192,9 +193,9 @@ def _outcome_in_doubt() -> Iterator[None]:
     """A connection that is lost around COMMIT doesn't tell whether it happened."""
     try:
         yield
-    except psycopg.OperationalError as error:
-        if isinstance(error, psycopg.errors.LockNotAvailable):
-            raise _busy(()) from error
+    except psycopg.errors.LockNotAvailable as error:
+        raise _busy(()) from error
+    except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
         raise StoreUnavailable(
             f"the connection was lost or the server gave up ({str(error).strip()}): all of it happened or nothing, "
             "and `fltr-pipeline db migrate-auth --plan` tells which"
