@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fltr_pipeline.cli.access import EMBEDDED_ADMINISTRATOR
 from fltr_pipeline.cli.migrate import migrate_auth
-from fltr_pipeline.cli.output import AsJson, out, print_json, print_table, read_settings
+from fltr_pipeline.cli.output import AsJson, out, print_json, read_settings
 from fltr_pipeline.cli.rebuild import rebuild
 from fltr_pipeline.errors import ConfigurationError
 from fltr_pipeline.settings import Endpoints, Settings
@@ -126,6 +126,7 @@ def _show(report: VerificationReport) -> None:
     for finding in report.findings:
         words = (finding.subject, finding.expected, finding.found, finding.mend)
         table.add_row(_MARKS[finding.severity], *map(escape, words))
-    print_table(table)
+    console = out()
+    console.print(table)
     verdict = "as specified" if report.conforms else f"{len(report.harmful)} harmful differences"
-    out().print(f"{report.database}: {verdict}, {len(report.harmless)} harmless differences")
+    console.print(f"{report.database}: {verdict}, {len(report.harmless)} harmless differences")

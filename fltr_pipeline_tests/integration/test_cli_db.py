@@ -71,7 +71,8 @@ def test_verify_shows_a_table_and_exits_0_when_all_is_well(embedded: tuple[str, 
     assert "✗" not in result.output
 
 
-def test_verify_exits_1_on_drift_and_names_it(embedded: tuple[str, str]) -> None:
+def test_verify_exits_1_on_drift_and_names_it(embedded: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "500")  # a terminal wide enough for each row to be a line
     fltr_pipeline("db", "init")
     with transaction(embedded[0]) as connection:
         connection.execute("CREATE TABLE users (id text)")
