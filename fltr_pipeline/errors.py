@@ -3,8 +3,11 @@
     FltrError
     ├── ConfigurationError          a setting is missing, wrong or half given
     ├── TransientError              may go away by itself: retry with backoff
-    │   └── StoreUnavailable        a database, Milvus or the blob store does not answer
+    │   ├── StoreUnavailable        a database, Milvus or the blob store does not answer
+    │   └── DatabaseBusy            other sessions hold on to tables that a command needs for itself
     ├── SchemaDrift                 a database is not as the specification says
+    ├── MigrationRefused            a database's state or rows forbid the migration; nothing was changed
+    ├── RebuildRefused              work is under way, or this is not the database to rebuild; nothing was dropped
     ├── UnsupportedCapability       the server can't do what was asked (BM25 on an old Milvus)
     ├── StackError                  the embedded stack can't start or stop a service
     ├── NotFound                    no such dataset, user or document
@@ -44,8 +47,20 @@ class StoreUnavailable(TransientError):
     """A database, Milvus or the blob store does not answer."""
 
 
+class DatabaseBusy(TransientError):
+    """Other sessions hold on to tables that a command needs for itself; the message names them."""
+
+
 class SchemaDrift(FltrError):
     """A database is not as the specification says; `fltr-pipeline db verify` lists the differences."""
+
+
+class MigrationRefused(FltrError):
+    """A database's state or rows forbid its migration, or a check failed; nothing was changed."""
+
+
+class RebuildRefused(FltrError):
+    """Work is under way in `fltr`, or this is not the database that was meant; nothing was dropped."""
 
 
 class UnsupportedCapability(FltrError):

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from fltr_pipeline.stores.schema import init_databases
+from fltr_pipeline_tests import old_auth
 from fltr_pipeline_tests.milvus_lite import MilvusLite
 from fltr_pipeline_tests.world import World
 
@@ -81,6 +82,33 @@ def templates(postgres_server: str) -> tuple[str, str]:
     fltr, auth = (postgres_server.replace("/postgres?", f"/{name}?", 1) for name in names)
     init_databases(fltr, auth)
     return names
+
+
+@pytest.fixture(scope="session")
+def old_auth_template(postgres_server: str) -> str:
+    """Name of a `fltr_auth` as production has it before its migration, to copy from."""
+    name = f"old_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"'.encode())
+    old_auth.make(postgres_server.replace("/postgres?", f"/{name}?", 1))
+    return name
+
+
+@pytest.fixture
+def old_auth_copy(postgres_server: str, old_auth_template: str) -> Iterator[Callable[[], str]]:
+    """A function that makes a fresh copy of it and returns the administrator's URL; dropped after the test."""
+    made: list[str] = []
+
+    def make() -> str:
+        made.append(f"t_{uuid.uuid4().hex[:12]}")
+        with psycopg.connect(postgres_server, autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{made[-1]}" TEMPLATE "{old_auth_template}"'.encode())
+        return postgres_server.replace("/postgres?", f"/{made[-1]}?", 1)
+
+    yield make
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        for name in made:
+            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ COMMANDS = {
     "search": ("search:search", "Search a dataset."),
     "credits": ("credits:app", "Grant credits, show balances and statements, audit the ledger."),
     "reconcile": ("reconcile:reconcile", "End what dead workers left behind."),
-    "db": ("db:app", "Create and verify the schemas of both databases."),
+    "db": ("db:app", "Create, verify, rebuild and migrate the schemas of both databases."),
 }
 """Name → (`module:function` or `module:sub-app` in this package, the line that `--help` shows)."""
 

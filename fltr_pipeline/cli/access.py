@@ -8,6 +8,9 @@ from fltr_pipeline.credits.ledger import Ledger
 from fltr_pipeline.errors import NotFound
 from fltr_pipeline.settings import Settings
 
+EMBEDDED_ADMINISTRATOR = "postgres"
+"""The administrator's role on the embedded server, which trusts connections on its own socket."""
+
 
 def payer_by_email(settings: Settings, ledger: Ledger, email: str) -> Payer:
     """The user of that address with the pot that pays for them.

@@ -1,6 +1,7 @@
 """`fltr-pipeline db`: create the schemas, verify them, add a person to the development copy.
 
-Belongs here: options, tables on the terminal, exit codes. Does not: SQL or verdicts (`stores.schema`).
+Belongs here: options, tables on the terminal, exit codes. Does not: SQL or verdicts (`stores.schema`), the commands
+that can destroy something (modules of their own).
 """
 
 from dataclasses import asdict
@@ -11,7 +12,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from fltr_pipeline.cli.access import EMBEDDED_ADMINISTRATOR
+from fltr_pipeline.cli.migrate import migrate_auth
 from fltr_pipeline.cli.output import AsJson, out, print_json, read_settings
+from fltr_pipeline.cli.rebuild import rebuild
 from fltr_pipeline.errors import ConfigurationError
 from fltr_pipeline.settings import Endpoints, Settings
 from fltr_pipeline.stores import schema
@@ -19,12 +23,12 @@ from fltr_pipeline.stores.schema.compare import Severity
 from fltr_pipeline.stores.schema.connection import as_role
 from fltr_pipeline.stores.schema.development import INT4_MAX
 from fltr_pipeline.stores.schema.development import add_user as add_development_user
+from fltr_pipeline.stores.schema.specification import FLTR, FLTR_AUTH
 from fltr_pipeline.stores.schema.verify import VerificationReport, verify_auth, verify_fltr
 
-app = typer.Typer(no_args_is_help=True, help="The schemas of both databases: create, verify.")
-
-EMBEDDED_ADMINISTRATOR = "postgres"
-"""The administrator's role on the embedded server, which trusts connections on its own socket."""
+app = typer.Typer(no_args_is_help=True, help="The schemas of both databases: create, verify, rebuild, migrate.")
+app.command()(rebuild)
+app.command("migrate-auth")(migrate_auth)
 
 _MARKS = {Severity.OK: "[green]✓[/]", Severity.HARMLESS: "[yellow]~[/]", Severity.HARMFUL: "[red]✗[/]"}
 
@@ -42,6 +46,7 @@ def init(
         bool,
         typer.Option("--dev-auth", help="Also make an empty FLTR_AUTH_DATABASE_URL a development copy of fltr_auth."),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Create what is absent in fltr; safe to repeat. The embedded stack also gets its copy of fltr_auth."""
     settings = read_settings()
@@ -49,10 +54,15 @@ def init(
     fltr = endpoints.database_url.get_secret_value()
     schema.init_fltr(fltr)
     verify_fltr(fltr).require()
-    typer.echo("fltr: as specified")
+    made = {FLTR.name: "as specified"}
     if dev_auth or not settings.production:
         schema.init_auth_copy(_auth_administrator(settings, endpoints))
-        typer.echo("fltr_auth: a development copy, as specified")
+        made[FLTR_AUTH.name] = "a development copy, as specified"
+    if as_json:
+        print_json([{"database": name, "state": state} for name, state in made.items()])
+        return
+    for name, state in made.items():
+        typer.echo(f"{name}: {state}")
 
 
 @app.command()

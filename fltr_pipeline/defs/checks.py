@@ -90,9 +90,7 @@ def _result(report: VerificationReport) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=report.conforms,
         severity=dg.AssetCheckSeverity.ERROR,
-        description=None
-        if report.conforms
-        else f"{report.database} drifted: see the table, or `fltr-pipeline db verify`",
+        description=None if report.conforms else f"ingest is blocked: {report.drift}",
         metadata={
             "harmful": len(report.harmful),
             "harmless": len(report.harmless),

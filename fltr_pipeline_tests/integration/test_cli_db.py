@@ -55,6 +55,13 @@ def test_init_makes_both_databases_of_the_embedded_stack(embedded: tuple[str, st
     assert [tables(url) for url in embedded] == [3, 10]
 
 
+def test_init_tells_programs_what_it_made(embedded: tuple[str, str]) -> None:
+    assert fltr_pipeline("db", "init", "--json").document == [
+        {"database": "fltr", "state": "as specified"},
+        {"database": "fltr_auth", "state": "a development copy, as specified"},
+    ]
+
+
 def test_verify_shows_a_table_and_exits_0_when_all_is_well(embedded: tuple[str, str]) -> None:
     fltr_pipeline("db", "init")
     result = fltr_pipeline("db", "verify")
@@ -64,7 +71,8 @@ def test_verify_shows_a_table_and_exits_0_when_all_is_well(embedded: tuple[str, 
     assert "✗" not in result.output
 
 
-def test_verify_exits_1_on_drift_and_names_it(embedded: tuple[str, str]) -> None:
+def test_verify_exits_1_on_drift_and_names_it(embedded: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "500")  # a terminal wide enough for each row to be a line
     fltr_pipeline("db", "init")
     with transaction(embedded[0]) as connection:
         connection.execute("CREATE TABLE users (id text)")
@@ -79,7 +87,9 @@ def test_verify_exits_1_on_drift_and_names_it(embedded: tuple[str, str]) -> None
     assert fltr_pipeline("db", "verify", "--database", "fltr_auth").exit_code == 0
     shown = fltr_pipeline("db", "verify", "--database", "fltr")
     assert shown.exit_code == 1
-    assert "✗" in shown.output
+    row = next(line for line in shown.output.splitlines() if "✗ │ users " in line)
+    for words in ("✗", "no such table in fltr", "a table", "DROP TABLE public.users CASCADE"):
+        assert words in row, "a row has all of what was expected, found, and how to mend it"
 
 
 def test_init_tells_of_a_rogue_table_that_it_leaves_in_place(embedded: tuple[str, str]) -> None:

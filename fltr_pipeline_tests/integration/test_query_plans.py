@@ -279,6 +279,7 @@ DATASETS: dict[str, tuple[set[str], Call]] = {
 }  # fmt: skip
 
 CHARGES: dict[str, tuple[set[str], Call]] = {
+    "open_charges": ({"charges_open"}, lambda _, tx: charges.open_charges(tx)),
     "write_charges": (
         {"charges_pkey", "documents_pkey"},
         lambda large, tx: charges.write_charges(tx, large.charges(), dict.fromkeys(large.ids, 1)),

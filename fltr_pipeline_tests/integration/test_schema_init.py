@@ -76,7 +76,7 @@ def test_urls_may_name_sqlalchemys_driver(new_database: NewDatabase) -> None:
 def test_a_nuked_database_without_schema_public_is_rebuilt(new_database: NewDatabase) -> None:
     fltr = new_database()
     execute(fltr, "DROP SCHEMA public CASCADE")
-    assert len(verify_fltr(fltr).harmful) == 4
+    assert len(verify_fltr(fltr).harmful) == 5
     init_fltr(fltr)
     assert verify_fltr(fltr).conforms
 

@@ -21,6 +21,7 @@ from fltr_pipeline.stores.schema.specification import (
     Source,
     Table,
 )
+from fltr_pipeline.stores.schema.verify import FOREIGN_KEYS_QUERY, TABLES_QUERY
 
 # The document's lists, retyped: the specification in the code is held against them.
 FLTR_COLUMNS = {
@@ -54,6 +55,16 @@ REFERENCES = {
     ("api_key_credits", "team_id", "teams", "CASCADE"),
     ("documents", "dataset_id", "datasets", "CASCADE"),
     ("processing_jobs", "document_id", "documents", "CASCADE"),
+}
+
+QUERIES = {
+    TABLES_QUERY: "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY tablename;",
+    FOREIGN_KEYS_QUERY: "SELECT tc.table_name, kcu.column_name, ccu.table_name AS foreign_table, "
+    "ccu.column_name AS foreign_column FROM information_schema.table_constraints tc "
+    "JOIN information_schema.key_column_usage kcu ON tc.constraint_name = kcu.constraint_name "
+    "JOIN information_schema.constraint_column_usage ccu ON ccu.constraint_name = tc.constraint_name "
+    "WHERE tc.constraint_type = 'FOREIGN KEY' "
+    "AND tc.table_name IN ('user_credits', 'credit_transactions', 'api_key_credits', 'teams') ORDER BY tc.table_name;",
 }
 
 DATABASES = (FLTR, FLTR_AUTH)
@@ -118,6 +129,30 @@ def test_only_accounts_has_columns_that_the_document_leaves_open() -> None:
 def test_references_are_the_documents() -> None:
     assert {(k.table, k.column, k.target, str(k.on_delete)) for _, _, k in FOREIGN_KEYS} == REFERENCES
     assert all(key.target_column == "id" for _, _, key in FOREIGN_KEYS)
+
+
+def test_the_queries_are_the_documents_as_they_stand() -> None:
+    for query, in_document in QUERIES.items():
+        assert query.split() == in_document.split()
+
+
+def test_each_fact_names_its_source() -> None:
+    sources = {column.source for _, _, column in COLUMNS} | {key.source for _, _, key in FOREIGN_KEYS}
+    sources |= {table.source for _, table in TABLES} | {i.source for _, table in TABLES for i in table.indexes}
+    assert sources <= set(Source)
+    for _, table, column in COLUMNS:
+        assert column.type_source in Source, (table.name, column.name)
+    assert all(column.source in {Source.SPECIFICATION, Source.MIGRATION} for d, _, column in COLUMNS if d is FLTR)
+
+
+def test_what_is_written_goes_into_columns_that_are_there() -> None:
+    for _, table in TABLES:
+        columns = {column.name for column in table.columns}
+        assert all(row.keys() <= columns for row in table.writes)
+        assert bool(table.writes) >= table.inserted
+    assert {table.name for _, table in TABLES if table.writes} == {
+        "datasets", "documents", "processing_jobs", "teams", "user_credits", "api_key_credits", "credit_transactions",
+    }  # fmt: skip
 
 
 def test_constraints_are_named_as_drizzle_names_them() -> None:

@@ -109,6 +109,9 @@ _ABANDONED = text("""
     LIMIT :limit
 """)
 
+# Index: pipeline.charges_open.
+_OPEN = text("SELECT * FROM pipeline.charges WHERE state = 'open' ORDER BY subject_id, op, generation")
+
 # The primary key's first column.
 _MARK_REFUNDING = text("""
     UPDATE pipeline.charges c SET state = 'refunding'
@@ -182,8 +185,8 @@ def mark_refunding(tx: Connection, generations: Sequence[tuple[str, int]]) -> No
     tx.execute(_MARK_REFUNDING, {"rows": rows})
 
 
-def refunding_charges(tx: Connection, limit: int) -> list[Charge]:
-    """Charges that are to be given back."""
+def refunding_charges(tx: Connection, limit: int | None = None) -> list[Charge]:
+    """Charges that are to be given back; all, or the first `limit`."""
     return [_charge(dict(r)) for r in tx.execute(_REFUNDING, {"limit": limit}).mappings()]
 
 
@@ -205,6 +208,11 @@ def abandoned_charges(tx: Connection, *, age: float, limit: int) -> list[Abandon
     """Open charges of documents that are gone or moved on, and of set-ups begun more than `age` seconds ago."""
     found = tx.execute(_ABANDONED, {"age": age, "limit": limit}).mappings()
     return [Abandoned(_charge(dict(r)), r["delivered"]) for r in found]
+
+
+def open_charges(tx: Connection) -> list[Charge]:
+    """All charges that are not closed, whoever's work they are for."""
+    return [_charge(dict(r)) for r in tx.execute(_OPEN).mappings()]
 
 
 def _ids(charges: Sequence[Charge]) -> str:

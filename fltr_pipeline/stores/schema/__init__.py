@@ -11,16 +11,24 @@ from importlib.resources import files
 import psycopg
 
 from fltr_pipeline.errors import ConfigurationError, SchemaDrift
-from fltr_pipeline.stores.schema import catalog, ddl
-from fltr_pipeline.stores.schema.connection import transaction
+from fltr_pipeline.stores.schema import catalog, ddl, versions
+from fltr_pipeline.stores.schema.connection import Connection, transaction
 from fltr_pipeline.stores.schema.specification import FLTR, FLTR_AUTH
-from fltr_pipeline.stores.schema.verify import verify_auth
+from fltr_pipeline.stores.schema.verify import verify_auth, verify_fltr
 
 AUTH_ROLE = "fltr_pipeline"
 """The least-privilege role of `auth_role.sql`."""
 
 # Held until the transaction ends: a second process waits, then finds everything there.
 LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('fltr_pipeline.stores.schema', 0))"
+
+# A database's own schema `public` may be used by everybody; one that is created anew may not, unless it is said.
+DROP = """
+DROP SCHEMA IF EXISTS public CASCADE;
+DROP SCHEMA IF EXISTS pipeline CASCADE;
+CREATE SCHEMA public;
+GRANT USAGE ON SCHEMA public TO PUBLIC
+"""
 
 ROLE_PASSWORD = "SELECT set_config('fltr.role_password', %s, true)"  # noqa: S105 - the setting's name
 
@@ -39,7 +47,7 @@ def init_databases(fltr_admin_url: str, auth_admin_url: str) -> None:
 
 
 def init_fltr(url: str) -> None:
-    """Creates what `fltr` lacks: the specification's tables, our indexes, schema `pipeline`.
+    """Creates what `fltr` lacks: the specification's tables, our indexes, schema `pipeline` in its newest version.
 
     One transaction, idempotent, and safe when several processes do it at once.
 
@@ -48,12 +56,30 @@ def init_fltr(url: str) -> None:
         ConfigurationError: the role may not create tables.
         StoreUnavailable: the server does not answer.
     """
-    with _explained(FLTR.name), transaction(url) as connection:
-        connection.execute(LOCK)
-        connection.execute("CREATE SCHEMA IF NOT EXISTS public")
-        for statement in ddl.statements(FLTR, present=catalog.read(connection).relations):
-            connection.execute(statement.encode())
-        connection.execute(_sql("pipeline.sql"))
+    with explained(FLTR.name), transaction(url) as connection:
+        create_fltr(connection)
+
+
+def create_fltr(connection: Connection) -> None:
+    """As `init_fltr`, within the caller's transaction."""
+    connection.execute(LOCK)
+    connection.execute("CREATE SCHEMA IF NOT EXISTS public")
+    for statement in ddl.statements(FLTR, present=catalog.read(connection).relations):
+        connection.execute(statement.encode())
+    versions.bring_forward(connection)
+
+
+def recreate_fltr(connection: Connection) -> None:
+    """Drops schemas `public` and `pipeline` with all that is in them and creates them anew.
+
+    All within the caller's transaction.
+
+    Raises:
+        SchemaDrift: what was made is not as specified; the caller rolls back.
+    """
+    connection.execute(DROP)
+    create_fltr(connection)
+    verify_fltr(connection).require()
 
 
 def init_auth_copy(admin_url: str, role_password: str | None = None) -> None:
@@ -67,7 +93,7 @@ def init_auth_copy(admin_url: str, role_password: str | None = None) -> None:
         ConfigurationError: the role may not create tables or roles.
         StoreUnavailable: the server does not answer.
     """
-    with _explained(FLTR_AUTH.name), transaction(admin_url) as connection:
+    with explained(FLTR_AUTH.name), transaction(admin_url) as connection:
         connection.execute(LOCK)
         if not catalog.read(connection).relations:
             for statement in ddl.statements(FLTR_AUTH):
@@ -88,7 +114,7 @@ def _sql(name: str) -> bytes:
 
 
 @contextmanager
-def _explained(database: str) -> Iterator[None]:
+def explained(database: str) -> Iterator[None]:
     """What PostgreSQL refuses, in the words of the one who has to act."""
     try:
         yield

@@ -21,8 +21,9 @@ ORDER BY 1
 
 COLUMNS = """
 SELECT c.relname::text, a.attname::text, format_type(a.atttypid, a.atttypmod), NOT a.attnotnull,
-       CASE WHEN a.attidentity <> '' THEN 'identity' ELSE pg_get_expr(d.adbin, d.adrelid) END
+       CASE WHEN a.attidentity <> '' THEN 'identity' ELSE pg_get_expr(d.adbin, d.adrelid) END, t.typtype = 'e'
 FROM pg_attribute a
+JOIN pg_type t ON t.oid = a.atttypid
 JOIN pg_class c ON c.oid = a.attrelid
 JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
@@ -64,6 +65,17 @@ WHERE k.contype = 'f' AND k.conparentid = 0 AND n.nspname = 'public'
 ORDER BY c.relname, k.conname
 """
 
+CHECKS = """
+SELECT k.conname::text, c.relname::text, pg_get_expr(k.conbin, k.conrelid),
+       ARRAY(SELECT a.attname::text FROM unnest(k.conkey) AS u(attnum)
+             JOIN pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = u.attnum ORDER BY a.attnum)
+FROM pg_constraint k
+JOIN pg_class c ON c.oid = k.conrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE k.contype = 'c' AND n.nspname = 'public'
+ORDER BY c.relname, k.conname
+"""
+
 _ON_DELETE = {
     "a": OnDelete.NO_ACTION,
     "r": OnDelete.RESTRICT,
@@ -81,6 +93,7 @@ class FoundColumn:
     type: str
     nullable: bool
     default: str | None
+    enumeration: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +119,15 @@ class FoundForeignKey:
 
 
 @dataclass(frozen=True, slots=True)
+class FoundCheck:
+    """A CHECK constraint as it is."""
+
+    name: str
+    expression: str
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class FoundTable:
     """A table as it is."""
 
@@ -113,6 +135,7 @@ class FoundTable:
     columns: tuple[FoundColumn, ...] = ()
     indexes: tuple[FoundIndex, ...] = ()
     foreign_keys: tuple[FoundForeignKey, ...] = ()
+    checks: tuple[FoundCheck, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +156,8 @@ class Catalog:
 def read(connection: Connection) -> Catalog:
     """Reads schema `public` as any role may see it."""
     columns: dict[str, list[FoundColumn]] = defaultdict(list)
-    for table, name, kind, nullable, default in connection.execute(COLUMNS):
-        columns[table].append(FoundColumn(name, kind, nullable, default))
+    for table, name, kind, nullable, default, enumeration in connection.execute(COLUMNS):
+        columns[table].append(FoundColumn(name, kind, nullable, default, enumeration))
     indexes: dict[str, list[FoundIndex]] = defaultdict(list)
     for table, name, primary, key, on in connection.execute(INDEXES):
         indexes[table].append(FoundIndex(name, primary, key, tuple(on)))
@@ -142,10 +165,15 @@ def read(connection: Connection) -> Catalog:
     for name, table, on, target, target_columns, deletion, validated in connection.execute(FOREIGN_KEYS):
         found = FoundForeignKey(name, tuple(on), target, tuple(target_columns), _ON_DELETE[deletion], validated)
         keys[table].append(found)
+    checks: dict[str, list[FoundCheck]] = defaultdict(list)
+    for name, table, expression, on in connection.execute(CHECKS):
+        checks[table].append(FoundCheck(name, expression, tuple(on)))
     relations = connection.execute(RELATIONS).fetchall()
     tables = [name for name, is_table, _ in relations if is_table]
     return Catalog(
-        tables=tuple(FoundTable(t, tuple(columns[t]), tuple(indexes[t]), tuple(keys[t])) for t in tables),
+        tables=tuple(
+            FoundTable(t, tuple(columns[t]), tuple(indexes[t]), tuple(keys[t]), tuple(checks[t])) for t in tables
+        ),
         views=tuple(name for name, is_table, _ in relations if not is_table),
         owned=all(owned for _, is_table, owned in relations if is_table),
     )

@@ -60,10 +60,10 @@ def differences(expected: Database, found: Catalog) -> tuple[Finding, ...]:
         findings += of_table
         if all(f.severity is not Severity.HARMFUL for f in of_table):
             findings.append(_matching(table, exact=not of_table))
-    return tuple(findings) if expected.closed else tuple(map(_through_its_owner, findings))
+    return tuple(findings) if expected.closed else tuple(map(through_its_owner, findings))
 
 
-def _through_its_owner(finding: Finding) -> Finding:
+def through_its_owner(finding: Finding) -> Finding:
     """Drizzle owns `fltr_auth`: what is altered behind its back is undone or trips its next migration."""
     if not finding.mend.startswith("ALTER"):
         return finding
@@ -141,7 +141,7 @@ def _surplus_columns(database: Database, expected: Table, found: FoundTable) -> 
 def _column(table: Table, expected: Column, found: FoundColumn) -> Iterator[Finding]:
     subject = f"{table.name}.{expected.name}"
     alter = f"ALTER TABLE public.{table.name} ALTER COLUMN {expected.name}"
-    severity = _type_severity(expected, found.type)
+    severity = _type_severity(expected, found)
     if severity is not Severity.OK:
         mend = f"{alter} TYPE {expected.type.sql}" if severity is Severity.HARMFUL else ""
         yield Finding(severity, subject, expected.type.sql, found.type, mend)
@@ -150,16 +150,18 @@ def _column(table: Table, expected: Column, found: FoundColumn) -> Iterator[Find
         yield Finding(severity, subject, "NOT NULL", "NULL allowed", f"{alter} SET NOT NULL")
     if expected.nullable and not found.nullable:
         # Our INSERT leaves it out or writes NULL; a default would only help the former.
-        severity = Severity.HARMFUL if table.written else Severity.HARMLESS
+        severity = Severity.HARMFUL if table.inserted else Severity.HARMLESS
         yield Finding(severity, subject, "NULL allowed", "NOT NULL", f"{alter} DROP NOT NULL")
     yield from _default(subject, alter, expected, found)
 
 
-def _type_severity(expected: Column, found: str) -> Severity:
-    if found == expected.type.sql:
+def _type_severity(expected: Column, found: FoundColumn) -> Severity:
+    if found.type == expected.type.sql:
         return Severity.OK
-    limit = re.fullmatch(r"character varying\((\d+)\)", found)
-    if re.sub(r"\(\d+\)", "", found) not in (expected.type.sql, *expected.type.also):
+    if found.enumeration and expected.type.enumeration_allowed:
+        return Severity.HARMLESS
+    limit = re.fullmatch(r"character varying\((\d+)\)", found.type)
+    if re.sub(r"\(\d+\)", "", found.type) not in (expected.type.sql, *expected.type.also):
         return Severity.HARMFUL
     if limit and not expected.type.limit_allowed:
         return Severity.HARMFUL

@@ -38,7 +38,9 @@ def as_role(url: str, role: str) -> str:
 
 
 @contextmanager
-def transaction(url: str, *, isolation: IsolationLevel = IsolationLevel.READ_COMMITTED) -> Iterator[Connection]:
+def transaction(
+    url: str, *, isolation: IsolationLevel = IsolationLevel.READ_COMMITTED, read_only: bool = False
+) -> Iterator[Connection]:
     """One transaction on a connection of its own, in UTC; rolled back when the block raises.
 
     Raises:
@@ -48,6 +50,7 @@ def transaction(url: str, *, isolation: IsolationLevel = IsolationLevel.READ_COM
     try:
         with _connect(url) as connection:
             connection.isolation_level = isolation
+            connection.read_only = read_only
             yield connection
     except psycopg.OperationalError as error:
         # The driver's message names host, database and role, never the password.

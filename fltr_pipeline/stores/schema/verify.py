@@ -1,8 +1,8 @@
 """Verification of both databases: the specification's five queries, and a full comparison with the specification.
 
-Belongs here: running the checks and the report. Does not: what counts as harmful (`compare`), mending.
+Belongs here: running the checks and the report. Does not: what counts as harmful (`compare`, `writes`), mending.
 
-Reads `pg_catalog` only, so that the least-privilege role reaches the same verdict as the administrator.
+Reads the catalogs and no table, so that the least-privilege role reaches the same verdict as the administrator.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from psycopg import IsolationLevel
 
 from fltr_pipeline.errors import SchemaDrift
-from fltr_pipeline.stores.schema import catalog
+from fltr_pipeline.stores.schema import catalog, versions, writes
 from fltr_pipeline.stores.schema.catalog import Catalog
 from fltr_pipeline.stores.schema.compare import Finding, Severity, differences
 from fltr_pipeline.stores.schema.connection import Connection, transaction
@@ -76,6 +76,12 @@ class VerificationReport:
         """Whether there is no drift."""
         return not self.harmful
 
+    @property
+    def drift(self) -> str:
+        """All that is harmful, in a sentence."""
+        listed = "; ".join(f"{f.subject}: expected {f.expected}, found {f.found}" for f in self.harmful)
+        return f"database {self.database} is not as specified ({listed}); `fltr-pipeline db verify` says how to mend it"
+
     def require(self) -> None:
         """Does nothing when the database conforms.
 
@@ -83,8 +89,7 @@ class VerificationReport:
             SchemaDrift: naming each harmful difference.
         """
         if self.harmful:
-            listed = "; ".join(f"{f.subject}: expected {f.expected}, found {f.found}" for f in self.harmful)
-            raise SchemaDrift(f"database {self.database} is not as specified ({listed}); see `fltr-pipeline db verify`")
+            raise SchemaDrift(self.drift)
 
 
 def verify_fltr(at: str | Connection) -> VerificationReport:
@@ -94,8 +99,12 @@ def verify_fltr(at: str | Connection) -> VerificationReport:
         StoreUnavailable: it does not answer.
     """
     with _snapshot(at) as connection:
+        found = catalog.read(connection)
         queries = (_tables_query(connection, FLTR, 1),)
-        return VerificationReport(FLTR.name, queries + differences(FLTR, catalog.read(connection)))
+        ours = (_pipeline_version(connection),)
+        return VerificationReport(
+            FLTR.name, queries + differences(FLTR, found) + writes.tried(connection, FLTR, found) + ours
+        )
 
 
 def verify_auth(at: str | Connection) -> VerificationReport:
@@ -112,13 +121,24 @@ def verify_auth(at: str | Connection) -> VerificationReport:
             _user_credits_query(connection),
             _foreign_keys_query(connection, found),
         )
-        return VerificationReport(FLTR_AUTH.name, queries + differences(FLTR_AUTH, found))
+        return VerificationReport(
+            FLTR_AUTH.name, queries + differences(FLTR_AUTH, found) + writes.tried(connection, FLTR_AUTH, found)
+        )
 
 
 def _snapshot(at: str | Connection) -> AbstractContextManager[Connection]:
     if isinstance(at, str):
-        return transaction(at, isolation=IsolationLevel.REPEATABLE_READ)
+        return transaction(at, isolation=IsolationLevel.REPEATABLE_READ, read_only=True)
     return nullcontext(at)
+
+
+def _pipeline_version(connection: Connection) -> Finding:
+    """Our own schema is as old or new as this program, or statements of ours would fail."""
+    found, wanted = versions.applied(connection), versions.newest()
+    if found == wanted:
+        return Finding(Severity.OK, "schema pipeline", f"version {wanted}", "as expected")
+    mend = "`fltr-pipeline db init` brings it forward" if found < wanted else "run the newer fltr-pipeline"
+    return Finding(Severity.HARMFUL, "schema pipeline", f"version {wanted}", f"version {found}", mend)
 
 
 def _verdict(number: int, question: str, *, expected: str, wrong: list[str], mend: str, note: str = "") -> Finding:

@@ -8,6 +8,9 @@ from collections.abc import Iterable
 
 from fltr_pipeline.stores.ids import checked_id
 
+EVERYTHING = 'key != ""'
+"""Each row: Milvus wants to be told something."""
+
 
 def in_dataset(dataset_id: str) -> str:
     """The rows of one dataset.

@@ -6,6 +6,7 @@ Rows are inserted once and deleted by key, never upserted: with a partition key,
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
@@ -119,19 +120,13 @@ class VectorStore:
 
     def keys(self, dataset_id: str) -> Iterator[str]:
         """All keys of a dataset, in their own order. (Counts of Milvus can be wrong after deletions; this is not.)"""
-        pages = self._server.call(
-            "query_iterator",
-            self.collection,
-            filter=filters.in_dataset(dataset_id),
-            output_fields=["key"],
-            batch_size=PAGE_ROWS,
-            consistency_level=CONSISTENCY,
-        )
-        try:
-            while page := self._server.guard("query_iterator", pages.next):
-                yield from (row["key"] for row in page)
-        finally:
-            pages.close()
+        return (row["key"] for row in self._rows(filters.in_dataset(dataset_id), "key"))
+
+    def rows_by_dataset(self) -> Counter[str]:
+        """How many rows each dataset has, by listing all of them; empty where there is no collection yet."""
+        if self._described() is None:
+            return Counter()
+        return Counter(row["dataset_id"] for row in self._rows(filters.EVERYTHING, "dataset_id"))
 
     def search(
         self,
@@ -214,6 +209,22 @@ class VectorStore:
         return self._server.call(  # type: ignore[no-any-return]
             "query", self.collection, filter=expression, output_fields=output, consistency_level=CONSISTENCY
         )
+
+    def _rows(self, expression: str, *output: str) -> Iterator[dict[str, Any]]:
+        """All rows, page by page."""
+        pages = self._server.call(
+            "query_iterator",
+            self.collection,
+            filter=expression,
+            output_fields=list(output),
+            batch_size=PAGE_ROWS,
+            consistency_level=CONSISTENCY,
+        )
+        try:
+            while page := self._server.guard("query_iterator", pages.next):
+                yield from page
+        finally:
+            pages.close()
 
     def _search_one(self, data: dict[str, Any], within: str, k: int) -> list[Any]:
         ((name, value),) = data.items()

@@ -1,8 +1,7 @@
 -- Schema `pipeline` of the `fltr` database: what the pipeline must remember beyond the specification's three tables.
 -- Ours alone. Ids are plain text and there is no foreign key to `public`: a deletion there must not erase what
--- closes a hold or names the vectors to sweep. Idempotent: safe to run on every start.
-
-CREATE SCHEMA IF NOT EXISTS pipeline;
+-- closes a hold or names the vectors to sweep.
+-- The first step. A step that was released is never edited: what changes is a further one (see `versions.py`).
 
 -- One row per dataset whose set-up is done.
 CREATE TABLE IF NOT EXISTS pipeline.datasets (
@@ -45,8 +44,6 @@ CREATE INDEX IF NOT EXISTS documents_awaiting ON pipeline.documents (pot_kind, p
 -- Manifest of a dataset, stale documents of a dataset; whether it has any.
 CREATE INDEX IF NOT EXISTS documents_live ON pipeline.documents (dataset_id, document_id)
     WHERE live_generation IS NOT NULL;
-
-ALTER TABLE pipeline.documents ADD COLUMN IF NOT EXISTS api_key_id text;
 
 -- The API key of an upload, by its digest, from the uploader: written in the transaction that sets `uploaded`. The claim
 -- moves it to pipeline.documents. The key itself is in no table of this database.
@@ -130,18 +127,6 @@ CREATE TABLE IF NOT EXISTS pipeline.charges (
     closed_at     timestamptz,
     PRIMARY KEY (subject_id, op, generation)
 );
-ALTER TABLE pipeline.charges ADD COLUMN IF NOT EXISTS run_id text, ADD COLUMN IF NOT EXISTS api_key_id text;
-DO $$
-BEGIN
-    IF NOT EXISTS (SELECT FROM pg_constraint WHERE conrelid = 'pipeline.charges'::regclass
-                   AND conname = 'charges_state_check' AND pg_get_constraintdef(oid) LIKE '%refunding%') THEN
-        ALTER TABLE pipeline.charges DROP CONSTRAINT charges_state_check,
-            ADD CONSTRAINT charges_state_check
-            CHECK (state IN ('open', 'settled', 'released', 'refunding', 'refunded', 'payer_gone', 'pot_gone',
-                             'conflict'));
-    END IF;
-END
-$$;
 -- Sweeping charges whose work was abandoned.
 CREATE INDEX IF NOT EXISTS charges_open ON pipeline.charges (dataset_id) WHERE state = 'open';
 -- Sweeping what is to be given back and was not yet.

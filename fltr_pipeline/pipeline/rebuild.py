@@ -1,0 +1,182 @@
+"""The clean rebuild of `fltr`: what would be lost, and doing it so that nobody pays for what vanishes.
+
+Belongs here: the order of things. Does not: the SQL (stores.schema), asking Dagster for its runs (the command).
+
+A kill leaves the old database or the new one: locking writers out, the dump, the drop and what is created are one
+transaction of `fltr`, so the dump has every row that is dropped. Holds are closed before its commit, and a close stands
+whoever writes it first. Vectors come last and are found by listing them. So it is run again from the start.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+from psycopg import IsolationLevel
+
+from fltr_pipeline.credits.holds import Close, CloseState
+from fltr_pipeline.errors import DatabaseBusy, RebuildRefused, StoreUnavailable
+from fltr_pipeline.pipeline.billing import hold_of
+from fltr_pipeline.pipeline.services import Services
+from fltr_pipeline.stores import schema
+from fltr_pipeline.stores.database import transaction as pooled_transaction
+from fltr_pipeline.stores.fltr import charges, datasets
+from fltr_pipeline.stores.schema import dump
+from fltr_pipeline.stores.schema import survey as state
+from fltr_pipeline.stores.schema.connection import Connection, transaction
+from fltr_pipeline.stores.schema.specification import FLTR
+from fltr_pipeline.stores.schema.survey import Survey
+
+REASON = "rebuild"
+
+UnfinishedRuns = Callable[[], Sequence[str]]
+"""Asks Dagster for the ids of runs that are queued or at work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a rebuild would take away, and what stands against it now."""
+
+    survey: Survey
+    holds: int
+    """Open in the ledger; they are released."""
+    credits_held: int
+    vectors: int
+    refusals: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What a rebuild did."""
+
+    database: str
+    dump: Path
+    holds: int
+    credits_returned: int
+    vectors: int
+
+
+def plan(services: Services, unfinished_runs: UnfinishedRuns) -> Plan:
+    """Looks at all of it and changes nothing.
+
+    Raises:
+        StoreUnavailable: one of the databases, or Milvus, does not answer.
+    """
+    snapshot = transaction(_url(services), isolation=IsolationLevel.REPEATABLE_READ, read_only=True)
+    with schema.explained(FLTR.name), snapshot as connection:
+        found = state.survey(connection)
+    holds = services.ledger.open_holds(datetime.now(UTC))
+    return Plan(
+        survey=found,
+        holds=len(holds),
+        credits_held=sum(hold.amount for hold in holds),
+        vectors=services.vectors.rows_by_dataset().total(),
+        refusals=tuple(_refusals(found, found.leases, unfinished_runs())),
+    )
+
+
+def apply(
+    services: Services, folder: Path, unfinished_runs: UnfinishedRuns, *, confirmed: str, tell: Callable[[str], None]
+) -> Rebuilt:
+    """Rebuilds the database named `confirmed`; may be killed anywhere and run again. `tell` hears of each step done.
+
+    Raises:
+        RebuildRefused: that is not its name, work is under way, or it is no `fltr`. Nothing was dropped.
+        DatabaseBusy: others wrote in it for too long. Nothing was dropped.
+        ConfigurationError: no `pg_dump` that is new enough, or the role may not drop a schema. Nothing was dropped.
+        StoreUnavailable: a store does not answer; what was done stays so.
+    """
+    url, vectors = _url(services), services.vectors
+    vectors.rows_by_dataset()  # Milvus answers: the last step will find it
+    with schema.explained(FLTR.name), _alone(url) as connection:
+        found = state.survey(connection)
+        if confirmed != found.database:
+            raise RebuildRefused(f"the database is named {found.database!r}, not {confirmed!r}: nothing was dropped")
+        if refusals := list(_refusals(found, found.leases, unfinished_runs())):
+            raise RebuildRefused(f"{'; '.join(refusals)}: nothing was dropped")
+        path = dump.dump(url, folder)
+        tell(f"dump: {path}")
+        holds, returned = _close_holds(services, found)
+        tell(f"holds closed: {holds}, credits given back: {returned}")
+        schema.recreate_fltr(connection)
+    tell(f"{found.database}: dropped, created anew, as specified")
+    removed = sweep(services)
+    return Rebuilt(found.database, path, holds, returned, removed)
+
+
+def sweep(services: Services) -> int:
+    """Deletes the vectors of datasets that don't exist, and reads back that they are gone; returns how many.
+
+    Raises:
+        StoreUnavailable: Milvus still shows some.
+    """
+    # Milvus is read first: a dataset that is created meanwhile is then there to be found.
+    stored = services.vectors.rows_by_dataset()
+    with pooled_transaction(services.fltr) as tx:
+        existing = {dataset.id for dataset in datasets.every(tx)}
+    gone = stored.keys() - existing
+    for dataset_id in sorted(gone):
+        services.vectors.delete(list(services.vectors.keys(dataset_id)))
+    left = sum(n for dataset_id, n in services.vectors.rows_by_dataset().items() if dataset_id in gone)
+    if left:
+        raise StoreUnavailable(
+            f"Milvus still shows {left} vectors of datasets that no longer exist: run `fltr-pipeline db rebuild` again"
+        )
+    return sum(stored[dataset_id] for dataset_id in gone)
+
+
+def _url(services: Services) -> str:
+    return services.settings.endpoints.database_url.get_secret_value()
+
+
+def _refusals(found: Survey, leases: Sequence[tuple[str, int]], runs: Sequence[str]) -> Iterator[str]:
+    if found.of_auth:
+        yield (
+            f"{found.database} has tables of fltr_auth, which is never rebuilt ({', '.join(found.of_auth)}): "
+            "if they are there by mistake, drop them first"
+        )
+    if runs:
+        named = ", ".join(runs)
+        yield f"Dagster has runs that are queued or at work ({named}): stop the sensors, then wait or end them"
+    for run_id, n in leases:
+        yield f"{run_id or 'a sweep'} works on {n} documents: its leases run out within FLTR_LEASE_SECONDS of its end"
+
+
+@contextmanager
+def _alone(url: str) -> Iterator[Connection]:
+    """A transaction beside which nobody writes."""
+    try:
+        with transaction(url) as connection:
+            connection.execute(schema.LOCK)
+            state.keep_writers_out(connection)
+            yield connection
+    except StoreUnavailable as error:
+        if isinstance(error.__cause__, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected):
+            with transaction(url, read_only=True) as other:
+                others = ", ".join(state.sessions(other)) or "they have ended meanwhile"
+            raise DatabaseBusy(
+                f"other sessions hold on to tables of fltr, nothing was dropped: end their transactions ({others}), "
+                "then run it again"
+            ) from error
+        raise
+
+
+def _close_holds(services: Services, found: Survey) -> tuple[int, int]:
+    """Nothing stays held for documents that vanish; what was settled stays so. Returns holds and credits returned."""
+    ledger = services.ledger
+    held = len(ledger.open_holds(datetime.now(UTC)))
+    open_ones, refunding = [], []
+    if found.has("pipeline", "charges"):
+        with pooled_transaction(services.fltr) as tx:
+            open_ones = [charge for charge in charges.open_charges(tx) if charge.amount > 0]
+            refunding = charges.refunding_charges(tx)
+    refunded = ledger.refund([hold_of(charge) for charge in refunding], reason=REASON)
+    # Their holds may be on their way: voided, they can't land any more.
+    closed = ledger.void([hold_of(charge) for charge in open_ones], reason=REASON)
+    stray = ledger.open_holds(datetime.now(UTC))
+    closed |= ledger.close([Close(hold, 0, CloseState.RELEASED, REASON) for hold in stray])
+    if left := ledger.open_holds(datetime.now(UTC)):
+        raise RebuildRefused(f"{len(left)} holds in fltr_auth could not be closed: nothing was dropped")
+    return held, refunded + sum(c.returned for c in closed.values())

@@ -1,0 +1,313 @@
+"""`fltr_auth`'s migration on a real server: each state, planned, applied, applied again, rolled back."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from fltr_pipeline.errors import ConfigurationError, MigrationRefused
+from fltr_pipeline.stores.schema import AUTH_ROLE, migration
+from fltr_pipeline.stores.schema.connection import as_role
+from fltr_pipeline.stores.schema.migration import Outcome, State
+from fltr_pipeline.stores.schema.verify import verify_auth
+from fltr_pipeline_tests import old_auth
+from fltr_pipeline_tests.old_auth import DOCUMENT, INT4, ORPHANED, TIDY
+
+NewDatabase = Callable[[], str]
+
+UNKNOWN = {
+    "there is no table users": ["DROP TABLE users CASCADE"],
+    "users is not a table on its own": ["CREATE TABLE heirs () INHERITS (users)"],
+    "no balances to be found": ["ALTER TABLE users DROP COLUMN credits"],
+    "users.credits is of type numeric": ["ALTER TABLE users ALTER COLUMN credits TYPE numeric"],
+    "there is no table teams": ["DROP TABLE teams CASCADE"],
+    "users.created_at": ["ALTER TABLE users DROP COLUMN created_at"],
+    "user_credits is not a table": ["CREATE VIEW user_credits AS SELECT id AS user_id FROM users"],
+    "user_credits.total_credits_purchased": ["CREATE TABLE user_credits (user_id text PRIMARY KEY, credits integer)"],
+    "is not the foreign key user_id": [DOCUMENT[0].replace("ON DELETE CASCADE", "")],
+    "__drizzle_migrations": ["CREATE TABLE __drizzle_migrations (id integer PRIMARY KEY, hash text)"],
+}
+"""Words of the reason → how such a database comes to be."""
+
+IN_THE_WAY = {
+    "view rich": "CREATE VIEW rich AS SELECT id, credits FROM users WHERE credits > 100",
+    "materialized view teamed": "CREATE MATERIALIZED VIEW teamed AS SELECT team_id FROM users",
+    "column broke of table users": "ALTER TABLE users ADD broke boolean GENERATED ALWAYS AS (credits <= 0) STORED",
+    "constraint paid_by_fkey": (
+        "CREATE UNIQUE INDEX ON users (id, team_id); "
+        "CREATE TABLE paid (u text, t text, CONSTRAINT paid_by_fkey FOREIGN KEY (u, t) REFERENCES users (id, team_id))"
+    ),
+    "trigger bound": (
+        "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "
+        "CREATE TRIGGER bound AFTER UPDATE OF credits ON users FOR EACH ROW EXECUTE FUNCTION nothing()"
+    ),
+    "trigger watch": (
+        "CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.credits = 5; RETURN NEW; END'; "
+        "CREATE TRIGGER watch BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION watch()"
+    ),
+    "policy own": "CREATE POLICY own ON users USING (team_id IS NULL)",
+}
+"""What the plan names → what keeps a column from being dropped, or would break without it."""
+
+
+def silent(_: str) -> None: ...
+
+
+def apply(url: str, dumps: Path, *, null_orphan_teams: bool = True) -> Outcome:
+    return migration.apply(url, dumps, null_orphan_teams=null_orphan_teams, tell=silent)
+
+
+@pytest.fixture
+def old(old_auth_copy: NewDatabase) -> str:
+    """A database in the state `fresh`, with 500 awkward users."""
+    return old_auth_copy()
+
+
+@pytest.fixture
+def tidy(old: str) -> str:
+    """The same, with neither a NULL nor a team that does not exist: the document's SQL can copy it."""
+    old_auth.execute(old, *TIDY)
+    return old
+
+
+# --- fresh ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_of_a_fresh_database_counts_everything_and_changes_nothing(old: str) -> None:
+    users, before = list(old_auth.users()), old_auth.fingerprint(old)
+    plan = migration.plan(old)
+    found = old_auth.counted(plan)
+    assert plan.state is State.FRESH
+    assert (found.users.rows, found.accounts) == (old_auth.USERS, None)
+    assert found.users.credits == sum(user.credits or 0 for user in users)
+    assert found.users.purchased == sum(user.purchased or 0 for user in users)
+    assert found.null_credits == sum(user.credits is None for user in users) > 0
+    assert found.null_purchased == sum(user.purchased is None for user in users) > 0
+    assert found.negative == sum((user.credits or 0) < 0 for user in users) > 0
+    orphans = {user.id: user.team for user in users if user.team in ORPHANED.values()}
+    assert {orphan.user_id: orphan.team_id for orphan in found.orphans} == orphans
+    assert "" in orphans.values()
+    assert plan.refusals(null_orphan_teams=True) == ()
+    assert len(plan.shape.steps) == 5
+    assert old_auth.fingerprint(old) == before
+
+
+def test_apply_moves_every_balance_and_a_second_time_does_nothing(old: str, tmp_path: Path) -> None:
+    planned = migration.plan(old)
+    first = apply(old, tmp_path)
+    old_auth.assert_migrated(old, old_auth.expected())
+    assert first.state is State.DONE
+    assert first.totals == old_auth.counted(planned).users
+    assert first.nulled == old_auth.counted(planned).orphans
+    assert first.dump is not None
+    migrated = old_auth.fingerprint(old)
+    again = apply(old, tmp_path)
+    assert (again.state, again.done, again.dump) == (State.DONE, (), None)
+    assert migration.plan(old).state is State.DONE
+    assert old_auth.fingerprint(old) == migrated
+    assert list(tmp_path.iterdir()) == [first.dump]
+
+
+def test_the_times_of_a_user_are_those_of_their_account(old: str, tmp_path: Path) -> None:
+    database = psycopg.conninfo.conninfo_to_dict(old)["dbname"]
+    old_auth.execute(old, f"ALTER DATABASE \"{database}\" SET timezone TO 'Pacific/Chatham'")
+    apply(old, tmp_path)
+    query = "SELECT count(*) FROM users u JOIN user_credits c ON c.user_id = u.id AND c.created_at = u.created_at"
+    assert old_auth.rows(old, query) == [(old_auth.USERS,)]
+
+
+def test_users_of_teams_that_do_not_exist_are_listed_and_nothing_happens_unless_asked(old: str, tmp_path: Path) -> None:
+    before = old_auth.fingerprint(old)
+    with pytest.raises(MigrationRefused, match=r"teams that don't exist: 80 \(.* in team ''.* and 60 more\)"):
+        apply(old, tmp_path, null_orphan_teams=False)
+    assert old_auth.fingerprint(old) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_number_beyond_int4_is_refused(old: str, tmp_path: Path) -> None:
+    old_auth.execute(
+        old,
+        "ALTER TABLE users ALTER COLUMN credits TYPE bigint",
+        f"UPDATE users SET credits = {INT4 + 1} WHERE id = 'user-000'",
+    )
+    assert old_auth.counted(migration.plan(old)).overflows == ("user-000",)
+    before = old_auth.fingerprint(old)
+    with pytest.raises(MigrationRefused, match=r"beyond int4: 1 \(user-000\)"):
+        apply(old, tmp_path)
+    assert old_auth.fingerprint(old) == before
+
+
+def test_smaller_types_and_uuid_ids_migrate_too(new_database: NewDatabase, tmp_path: Path) -> None:
+    url = new_database()
+    old_auth.execute(
+        url,
+        "CREATE TABLE users (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), created_at timestamptz, "
+        "updated_at timestamptz, credits smallint, total_credits_purchased bigint, team_id varchar(40))",
+        "CREATE TABLE teams (id uuid PRIMARY KEY DEFAULT gen_random_uuid())",
+        "INSERT INTO teams SELECT FROM generate_series(1, 3)",
+        "INSERT INTO users (created_at, credits, total_credits_purchased, team_id) "
+        "SELECT '2026-06-01 12:00+02', 7, 70, id::text FROM teams",
+        "INSERT INTO users (credits, team_id) VALUES (5, ''), (NULL, NULL)",
+    )
+    assert apply(url, tmp_path).state is State.DONE
+    found = old_auth.rows(
+        url,
+        "SELECT credits, total_credits_purchased, created_at::text, t.id IS NULL FROM user_credits "
+        "LEFT JOIN teams t ON t.id = team_id ORDER BY 1, 2, 4",
+    )
+    assert [row[:2] for row in found] == [(0, 0), (5, 0), (7, 70), (7, 70), (7, 70)]
+    assert found[-1][2:] == ("2026-06-01 10:00:00", False)
+
+
+@pytest.mark.parametrize("reason", UNKNOWN)
+def test_what_it_is_not_for_is_unknown_with_its_reason_and_left_alone(old: str, tmp_path: Path, reason: str) -> None:
+    old_auth.execute(old, *UNKNOWN[reason])
+    before = old_auth.fingerprint(old)
+    plan = migration.plan(old)
+    assert plan.state is State.UNKNOWN
+    assert reason in "; ".join(plan.refusals(null_orphan_teams=True))
+    with pytest.raises(MigrationRefused, match="unknown"):
+        apply(old, tmp_path)
+    with pytest.raises(MigrationRefused, match="only a migrated"):
+        migration.rollback(old, tmp_path, tell=silent)
+    assert old_auth.fingerprint(old) == before
+
+
+@pytest.mark.parametrize("what", IN_THE_WAY)
+def test_what_hangs_on_a_column_is_named_and_keeps_it(old: str, tmp_path: Path, what: str) -> None:
+    old_auth.execute(old, IN_THE_WAY[what])
+    before = old_auth.fingerprint(old)
+    with pytest.raises(MigrationRefused, match=what):
+        apply(old, tmp_path)
+    assert old_auth.fingerprint(old) == before
+
+
+def test_indexes_and_constraints_of_the_columns_go_with_them_and_are_named(tidy: str, tmp_path: Path) -> None:
+    old_auth.execute(
+        tidy,
+        "CREATE INDEX by_team ON users (team_id)",
+        "ALTER TABLE users ADD CONSTRAINT in_team FOREIGN KEY (team_id) REFERENCES teams (id)",
+        "ALTER TABLE users ADD CONSTRAINT sane CHECK (total_credits_purchased < 2147483647)",
+    )
+    notices = "; ".join(migration.plan(tidy).shape.notices)
+    for name in ("index by_team", "constraint in_team on table users", "constraint sane on table users"):
+        assert name in notices
+    assert apply(tidy, tmp_path).state is State.DONE
+
+
+def test_owner_and_rights_are_those_of_users_whoever_runs_it(old: str, tmp_path: Path) -> None:
+    database = psycopg.conninfo.conninfo_to_dict(old)["dbname"]
+    owner, application = f'"{database} Owner"', f"{database}_app"
+    old_auth.execute(
+        old,
+        f"CREATE ROLE {owner}",
+        f"CREATE ROLE {application}",
+        f"GRANT CREATE ON SCHEMA public TO {owner}",
+        f"ALTER TABLE users OWNER TO {owner}",
+        f"GRANT SELECT, INSERT, UPDATE, TRUNCATE ON users TO {application}",
+    )
+    try:
+        apply(old, tmp_path)
+        owners = "SELECT relname::text, relowner::regrole::text FROM pg_class WHERE relname ~ 'user_credits|drizzle'"
+        assert {name for _, name in old_auth.rows(old, owners)} == {owner}
+        rights = (
+            "SELECT privilege_type FROM information_schema.role_table_grants "
+            f"WHERE table_name = 'user_credits' AND grantee = '{application}' ORDER BY 1"
+        )
+        assert old_auth.rows(old, rights) == [("INSERT",), ("SELECT",), ("UPDATE",)]
+    finally:
+        old_auth.execute(
+            old,
+            f"REASSIGN OWNED BY {owner} TO postgres",
+            *(f"DROP OWNED BY {role}" for role in (owner, application)),
+            *(f"DROP ROLE {role}" for role in (owner, application)),
+        )
+
+
+def test_the_owner_needs_no_other_rights_but_must_see_all_rows(old: str, tmp_path: Path) -> None:
+    owner = f"{psycopg.conninfo.conninfo_to_dict(old)['dbname']}_owner"
+    tables = old_auth.rows(old, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    old_auth.execute(
+        old,
+        f"CREATE ROLE {owner} LOGIN",
+        f"GRANT CREATE ON SCHEMA public TO {owner}",
+        *(f"ALTER TABLE {table} OWNER TO {owner}" for (table,) in tables),
+        "ALTER TABLE users ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+        "CREATE POLICY few ON users USING (id < 'user-100')",
+    )
+    try:
+        before = old_auth.fingerprint(old)
+        with pytest.raises(ConfigurationError, match="row-level security"):
+            apply(as_role(old, owner), tmp_path)
+        assert old_auth.fingerprint(old) == before
+        old_auth.execute(old, "ALTER TABLE users NO FORCE ROW LEVEL SECURITY")
+        apply(as_role(old, owner), tmp_path)
+        old_auth.assert_migrated(old, old_auth.expected())
+        assert migration.rollback(as_role(old, owner), tmp_path, tell=silent).state is State.FRESH
+    finally:
+        old_auth.execute(old, f"REASSIGN OWNED BY {owner} TO postgres", f"DROP OWNED BY {owner}", f"DROP ROLE {owner}")
+
+
+def test_the_pipelines_own_role_may_not_migrate(old: str, templates: tuple[str, str], tmp_path: Path) -> None:
+    assert templates  # whose making created the role
+    before = old_auth.fingerprint(old)
+    with pytest.raises(ConfigurationError, match=r"permission denied.*owner of users"):
+        apply(as_role(old, AUTH_ROLE), tmp_path)
+    assert old_auth.fingerprint(old) == before
+
+
+# --- rollback ---------------------------------------------------------------------------------------------------------
+
+
+def test_rollback_restores_the_columns_from_the_current_balances(old: str, tmp_path: Path) -> None:
+    apply(old, tmp_path)
+    old_auth.execute(
+        old,
+        "UPDATE user_credits SET credits = credits + 5, total_credits_purchased = 77 WHERE user_id = 'user-004'",
+        "UPDATE user_credits SET team_id = 'team-1' WHERE user_id = 'user-000'",
+        "INSERT INTO users (id, name, email) VALUES ('new', 'New', 'new@example.org')",
+    )
+    wanted = {**old_auth.expected(), "new": (0, 0, None)}
+    wanted["user-004"] = (wanted["user-004"][0] + 5, 77, wanted["user-004"][2])
+    wanted["user-000"] = (*wanted["user-000"][:2], "team-1")
+    outcome = migration.rollback(old, tmp_path, tell=silent)
+    assert outcome.state is State.FRESH
+    found = old_auth.rows(old, "SELECT id, credits, total_credits_purchased, team_id FROM users")
+    assert {row[0]: row[1:] for row in found} == wanted
+    assert old_auth.rows(old, "SELECT count(*) FROM __drizzle_migrations") == [(3,)]
+    old_auth.execute(old, "INSERT INTO users (id, name, email) VALUES ('old app', 'O', 'o@example.org')")
+    again = migration.rollback(old, tmp_path, tell=silent)
+    assert (again.state, again.done, again.dump) == (State.FRESH, (), None)
+    apply(old, tmp_path, null_orphan_teams=False)
+    old_auth.assert_migrated(old, {**wanted, "old app": (0, 0, None)})
+
+
+def test_rollback_drops_nothing_that_others_use(old: str, tmp_path: Path) -> None:
+    apply(old, tmp_path)
+    old_auth.execute(old, "CREATE VIEW rich AS SELECT user_id FROM user_credits WHERE credits > 100")
+    before = old_auth.fingerprint(old)
+    with pytest.raises(MigrationRefused, match="view rich depends on table user_credits"):
+        migration.rollback(old, tmp_path, tell=silent)
+    assert old_auth.fingerprint(old) == before
+
+
+# --- why it is not done by the document's SQL alone -------------------------------------------------------------------
+
+
+def test_the_documents_sql_loses_all_balances_at_the_first_null(old: str, tmp_path: Path) -> None:
+    """Statement by statement, as `psql -f` runs it: the copy fails, and the columns are dropped all the same."""
+    results = old_auth.run_document(old)
+    assert results == [None, psycopg.errors.NotNullViolation, *[None] * 5]
+    assert verify_auth(old).conforms
+    assert old_auth.accounts(old) == {}
+    with pytest.raises(MigrationRefused, match=r"500 .* restore these rows first"):
+        apply(old, tmp_path)
+
+
+def test_the_documents_sql_loses_a_purchase_between_copy_and_drop(tidy: str) -> None:
+    old_auth.run_document(tidy, DOCUMENT[:2])
+    old_auth.execute(tidy, "UPDATE users SET credits = credits + 100 WHERE id = 'user-000'")
+    old_auth.run_document(tidy, DOCUMENT[2:])
+    assert old_auth.accounts(tidy) == old_auth.expected()
+    assert verify_auth(tidy).conforms

@@ -1,0 +1,115 @@
+"""Schema `pipeline` is brought forward: from nothing, from before versions were kept, and never backward."""
+
+import hashlib
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+from fltr_pipeline.errors import SchemaDrift
+from fltr_pipeline.stores.schema import init_fltr, versions
+from fltr_pipeline.stores.schema.connection import transaction
+from fltr_pipeline.stores.schema.verify import verify_fltr
+
+NewDatabase = Callable[[], str]
+
+SHAPE = """
+SELECT 'column', c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull::text,
+       pg_get_expr(d.adbin, d.adrelid)
+FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+WHERE c.relnamespace = 'pipeline'::regnamespace AND c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped
+UNION ALL
+SELECT 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(oid), '', ''
+FROM pg_constraint WHERE connamespace = 'pipeline'::regnamespace
+UNION ALL
+SELECT 'index', tablename, indexname, indexdef, '', '' FROM pg_indexes WHERE schemaname = 'pipeline'
+ORDER BY 1, 2, 3
+"""
+
+# What the first installations have: no version, fewer columns, other indexes, a narrower CHECK.
+BEFORE_VERSIONS = """
+ALTER TABLE pipeline.documents DROP COLUMN api_key_id, DROP COLUMN retries;
+ALTER TABLE pipeline.charges DROP COLUMN run_id, DROP COLUMN api_key_id, DROP CONSTRAINT charges_state_check,
+    ADD CONSTRAINT charges_state_check CHECK (state IN ('open', 'settled', 'released'));
+DROP INDEX pipeline.documents_live;
+CREATE INDEX documents_live ON pipeline.documents (dataset_id) WHERE live_generation IS NOT NULL;
+DROP INDEX pipeline.retired_keys_by_dataset;
+CREATE INDEX retired_keys_by_dataset ON pipeline.retired_keys (dataset_id);
+DROP TABLE pipeline.upload_keys;
+DROP TABLE pipeline.schema_version;
+INSERT INTO pipeline.documents (document_id, dataset_id, input_version) VALUES ('kept', 'd', 'v');
+"""
+
+STEPS = {1: "e944930540304689", 2: "005bd0a50319da55"}
+"""Version → how the digest of its step begins: one that was released is never edited, a change is a further step."""
+
+
+def rows(url: str, query: str) -> list[tuple[object, ...]]:
+    with transaction(url) as connection:
+        return connection.execute(query.encode()).fetchall()
+
+
+def made(new_database: NewDatabase) -> str:
+    url = new_database()
+    init_fltr(url)
+    return url
+
+
+def test_a_new_database_has_every_version_and_a_second_init_adds_none(new_database: NewDatabase) -> None:
+    url = made(new_database)
+    init_fltr(url)
+    assert rows(url, "SELECT version FROM pipeline.schema_version ORDER BY 1") == [(n,) for n in STEPS]
+
+
+def test_released_steps_are_as_they_were() -> None:
+    assert {n: hashlib.sha256(sql).hexdigest()[:16] for n, sql in versions.steps().items()} == STEPS
+
+
+def test_a_database_from_before_versions_becomes_what_a_new_one_is_and_keeps_its_rows(
+    new_database: NewDatabase,
+) -> None:
+    new, old = made(new_database), made(new_database)
+    with transaction(old) as connection:
+        connection.execute(BEFORE_VERSIONS)
+    assert rows(old, SHAPE) != rows(new, SHAPE)
+    assert [f.subject for f in verify_fltr(old).harmful] == ["schema pipeline"]
+    init_fltr(old)
+    assert rows(old, SHAPE) == rows(new, SHAPE)
+    assert rows(old, "SELECT document_id, retries FROM pipeline.documents") == [("kept", 0)]
+    assert verify_fltr(old).conforms
+
+
+def test_each_step_may_be_run_again_without_harm(new_database: NewDatabase) -> None:
+    url = made(new_database)
+    before = rows(url, SHAPE)
+    with transaction(url) as connection:
+        for sql in versions.steps().values():
+            connection.execute(sql)
+            connection.execute(sql)
+    assert rows(url, SHAPE) == before
+
+
+def test_a_step_that_fails_leaves_the_version_and_the_shape_as_they_were(
+    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = made(new_database)
+    before = rows(url, SHAPE)
+    with monkeypatch.context() as patch:
+        broken = {**versions.steps(), 3: b"ALTER TABLE pipeline.charges ADD COLUMN n int", 4: b"SELECT 1 / 0"}
+        patch.setattr(versions, "steps", lambda: broken)
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            init_fltr(url)
+    assert rows(url, SHAPE) == before
+    assert verify_fltr(url).conforms
+
+
+def test_a_program_that_is_older_than_the_database_changes_nothing(new_database: NewDatabase) -> None:
+    url = made(new_database)
+    with transaction(url) as connection:
+        connection.execute("INSERT INTO pipeline.schema_version (version) VALUES (99)")
+    with pytest.raises(SchemaDrift, match="upgrade this one"):
+        init_fltr(url)
+    (drift,) = verify_fltr(url).harmful
+    assert (drift.subject, drift.found) == ("schema pipeline", "version 99")
+    assert "newer" in drift.mend
