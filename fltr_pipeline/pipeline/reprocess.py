@@ -4,6 +4,7 @@ from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets
+from fltr_pipeline.stores.fltr import requeue as queue
 
 RETRYABLE = ("gave_up", "internal_error", "parser_crash", "time_limit", "memory_limit", "payer_gone", "pot_gone")
 """Failures that another night may mend; the others are the document's own."""
@@ -18,9 +19,7 @@ def requeue(
     """
     codes = RETRYABLE if retryable_only else None
     with transaction(services.fltr) as tx:
-        return datasets.requeue(
-            tx, dataset_id, mode, fingerprint=services.fingerprint, billable=charge, retryable=codes
-        )
+        return queue.requeue(tx, dataset_id, mode, fingerprint=services.fingerprint, billable=charge, retryable=codes)
 
 
 def remaining(services: Services, dataset_id: str) -> int:
@@ -32,4 +31,4 @@ def remaining(services: Services, dataset_id: str) -> int:
 def datasets_to_backfill(services: Services) -> list[str]:
     """Datasets with stale or retryable documents."""
     with transaction(services.fltr) as tx:
-        return datasets.backfill_candidates(tx, fingerprint=services.fingerprint, retryable=RETRYABLE)
+        return queue.backfill_candidates(tx, fingerprint=services.fingerprint, retryable=RETRYABLE)

@@ -20,6 +20,7 @@ from fltr_pipeline.pipeline.search import search
 from fltr_pipeline.pipeline.stage import Result
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets as store
+from fltr_pipeline.stores.fltr import requeue
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.datasets import Backlog
 from fltr_pipeline_tests.world import World
@@ -359,7 +360,7 @@ def test_a_backfill_leaves_the_documents_own_failures_alone(world: World) -> Non
     )
     fingerprint = world.services.fingerprint
     with transaction(world.services.fltr) as tx:
-        queued = store.requeue(
+        queued = requeue.requeue(
             tx, dataset.id, ReprocessMode.stale, fingerprint=fingerprint, billable=False, retryable=["gave_up"]
         )
     assert queued == 1

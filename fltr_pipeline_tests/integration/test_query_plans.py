@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Connection, event, text
 
 from fltr_pipeline.models import Op, ReprocessMode, Stage
-from fltr_pipeline.stores.fltr import charges, claims, datasets, expired, generations, manifest, texts
+from fltr_pipeline.stores.fltr import charges, claims, datasets, expired, generations, manifest, requeue, texts
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.datasets import Dataset
@@ -177,7 +177,7 @@ def claiming(stage: Stage) -> Call:
 
 
 def requeueing(mode: ReprocessMode, retryable: list[str] | None = None) -> Call:
-    return lambda large, tx: datasets.requeue(
+    return lambda large, tx: requeue.requeue(
         tx, large.dataset.id, mode, fingerprint="new", billable=False, retryable=retryable
     )
 
@@ -338,7 +338,7 @@ def test_a_batch_of_ten_thousand_uploads_is_claimed_without_reading_or_sorting_t
 def test_only_the_views_over_everything_read_everything(large: Large) -> None:
     whole: dict[str, Call] = {
         "counts_of_all": lambda _, tx: datasets.counts_of_all(tx),
-        "backfill_candidates": lambda _, tx: datasets.backfill_candidates(tx, fingerprint="f", retryable=["transient"]),
+        "backfill_candidates": lambda _, tx: requeue.backfill_candidates(tx, fingerprint="f", retryable=["transient"]),
         "payers_of_pots": lambda _, tx: charges.payers_of_pots(tx, [("user", "u")]),
     }
     for call in whole.values():
@@ -348,7 +348,7 @@ def test_only_the_views_over_everything_read_everything(large: Large) -> None:
 def test_every_named_query_on_documents_has_a_plan_here() -> None:
     functions = {
         name
-        for module in (claims, generations, texts, manifest, datasets, charges, expired)
+        for module in (claims, generations, texts, manifest, datasets, charges, expired, requeue)
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     }

@@ -9,9 +9,8 @@ from datetime import datetime
 
 from sqlalchemy import Connection, text
 
-from fltr_pipeline.models import ReprocessMode, Stage
+from fltr_pipeline.models import Stage
 from fltr_pipeline.stores.database import id_array, recordset
-from fltr_pipeline.stores.fltr.claims import insert_jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,45 +243,6 @@ _CONTENT_SIZES = text("""
 
 _CONTENT = text("SELECT content FROM public.documents WHERE id = ANY(:ids)")
 
-# As everywhere, public rows are locked first and in id order.
-_LOCK_ENDED = text("""
-    SELECT id FROM public.documents
-    WHERE dataset_id = :dataset_id AND status IN ('ready', 'failed') ORDER BY id FOR UPDATE
-""")
-
-_REQUEUE_FAILED = text("""
-    UPDATE public.documents d SET status = 'uploaded'
-    WHERE d.dataset_id = :dataset_id AND d.status = 'failed'
-      AND (:every_failure OR EXISTS (SELECT FROM pipeline.documents p
-                                     WHERE p.document_id = d.id::text AND p.error_code = ANY(:retryable)))
-    RETURNING d.id::text
-""")
-
-# Index: pipeline.documents_live. A document in flight or uploaded anew is on its way already.
-_REQUEUE_LIVE = text("""
-    UPDATE pipeline.documents p
-    SET stage = 'extract', generation = p.generation + 1, billable = :billable, input_version = d.updated_at::text,
-        lease_until = NULL, retry_at = NULL, attempts = 0, retries = 0, credits_needed = NULL, job_id = NULL
-    FROM pipeline.generations g, public.documents d
-    WHERE p.dataset_id = :dataset_id AND p.live_generation IS NOT NULL AND p.stage IS NULL
-      AND g.document_id = p.document_id AND g.generation = p.live_generation
-      AND d.dataset_id = :of_dataset AND d.id::text = p.document_id AND d.status = 'ready'
-      AND (:everything OR g.fingerprint IS DISTINCT FROM :fingerprint)
-    RETURNING p.document_id
-""")
-
-# What a nightly backfill is for: another configuration than today's, or a failure that was not the document's own.
-_BACKFILL = text("""
-    SELECT DISTINCT p.dataset_id
-    FROM pipeline.documents p
-    LEFT JOIN pipeline.generations g ON g.document_id = p.document_id AND g.generation = p.live_generation
-    JOIN public.documents d ON d.id::text = p.document_id
-    WHERE p.stage IS NULL
-      AND ((d.status = 'ready' AND g.fingerprint IS DISTINCT FROM :fingerprint)
-           OR (d.status = 'failed' AND p.error_code = ANY(:retryable)))
-    ORDER BY 1
-""")
-
 _IS_SET_UP = text("SELECT 1 FROM pipeline.datasets WHERE dataset_id = :dataset_id")
 
 _MARK_SET_UP = text("""
@@ -419,38 +379,3 @@ def content_sizes(tx: Connection, document_ids: Sequence[str]) -> dict[str, int]
 def content(tx: Connection, document_id: str) -> str | None:
     """The document's text as it stands."""
     return tx.execute(_CONTENT, {"ids": id_array([document_id])}).scalar()
-
-
-def requeue(
-    tx: Connection,
-    dataset_id: str,
-    mode: ReprocessMode,
-    *,
-    fingerprint: str,
-    billable: bool,
-    retryable: Sequence[str] | None = None,
-) -> int:
-    """Queue documents again; each mode includes the ones before it: pending, failed, stale, all.
-
-    Failed documents (of the codes in `retryable`, or all) become `uploaded`; ready ones stay ready and searchable while
-    a new generation is made. May be repeated: what is on its way is left alone.
-    """
-    if mode is ReprocessMode.pending:
-        return 0
-    tx.execute(_LOCK_ENDED, {"dataset_id": dataset_id})
-    codes = {"every_failure": retryable is None, "retryable": list(retryable or ())}
-    failed = list(tx.execute(_REQUEUE_FAILED, {"dataset_id": dataset_id, **codes}).scalars())
-    if mode is ReprocessMode.failed:
-        return len(failed)
-    parameters = {
-        "dataset_id": dataset_id, "of_dataset": dataset_id, "billable": billable,
-        "fingerprint": fingerprint, "everything": mode is ReprocessMode.all,
-    }  # fmt: skip
-    live = list(tx.execute(_REQUEUE_LIVE, parameters).scalars())
-    insert_jobs(tx, live, "queued")
-    return len(failed) + len(live)
-
-
-def backfill_candidates(tx: Connection, *, fingerprint: str, retryable: Sequence[str]) -> list[str]:
-    """Datasets with stale documents, or with failures of a code in `retryable`."""
-    return list(tx.execute(_BACKFILL, {"fingerprint": fingerprint, "retryable": list(retryable)}).scalars())
