@@ -149,7 +149,10 @@ def _alone(url: str) -> Iterator[Connection]:
     """A transaction beside which nobody writes."""
     try:
         with transaction(url) as connection:
-            connection.execute(schema.LOCK)
+            if connection.execute(schema.TRY_LOCK).fetchone() != (True,):
+                raise DatabaseBusy(
+                    "another rebuild or `db init` is at work on this database: nothing was dropped, wait for its end"
+                )
             state.keep_writers_out(connection)
             yield connection
     except StoreUnavailable as error:

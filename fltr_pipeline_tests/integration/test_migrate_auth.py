@@ -249,6 +249,34 @@ def test_the_owner_needs_no_other_rights_but_must_see_all_rows(old: str, tmp_pat
         old_auth.execute(old, f"REASSIGN OWNED BY {owner} TO postgres", f"DROP OWNED BY {owner}", f"DROP ROLE {owner}")
 
 
+def test_what_policies_hid_stays_hidden(old: str, tmp_path: Path) -> None:
+    anybody = f"{psycopg.conninfo.conninfo_to_dict(old)['dbname']}_anybody"
+    old_auth.execute(
+        old,
+        f"CREATE ROLE {anybody} LOGIN",
+        f"GRANT SELECT, UPDATE ON users TO {anybody}",
+        "ALTER TABLE users ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY nobody ON users USING (id = 'x')",
+    )
+    try:
+        assert any("row-level security" in notice for notice in migration.plan(old).shape.notices)
+        apply(old, tmp_path)
+        old_auth.assert_migrated(old, old_auth.expected())
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            old_auth.rows(as_role(old, anybody), "SELECT * FROM user_credits")
+        old_auth.execute(old, f"GRANT SELECT ON user_credits TO {anybody}")
+        assert old_auth.rows(as_role(old, anybody), "SELECT * FROM user_credits") == []
+    finally:
+        old_auth.execute(old, f"DROP OWNED BY {anybody}", f"DROP ROLE {anybody}")
+
+
+def test_a_database_that_is_short_of_patience_is_migrated_all_the_same(old: str, tmp_path: Path) -> None:
+    name = psycopg.conninfo.conninfo_to_dict(old)["dbname"]
+    for setting in ("statement_timeout = '1ms'", "idle_session_timeout = '1ms'"):
+        old_auth.execute(old, f'ALTER DATABASE "{name}" SET {setting}')
+    assert apply(old, tmp_path).state is State.DONE
+
+
 def test_the_pipelines_own_role_may_not_migrate(old: str, templates: tuple[str, str], tmp_path: Path) -> None:
     assert templates  # whose making created the role
     before = old_auth.fingerprint(old)
@@ -281,6 +309,14 @@ def test_rollback_restores_the_columns_from_the_current_balances(old: str, tmp_p
     assert (again.state, again.done, again.dump) == (State.FRESH, (), None)
     apply(old, tmp_path, null_orphan_teams=False)
     old_auth.assert_migrated(old, {**wanted, "old app": (0, 0, None)})
+
+
+def test_rollback_drops_no_column_of_the_applications_own(tidy: str, tmp_path: Path) -> None:
+    apply(tidy, tmp_path)
+    old_auth.execute(tidy, "ALTER TABLE user_credits ADD COLUMN bonus_credits integer NOT NULL DEFAULT 7")
+    with pytest.raises(MigrationRefused, match="bonus_credits"):
+        migration.rollback(tidy, tmp_path, tell=silent)
+    assert old_auth.rows(tidy, "SELECT DISTINCT bonus_credits FROM user_credits") == [(7,)]
 
 
 def test_rollback_drops_nothing_that_others_use(old: str, tmp_path: Path) -> None:

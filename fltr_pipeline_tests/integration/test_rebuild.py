@@ -217,6 +217,15 @@ def test_it_gives_up_cleanly_when_somebody_writes(
     apply(world, tmp_path)
 
 
+def test_a_second_one_at_once_gives_up(world: World, set_scene: Scene, tmp_path: Path) -> None:
+    before = counts(world)
+    with psycopg.connect(world.fltr_admin) as other:
+        other.execute(schema.LOCK.encode())
+        with pytest.raises(DatabaseBusy, match="another rebuild"):
+            apply(world, tmp_path)
+    assert counts(world) == before
+
+
 def test_nothing_is_written_between_the_dump_and_the_drop(
     world: World, set_scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -265,3 +265,16 @@ def test_drift_can_be_required_away(fltr: str) -> None:
         connection.execute("CREATE TABLE users (id text)")
     with pytest.raises(SchemaDrift, match="users: expected no such table"):
         verify_fltr(fltr).require()
+
+
+def test_how_to_mend_it_names_what_was_found_and_nothing_else(fltr: str) -> None:
+    with psycopg.connect(fltr) as connection:
+        connection.execute('CREATE TABLE "Documents" (id text)')
+        connection.execute('ALTER TABLE documents ADD COLUMN "Content" text')
+        mends = [finding.mend for finding in verify_fltr(connection).harmful]
+        assert len(mends) >= 2
+        for mend in mends:
+            if "ALTER TABLE" in mend or "DROP TABLE" in mend:
+                connection.execute(mend.rpartition("then ")[2].encode())
+        assert verify_fltr(connection).conforms
+        connection.rollback()

@@ -21,6 +21,7 @@ AUTH_ROLE = "fltr_pipeline"
 
 # Held until the transaction ends: a second process waits, then finds everything there.
 LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('fltr_pipeline.stores.schema', 0))"
+TRY_LOCK = LOCK.replace("pg_advisory_xact_lock", "pg_try_advisory_xact_lock")
 
 # A database's own schema `public` may be used by everybody; one that is created anew may not, unless it is said.
 DROP = """

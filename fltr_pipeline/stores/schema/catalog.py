@@ -6,11 +6,22 @@ Belongs here: the queries and the shapes they are read into. Does not: an opinio
 that the least-privilege role sees what the administrator sees. Without a schema `public` each query finds nothing.
 """
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 
+from psycopg import sql
+
 from fltr_pipeline.stores.schema.connection import Connection
 from fltr_pipeline.stores.schema.specification import OnDelete
+
+_PLAIN = re.compile("[a-z_][a-z0-9_$]*")
+
+
+def quoted(name: str) -> str:
+    """A name as a statement must write it: `"Documents"` is another table than `documents`."""
+    return name if _PLAIN.fullmatch(name) else sql.Identifier(name).as_string(None)
+
 
 RELATIONS = """
 SELECT c.relname::text, c.relkind IN ('r', 'p', 'f'), pg_has_role(c.relowner, 'USAGE')

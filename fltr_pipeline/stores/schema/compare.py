@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from fltr_pipeline.stores.schema.catalog import Catalog, FoundColumn, FoundForeignKey, FoundTable
+from fltr_pipeline.stores.schema.catalog import Catalog, FoundColumn, FoundForeignKey, FoundTable, quoted
 from fltr_pipeline.stores.schema.specification import (
     IDENTIFIER,
     SERIAL,
@@ -80,7 +80,7 @@ def _missing_table(database: Database, table: Table) -> Finding:
     if database.closed:
         mend = "`fltr-pipeline db init` creates it"
     elif Source.MIGRATION in {table.source, table.columns[0].source}:
-        mend = f"run the specification's migration of {database.name}"
+        mend = "`fltr-pipeline db migrate-auth --plan` says what the migration would do"
     else:
         mend = "the web application's own migrations create it"
     return Finding(Severity.HARMFUL, table.name, "a table", "missing", mend)
@@ -93,7 +93,7 @@ def _surplus(expected: Database, found: Catalog) -> Iterator[Finding]:
         if table.name in known:
             continue
         if expected.closed:
-            mend = f"back it up, move what is needed elsewhere, then DROP TABLE public.{table.name} CASCADE"
+            mend = f"back it up, move what is needed elsewhere, then DROP TABLE public.{quoted(table.name)} CASCADE"
             yield Finding(Severity.HARMFUL, table.name, f"no such table in {expected.name}", "a table", mend)
         else:
             yield Finding(Severity.HARMLESS, table.name, "not in the specification", "a table of the owner's")
@@ -129,10 +129,10 @@ def _surplus_columns(database: Database, expected: Table, found: FoundTable) -> 
     for column in found.columns:
         subject = f"{expected.name}.{column.name}"
         if column.name in expected.forbidden:
-            mend = f"run the specification's migration of {database.name}: it moves the column to user_credits"
+            mend = "`fltr-pipeline db migrate-auth` moves the column to user_credits; --plan says how"
             yield Finding(Severity.HARMFUL, subject, "no credit columns on users", column.type, mend)
         elif column.name not in known and database.closed:
-            mend = f"ALTER TABLE public.{expected.name} DROP COLUMN {column.name}"
+            mend = f"ALTER TABLE public.{expected.name} DROP COLUMN {quoted(column.name)}"
             yield Finding(Severity.HARMFUL, subject, "exactly the columns of the specification", column.type, mend)
         elif column.name not in known:
             yield Finding(Severity.HARMLESS, subject, "not in the specification", f"{column.type}, the owner's")
@@ -238,7 +238,7 @@ def _foreign_key(expected: ForeignKey, found: FoundForeignKey) -> Iterator[Findi
         severity = Severity.HARMLESS if harmless else Severity.HARMFUL
         yield Finding(severity, subject, _describe(expected), _describe_found(found), "" if harmless else replace)
     if not found.validated:
-        mend = f"ALTER TABLE public.{expected.table} VALIDATE CONSTRAINT {found.name}"
+        mend = f"ALTER TABLE public.{expected.table} VALIDATE CONSTRAINT {quoted(found.name)}"
         yield Finding(Severity.HARMFUL, subject, "a validated foreign key", f"{found.name} NOT VALID", mend)
 
 
@@ -287,4 +287,4 @@ def _add(key: ForeignKey) -> str:
 
 
 def _drop(table: str, key: FoundForeignKey) -> str:
-    return f"ALTER TABLE public.{table} DROP CONSTRAINT {key.name}"
+    return f"ALTER TABLE public.{quoted(table)} DROP CONSTRAINT {quoted(key.name)}"

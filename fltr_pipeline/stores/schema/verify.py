@@ -174,7 +174,7 @@ def _users_query(connection: Connection) -> Finding:
         "users without credit columns",
         expected=f"none of {', '.join(users.forbidden)}",
         wrong=wrong,
-        mend="run the specification's migration of fltr_auth",
+        mend="`fltr-pipeline db migrate-auth --plan` says what the migration would do",
     )
 
 
@@ -187,7 +187,7 @@ def _user_credits_query(connection: Connection) -> Finding:
         "user_credits exists",
         expected=", ".join(wanted),
         wrong=wrong,
-        mend="run the specification's migration of fltr_auth",
+        mend="`fltr-pipeline db migrate-auth --plan` says what the migration would do",
     )
 
 

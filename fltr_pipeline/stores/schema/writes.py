@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import psycopg
 from psycopg import sql
 
-from fltr_pipeline.stores.schema.catalog import Catalog, FoundCheck, FoundTable
+from fltr_pipeline.stores.schema.catalog import Catalog, FoundCheck, FoundTable, quoted
 from fltr_pipeline.stores.schema.compare import Finding, Severity, through_its_owner
 from fltr_pipeline.stores.schema.connection import Connection
 from fltr_pipeline.stores.schema.specification import Database, Table
@@ -59,7 +59,7 @@ def _checks(connection: Connection, expected: Table, found: FoundTable) -> Itera
         refused = [row for row, answer in answers if answer is False]
         shown = f"CHECK {check.expression}"
         if refused:
-            mend = f"ALTER TABLE public.{expected.name} DROP CONSTRAINT {check.name}"
+            mend = f"ALTER TABLE public.{expected.name} DROP CONSTRAINT {quoted(check.name)}"
             lets_in = f"{expected.name} takes {_words(check, refused[0])}"
             yield Finding(Severity.HARMFUL, check.name, lets_in, shown, mend)
         else:

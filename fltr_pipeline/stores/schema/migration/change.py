@@ -12,7 +12,7 @@ from fltr_pipeline.stores.schema.dump import dump
 from fltr_pipeline.stores.schema.migration.balances import Balances, Orphan, Totals
 from fltr_pipeline.stores.schema.migration.plan import Plan, look, plan
 from fltr_pipeline.stores.schema.migration.session import Patience, Tell, exclusive, only_run
-from fltr_pipeline.stores.schema.migration.shape import State, Step, rollback_steps
+from fltr_pipeline.stores.schema.migration.shape import USER_CREDITS, State, Step, rollback_steps
 
 PATIENCE = Patience()
 
@@ -122,3 +122,9 @@ def _require_migrated(found: Plan) -> None:
     if found.layout.present or found.state is State.UNKNOWN:
         reasons = "; ".join(found.shape.obstacles) or f"users still has {', '.join(found.layout.present)}"
         raise MigrationRefused(f"only a migrated fltr_auth can be rolled back, nothing was changed: {reasons}")
+    known = {column.name for column in USER_CREDITS.columns}
+    if more := sorted(found.layout.types(USER_CREDITS.name).keys() - known):
+        raise MigrationRefused(
+            f"user_credits has columns of the application's own ({', '.join(more)}), which a rollback would drop with "
+            "their values, so nothing was changed: move them elsewhere first"
+        )

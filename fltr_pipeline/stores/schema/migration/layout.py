@@ -19,7 +19,7 @@ JOURNAL = "__drizzle_migrations"
 
 USERS = """
 SELECT pg_get_userbyid(c.relowner)::text, pg_has_role(c.relowner, 'USAGE'), current_user::text,
-       c.relkind = 'r' AND NOT EXISTS (SELECT FROM pg_inherits WHERE c.oid IN (inhparent, inhrelid))
+       c.relkind = 'r' AND NOT EXISTS (SELECT FROM pg_inherits WHERE c.oid IN (inhparent, inhrelid)), c.relrowsecurity
 FROM pg_class c WHERE c.oid = to_regclass('public.users')
 """
 
@@ -95,6 +95,8 @@ class Layout:
     role: str
     ordinary: bool
     """Whether `users` is a table on its own: no view, no partitions, no inheritance."""
+    row_security: bool
+    """Whether policies decide who sees which row of `users`."""
     dependents: tuple[Dependent, ...]
     triggers: tuple[str, ...]
     """On `users`, with a function that mentions one of the columns."""
@@ -123,7 +125,8 @@ class Layout:
 
 def read(connection: Connection) -> Layout:
     """Reads the catalogue, and the journals' few rows."""
-    owner, owned, role, ordinary = connection.execute(USERS).fetchone() or (None, False, "", False)
+    about = connection.execute(USERS).fetchone() or (None, False, "", False, False)
+    owner, owned, role, ordinary, row_security = about
     columns = {"columns": list(COLUMNS), "words": rf"\m({'|'.join(COLUMNS)})\M"}
     return Layout(
         catalog=catalog.read(connection),
@@ -131,6 +134,7 @@ def read(connection: Connection) -> Layout:
         owned=owned,
         role=role,
         ordinary=ordinary,
+        row_security=row_security,
         dependents=tuple(Dependent(*row) for row in connection.execute(DEPENDENTS, columns)),
         triggers=tuple(name for (name,) in connection.execute(TRIGGERS, columns)),
         grants=tuple(Grant(role, tuple(privileges)) for role, privileges in connection.execute(GRANTS)),

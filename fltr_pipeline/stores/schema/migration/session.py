@@ -121,6 +121,7 @@ def only_run(url: str) -> Iterator[Connection]:
             raise DatabaseBusy(
                 "another migrate-auth is at work on this database, so nothing was done: wait for its end"
             )
+        connection.execute("SET idle_session_timeout = 0")  # it waits for the dump
         connection.commit()
         yield connection
 
@@ -171,6 +172,7 @@ def _limit(connection: Connection, lock_wait_ms: int) -> None:
     limits = {
         "lock_timeout": f"{lock_wait_ms}ms",
         "idle_in_transaction_session_timeout": f"{IDLE_MS}ms",
+        "statement_timeout": "0",
         "row_security": "off",
         "application_name": APPLICATION,
     }

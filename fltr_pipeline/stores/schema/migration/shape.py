@@ -199,6 +199,10 @@ def _create(layout: Layout) -> Iterator[Step]:
         table = _typed(table, key.column, layout.types(key.target)[key.target_column])
     yield Step(f"create {table.name}", _ddl(table))
     yield from _own(layout, table.name)
+    if layout.row_security:
+        # The rights on users mean little without its policies: with them alone, everybody would see every balance.
+        yield Step(f"hide the rows of {table.name}", f"ALTER TABLE public.{table.name} ENABLE ROW LEVEL SECURITY")
+        return
     for grant in layout.grants:
         statement = f"GRANT {', '.join(grant.privileges)} ON public.{table.name} TO {_quoted(grant.role)}"
         yield Step(f"grant {grant.role} the rights on {table.name} that it has on users", statement)
@@ -262,6 +266,11 @@ def _obstacles(layout: Layout) -> Iterator[str]:
 
 
 def _notices(layout: Layout) -> Iterator[str]:
+    if layout.row_security:
+        yield (
+            f"users has row-level security: {USER_CREDITS.name} gets it too, but neither policies nor rights; "
+            "give it both before the application starts"
+        )
     for dependent in layout.dependents:
         if not dependent.blocks:
             yield f"{dependent.what} goes with users.{dependent.column}"
