@@ -330,7 +330,7 @@ def test_the_tighter_limit_counts(daily: int | None, monthly: int | None, left: 
 
 def test_use_is_net_and_whoever_wrote_it(world: World) -> None:
     payer = world.user()
-    key, other = add_key(world, payer), add_key(world, payer)
+    key, other = add_key(world, payer, daily=100), add_key(world, payer, monthly=100)
     spent = ledger_row(payer.user_id, -7)
     ask(
         world,
@@ -351,7 +351,7 @@ def test_use_is_net_and_whoever_wrote_it(world: World) -> None:
 
 def test_what_another_program_calls_held_at_is_its_own_business(world: World) -> None:
     payer = world.user()
-    key = add_key(world, payer)
+    key = add_key(world, payer, daily=100)
     theirs = replace(ledger_row(payer.user_id, -7, {"held_at": "the reception"}), operation="chat")
     ask(world, rows.insert, [replace(theirs, api_key_id=key.digest)])
     assert used(world, key.digest) == (7, 7)
@@ -359,7 +359,7 @@ def test_what_another_program_calls_held_at_is_its_own_business(world: World) ->
 
 def test_use_counts_in_the_utc_day_and_month_of_its_hold(world: World) -> None:
     payer = world.user()
-    key = add_key(world, payer)
+    key = add_key(world, payer, monthly=100_000)
     today = rows.utc_now().replace(hour=0, minute=0, second=0, microsecond=0)
     month = today.replace(day=1)
     moments = {

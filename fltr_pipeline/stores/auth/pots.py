@@ -27,6 +27,7 @@ class KeyLimits:
     daily_limit: int | None
     monthly_limit: int | None
     used_today: int
+    """0 where there is no limit at all: then nobody adds it up."""
     used_this_month: int
 
     @property
