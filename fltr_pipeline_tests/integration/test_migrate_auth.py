@@ -9,7 +9,7 @@ import pytest
 from fltr_pipeline.errors import ConfigurationError, MigrationRefused
 from fltr_pipeline.stores.schema import AUTH_ROLE, migration
 from fltr_pipeline.stores.schema.connection import as_role
-from fltr_pipeline.stores.schema.migration import Outcome, State
+from fltr_pipeline.stores.schema.migration import Outcome, State, session
 from fltr_pipeline.stores.schema.verify import verify_auth
 from fltr_pipeline_tests import old_auth
 from fltr_pipeline_tests.old_auth import DOCUMENT, INT4, ORPHANED, TIDY
@@ -270,11 +270,14 @@ def test_what_policies_hid_stays_hidden(old: str, tmp_path: Path) -> None:
         old_auth.execute(old, f"DROP OWNED BY {anybody}", f"DROP ROLE {anybody}")
 
 
-def test_a_database_that_is_short_of_patience_is_migrated_all_the_same(old: str, tmp_path: Path) -> None:
+def test_a_database_that_is_short_of_patience_cuts_nothing_off(old: str) -> None:
     name = psycopg.conninfo.conninfo_to_dict(old)["dbname"]
-    for setting in ("statement_timeout = '1ms'", "idle_session_timeout = '1ms'"):
-        old_auth.execute(old, f'ALTER DATABASE "{name}" SET {setting}')
-    assert apply(old, tmp_path).state is State.DONE
+    for setting in ("statement_timeout", "idle_session_timeout"):
+        old_auth.execute(old, f"ALTER DATABASE \"{name}\" SET {setting} = '1h'")
+    with session.only_run(old) as connection:
+        assert connection.execute("SHOW idle_session_timeout").fetchone() == ("0",)
+        with session.exclusive(connection, session.Patience(1, 0), silent):
+            assert connection.execute("SHOW statement_timeout").fetchone() == ("0",)
 
 
 def test_the_pipelines_own_role_may_not_migrate(old: str, templates: tuple[str, str], tmp_path: Path) -> None:
