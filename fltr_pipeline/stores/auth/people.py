@@ -44,16 +44,16 @@ _USER_BY_EMAIL = text("""
 
 _POOLS = text(f"""
     SELECT {KEY_DIGEST} AS digest, user_id::text, team_id::text FROM api_key_credits WHERE {KEY_DIGEST} = ANY(:digests)
-""")  # noqa: S608
+""")  # noqa: S608 - of constants
 
 _POOLS_OF_USER = text(f"""
     SELECT {KEY_DIGEST} AS digest, user_id::text, team_id::text FROM api_key_credits WHERE user_id = ANY(:ids)
     ORDER BY digest
-""")  # noqa: S608
+""")  # noqa: S608 - of constants
 
 _OWNERS = {
     "team": text("SELECT owner_id::text FROM teams WHERE id = ANY(:ids)"),
-    "api_key": text(f"SELECT user_id::text FROM api_key_credits WHERE {KEY_DIGEST} = ANY(CAST(:ids AS text[]))"),  # noqa: S608
+    "api_key": text(f"SELECT user_id::text FROM api_key_credits WHERE {KEY_DIGEST} = ANY(CAST(:ids AS text[]))"),  # noqa: S608 - of constants
 }
 
 _EXISTING = text("SELECT id::text FROM users WHERE id = ANY(:ids)")

@@ -62,7 +62,7 @@ COLUMNS = """
 KEY_DIGEST = "encode(sha256(convert_to(api_key, 'UTF8')), 'hex')"
 """SQL: what an API key is called outside its own table."""
 
-DIGESTS = f"SELECT api_key, {KEY_DIGEST} AS digest FROM api_key_credits"  # noqa: S608
+DIGESTS = f"SELECT api_key, {KEY_DIGEST} AS digest FROM api_key_credits"  # noqa: S608 - of constants
 
 POT = """
     coalesce(substring(t.transaction_metadata::text FROM '"pot"\\s*:\\s*"([^"]+)"'),
@@ -71,8 +71,8 @@ POT = """
 """SQL: the pot that a row of the table `t` moves, as its metadata says; of other programs' rows, the pot that they
 would have meant. `k` and `d` are DIGESTS joined by key and by digest."""
 
-_KIND = """substring({t}.transaction_metadata::text FROM '"kind"\\s*:\\s*"([^"]+)"')"""
-_HOLD = """substring({t}.transaction_metadata::text FROM '"hold_id"\\s*:\\s*"([^"]+)"')"""
+KIND = """substring({t}.transaction_metadata::text FROM '"kind"\\s*:\\s*"([^"]+)"')"""
+HOLD = """substring({t}.transaction_metadata::text FROM '"hold_id"\\s*:\\s*"([^"]+)"')"""
 
 _INSERT = text("""
     INSERT INTO credit_transactions
@@ -85,20 +85,20 @@ _INSERT = text("""
     RETURNING id::text, amount
 """)
 
-_ROWS = text(f"SELECT {COLUMNS} FROM credit_transactions t WHERE t.id = ANY(:ids)")  # noqa: S608
+_ROWS = text(f"SELECT {COLUMNS} FROM credit_transactions t WHERE t.id = ANY(:ids)")  # noqa: S608 - of constants
 
 _OF_USER = text(f"""
     SELECT {COLUMNS} FROM credit_transactions t WHERE t.user_id = ANY(:ids) ORDER BY t.created_at, t.id
-""")  # noqa: S608
+""")  # noqa: S608 - of constants
 
 # Reads the whole ledger: a hold is open while no row of kind `close` names it.
 _OPEN_BEFORE = text(f"""
     SELECT {COLUMNS} FROM credit_transactions t
-    WHERE t.type = 'usage' AND t.created_at < :before AND {_KIND.format(t="t")} = 'reserve'
+    WHERE t.type = 'usage' AND t.created_at < :before AND {KIND.format(t="t")} = 'reserve'
       AND NOT EXISTS (SELECT FROM credit_transactions c
-                      WHERE {_KIND.format(t="c")} = 'close' AND {_HOLD.format(t="c")} = t.id::text)
+                      WHERE {KIND.format(t="c")} = 'close' AND {HOLD.format(t="c")} = t.id::text)
     ORDER BY t.created_at, t.id
-""")  # noqa: S608
+""")  # noqa: S608 - of constants
 
 _WHOSE = {"user": "t.user_id = ANY(:ids)", "team": "t.team_id = ANY(:ids)", "api_key": "t.api_key_id IS NOT NULL"}
 
@@ -108,7 +108,7 @@ _SUM_OF_POT = {
         LEFT JOIN ({DIGESTS}) k ON k.api_key = t.api_key_id::text
         LEFT JOIN ({DIGESTS}) d ON d.digest = t.api_key_id::text
         WHERE {whose} AND {POT} = :pot
-    """)  # noqa: S608
+    """)  # noqa: S608 - of constants
     for kind, whose in _WHOSE.items()
 }
 
