@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from fltr_pipeline.embedded import postgres
 from fltr_pipeline.stores.schema import init_databases
 from fltr_pipeline_tests import old_auth
 from fltr_pipeline_tests.databases import Databases
@@ -21,6 +22,12 @@ from fltr_pipeline_tests.world import World
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before there are workers, which would all make the system user that runs PostgreSQL for root."""
+    if not hasattr(config, "workerinput"):
+        postgres._system_user()
 
 
 @pytest.fixture(scope="session")
