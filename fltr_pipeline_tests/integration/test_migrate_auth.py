@@ -8,7 +8,8 @@ import pytest
 
 from fltr_pipeline.errors import MigrationRefused
 from fltr_pipeline.stores.schema import migration
-from fltr_pipeline.stores.schema.migration import Outcome, State, session
+from fltr_pipeline.stores.schema.dump import dump
+from fltr_pipeline.stores.schema.migration import Outcome, State, change, session
 from fltr_pipeline.stores.schema.verify import verify_auth
 from fltr_pipeline_tests import old_auth
 from fltr_pipeline_tests.old_auth import DOCUMENT, INT4, ORPHANED, TIDY
@@ -25,7 +26,14 @@ UNKNOWN = {
     "user_credits is not a table": ["CREATE VIEW user_credits AS SELECT id AS user_id FROM users"],
     "user_credits.total_credits_purchased": ["CREATE TABLE user_credits (user_id text PRIMARY KEY, credits integer)"],
     "is not the foreign key user_id": [DOCUMENT[0].replace("ON DELETE CASCADE", "")],
+    "user_credits is not a table, but": ["CREATE TYPE user_credits AS ENUM ('many', 'few')"],
+    "called user_credits_pkey": ["CREATE INDEX user_credits_pkey ON users (email)"],
+    "user_credits is not a table on its own": [
+        DOCUMENT[0] + " PARTITION BY HASH (user_id)",
+        "CREATE TABLE part PARTITION OF user_credits FOR VALUES WITH (MODULUS 1, REMAINDER 0)",
+    ],
     "__drizzle_migrations": ["CREATE TABLE __drizzle_migrations (id integer PRIMARY KEY, hash text)"],
+    "__drizzle_migrations is not a table": ["CREATE SEQUENCE __drizzle_migrations"],
 }
 """Words of the reason → how such a database comes to be."""
 
@@ -153,9 +161,29 @@ def test_what_it_is_not_for_is_unknown_with_its_reason_and_left_alone(old: str, 
     assert old_auth.fingerprint(old) == before
 
 
+def test_a_search_path_of_the_applications_own_leads_nowhere_else(old: str, tmp_path: Path) -> None:
+    name = psycopg.conninfo.conninfo_to_dict(old)["dbname"]
+    old_auth.execute(
+        old,
+        "CREATE SCHEMA app",
+        "CREATE TABLE app.users (id text PRIMARY KEY, credits integer)",
+        "CREATE TABLE app.user_credits (user_id text PRIMARY KEY)",
+        "CREATE VIEW app.teams AS SELECT 'team-0'::text AS id",
+        f'ALTER DATABASE "{name}" SET search_path = app, public',
+        f'ALTER DATABASE "{name}" SET default_transaction_read_only = on',
+        f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = 'serializable'",
+    )
+    assert apply(old, tmp_path).state is State.DONE
+    assert migration.rollback(old, tmp_path, tell=silent).state is State.FRESH
+    assert apply(old, tmp_path).state is State.DONE
+    assert old_auth.rows(old, "SELECT * FROM app.user_credits") == []
+    old_auth.execute(old, "DROP SCHEMA app CASCADE")
+    assert old_auth.accounts(old) == old_auth.expected()
+
+
 def test_a_database_that_is_short_of_patience_cuts_nothing_off(old: str) -> None:
     name = psycopg.conninfo.conninfo_to_dict(old)["dbname"]
-    for setting in ("statement_timeout", "idle_session_timeout"):
+    for setting in ("statement_timeout", "idle_session_timeout", "idle_in_transaction_session_timeout"):
         old_auth.execute(old, f"ALTER DATABASE \"{name}\" SET {setting} = '1h'")
     with session.only_run(old) as connection:
         assert connection.execute("SHOW idle_session_timeout").fetchone() == ("0",)
@@ -195,6 +223,48 @@ def test_rollback_drops_no_column_of_the_applications_own(tidy: str, tmp_path: P
     with pytest.raises(MigrationRefused, match="bonus_credits"):
         migration.rollback(tidy, tmp_path, tell=silent)
     assert old_auth.rows(tidy, "SELECT DISTINCT bonus_credits FROM user_credits") == [(7,)]
+
+
+def test_rollback_leaves_no_credits_in_holds(old: str, tmp_path: Path) -> None:
+    apply(old, tmp_path / "first")
+    row = "INSERT INTO credit_transactions (id, user_id, amount, type, transaction_metadata) VALUES "
+    holds = {
+        "open 1": """(-30, '{"kind": "reserve", "pot": "user:user-000"}')""",
+        "open 2": """(-12, '{"kind": "reserve", "pot": "team:team-0"}')""",
+        "ended": """(-50, '{"kind": "reserve", "pot": "user:user-000"}')""",
+        "end": """(50, '{"kind": "close", "pot": "user:user-000", "hold_id": "ended"}')""",
+    }
+    for name, values in holds.items():
+        amount, metadata = values.strip("()").split(", ", 1)
+        old_auth.execute(old, f"{row} ('{name}', 'user-000', {amount}, 'usage', {metadata})")
+    before = old_auth.fingerprint(old)
+    with pytest.raises(MigrationRefused, match=r"42 credits are in 2 open holds.*`fltr-pipeline reconcile`"):
+        migration.rollback(old, tmp_path / "second", tell=silent)
+    assert not (tmp_path / "second").exists()
+    assert old_auth.fingerprint(old) == before
+    for name in ("open 1", "open 2"):
+        close = f"""'{{"kind": "close", "hold_id": "{name}"}}'"""
+        old_auth.execute(old, f"{row} ('end of {name}', 'user-000', 1, 'usage', {close})")
+    assert migration.rollback(old, tmp_path / "second", tell=silent).state is State.FRESH
+
+
+def test_a_hold_that_was_taken_during_the_dump_is_seen(
+    old: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply(old, tmp_path)
+
+    def dump_while_the_pipeline_reserves(url: str, folder: Path) -> Path:
+        old_auth.execute(
+            old,
+            "INSERT INTO credit_transactions (id, user_id, amount, type, transaction_metadata) "
+            """VALUES ('late', 'user-000', -7, 'usage', '{"kind": "reserve", "pot": "user:user-000"}')""",
+        )
+        return dump(url, folder)
+
+    monkeypatch.setattr(change, "dump", dump_while_the_pipeline_reserves)
+    with pytest.raises(MigrationRefused, match="7 credits are in 1 open hold"):
+        migration.rollback(old, tmp_path, tell=silent)
+    assert migration.plan(old).state is State.DONE
 
 
 def test_rollback_drops_nothing_that_others_use(old: str, tmp_path: Path) -> None:
