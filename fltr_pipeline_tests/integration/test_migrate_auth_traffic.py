@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from fltr_pipeline.errors import DatabaseBusy, StoreUnavailable
+from fltr_pipeline.errors import DatabaseBusy, MigrationRefused, StoreUnavailable
 from fltr_pipeline.stores.schema import migration
 from fltr_pipeline.stores.schema.migration import Outcome, Patience, State, change, session
 from fltr_pipeline.stores.schema.migration.plan import look
@@ -168,6 +168,26 @@ def test_a_connection_that_is_cut_at_the_end_leaves_it_in_doubt_and_says_how_to_
             apply(old, tmp_path)
     assert old_auth.fingerprint(old) == before
     assert apply(old, tmp_path).done
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("SELECT pg_cancel_backend(pg_backend_pid())", "everything was taken back: canceling statement"),
+        ("DO 'BEGIN RAISE EXCEPTION USING ERRCODE = ''disk_full'', MESSAGE = ''no space''; END'", "back: no space"),
+    ],
+)
+def test_a_statement_that_fails_on_a_connection_that_lives_leaves_nothing_in_doubt(
+    old: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str, said: str
+) -> None:
+    def must_be(connection: Any, _: State) -> Any:
+        connection.execute(statement)
+
+    before = old_auth.fingerprint(old)
+    monkeypatch.setattr(change, "_must_be", must_be)
+    with pytest.raises(MigrationRefused, match=said):
+        apply(old, tmp_path)
+    assert old_auth.fingerprint(old) == before
 
 
 def test_a_run_that_stands_still_gives_the_tables_free(

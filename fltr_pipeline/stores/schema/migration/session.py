@@ -155,7 +155,7 @@ def exclusive(connection: Connection, patience: Patience, tell: Tell) -> Iterato
             time.sleep(patience.pause_seconds)
         with _explained():
             if _locked(connection):
-                with _outcome_in_doubt():
+                with _outcome_in_doubt(connection):
                     yield
                     connection.commit()
                 return
@@ -211,13 +211,16 @@ def _named(in_the_way: tuple[Session, ...]) -> str:
 
 
 @contextmanager
-def _outcome_in_doubt() -> Iterator[None]:
+def _outcome_in_doubt(connection: Connection) -> Iterator[None]:
     """A connection that is lost around COMMIT doesn't tell whether it happened."""
     try:
         yield
-    except psycopg.errors.LockNotAvailable as error:
-        raise _busy(()) from error
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
+        connection.rollback()
+        raise _busy(sessions(connection)) from error
     except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
+        if not connection.closed:  # a full disk, a cancelled statement: nothing is in doubt
+            raise _refused(error) from error
         raise StoreUnavailable(
             f"the connection was lost or the server gave up ({str(error).strip()}): all of it happened or nothing, "
             "and `fltr-pipeline db migrate-auth --plan` tells which"
@@ -237,5 +240,9 @@ def _explained() -> Iterator[None]:
             "the owner of users, teams, user_credits and the journal, or of an administrator"
         ) from error
     except psycopg.Error as error:
-        said = " ".join(filter(None, (error.diag.message_primary, error.diag.message_detail))) or str(error)
-        raise MigrationRefused(f"PostgreSQL refused a statement, and everything was taken back: {said}") from error
+        raise _refused(error) from error
+
+
+def _refused(error: psycopg.Error) -> MigrationRefused:
+    said = " ".join(filter(None, (error.diag.message_primary, error.diag.message_detail))) or str(error)
+    return MigrationRefused(f"PostgreSQL refused a statement, and everything was taken back: {said}")
