@@ -187,7 +187,7 @@ def claiming(stage: Stage) -> Call:
 
 def requeueing(mode: ReprocessMode, retryable: list[str] | None = None) -> Call:
     return lambda large, tx: requeue.requeue(
-        tx, large.dataset.id, mode, fingerprint="new", billable=False, retryable=retryable
+        tx, large.dataset.id, mode, fingerprint="new", tried_with="t", billable=False, retryable=retryable
     )
 
 
@@ -366,14 +366,16 @@ def test_a_batch_of_ten_thousand_uploads_is_claimed_without_reading_or_sorting_t
         assert [c.filename for c in taken] == [f"{n}.txt" for n in range(109_999, 109_899, -1)]
 
     found = plans(large, claim, about="SKIP LOCKED")
-    assert found.indexes == {"documents_waiting_idx"}
+    assert found.indexes == {"documents_waiting_idx", "documents_suspect"}
     assert found.nodes == {"Index Scan", "LockRows", "Limit"}
 
 
 def test_only_the_views_over_everything_read_everything(large: Large) -> None:
     whole: dict[str, Call] = {
         "counts_of_all": lambda _, tx: datasets.counts_of_all(tx),
-        "backfill_candidates": lambda _, tx: requeue.backfill_candidates(tx, fingerprint="f", retryable=["transient"]),
+        "backfill_candidates": lambda _, tx: requeue.backfill_candidates(
+            tx, fingerprint="f", tried_with="t", retryable=["transient"]
+        ),
         "payers_of_pots": lambda _, tx: charges.payers_of_pots(tx, [("user", "u")]),
     }
     for call in whole.values():
