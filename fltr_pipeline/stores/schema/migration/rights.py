@@ -36,9 +36,9 @@ WITH lists AS (
     UNION ALL SELECT c.oid, c.relowner, a.attname::text, a.attacl
     FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND NOT a.attisdropped
 )
-SELECT r.rolname::text, g.privilege_type, l.attname
+SELECT DISTINCT r.rolname::text, g.privilege_type, l.attname
 FROM lists l CROSS JOIN aclexplode(l.list) g LEFT JOIN pg_roles r ON r.oid = g.grantee
-WHERE l.oid = to_regclass(%(table)s) AND g.grantee <> l.relowner
+WHERE l.oid = to_regclass(%(table)s) AND g.grantee <> l.relowner AND (g.grantee = 0 OR r.oid IS NOT NULL)
   AND g.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
 ORDER BY 1, 2, 3
 """
