@@ -12,7 +12,7 @@ from fltr_pipeline.stores.schema.connection import Connection
 # Somebody who is not a superuser can give a table away only to a role that they could be, and that may create tables
 # there. From version 16 on, being a member is not enough for that.
 ROLE = """
-SELECT current_user::text, has_schema_privilege(n.oid, 'CREATE'),
+SELECT current_user::text, pg_is_in_recovery(), has_schema_privilege(n.oid, 'CREATE'),
        r.rolsuper OR has_schema_privilege(u.relowner, n.oid, 'CREATE'),
        pg_has_role(u.relowner, CASE WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER'
                                     ELSE 'SET' END)
@@ -94,6 +94,8 @@ class Rights:
     """What was found. Without a table `users` nearly all of it is empty."""
 
     role: str
+    standby: bool
+    """Whether the server only follows another one."""
     may_create: bool
     """Whether the connected role may create tables in `public`."""
     owner_may_create: bool
@@ -141,6 +143,8 @@ class Rights:
 
     def obstacles(self) -> Iterator[str]:
         """Why the connected role can neither change the tables nor dump the database."""
+        if self.standby:
+            yield "the server is a standby, which follows another: give the URL of the primary"
         for table in self.tables:
             if not table.ours:
                 yield (
@@ -183,13 +187,15 @@ class Rights:
 
 def read(connection: Connection, names: Collection[str]) -> Rights:
     """Reads the catalogue; any role may."""
-    role, may_create, owner_may_create, may_give = connection.execute(ROLE).fetchone() or ("", False, False, False)
+    about = connection.execute(ROLE).fetchone() or ("", False, False, False, False)
+    role, standby, may_create, owner_may_create, may_give = about
     grants = [
         tuple(Grant(*row) for row in connection.execute(GRANTS, {"table": f"public.{table}"}))
         for table in ("users", "user_credits")
     ]
     return Rights(
         role=role,
+        standby=standby,
         may_create=may_create,
         owner_may_create=owner_may_create,
         may_give=may_give,
