@@ -108,16 +108,15 @@ class Large:
 
 @pytest.fixture(scope="module", params=["text", "uuid"])
 def large(request: pytest.FixtureRequest, copy_of_fltr: Callable[[str], Copy]) -> Iterator[Large]:
-    fltr, drop = copy_of_fltr(request.param)
-    fltr.change(LOAD)
-    with fltr.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE"))
-    small, afternoon, ids = fltr.one(
-        "SELECT md5('s0')::uuid::text, md5('s5000')::uuid::text, array_agg(md5('d' || n)::uuid::text)"
-        " FROM generate_series(25000, 99999, 5000) n"
-    )
-    yield Large(fltr, Dataset(small, "u", "dataset 0"), afternoon, tuple(ids))
-    drop()
+    with copy_of_fltr(request.param) as fltr:
+        fltr.change(LOAD)
+        with fltr.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM ANALYZE"))
+        small, afternoon, ids = fltr.one(
+            "SELECT md5('s0')::uuid::text, md5('s5000')::uuid::text, array_agg(md5('d' || n)::uuid::text)"
+            " FROM generate_series(25000, 99999, 5000) n"
+        )
+        yield Large(fltr, Dataset(small, "u", "dataset 0"), afternoon, tuple(ids))
 
 
 @dataclass(frozen=True)
