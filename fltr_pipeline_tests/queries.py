@@ -97,7 +97,10 @@ class Fltr:
             return claims.advance(tx, claimed, stage)
 
     def let_leases_run_out(self) -> None:
-        self.change("UPDATE pipeline.documents SET lease_until = now() - interval '1 s' WHERE lease_until IS NOT NULL")
+        self.change(
+            "UPDATE pipeline.documents SET lease_until = now() - interval '1 s', retry_at = NULL"
+            " WHERE lease_until IS NOT NULL"
+        )
 
     def statuses(self, dataset: Dataset) -> dict[str, str]:
         return dict(self.rows("SELECT filename, status FROM documents WHERE dataset_id = :d", d=dataset.id))

@@ -57,7 +57,8 @@ def services_of(
 
 def worker_of(context: dg.AssetExecutionContext, services: Services) -> Worker:
     """This run, as the holder of leases."""
-    return Worker(services.fltr, context.run.run_id, services.settings.lease_seconds)
+    settings = services.settings
+    return Worker(services.fltr, context.run.run_id, settings.lease_seconds, settings.stall_seconds)
 
 
 def run_stage(

@@ -110,6 +110,16 @@ def test_a_plan_gives_up_too_when_a_table_is_locked_for_long(old: str) -> None:
         migration.plan(old)
 
 
+def test_a_run_that_comes_to_need_a_further_table_says_that_it_is_locked(old: str) -> None:
+    with (
+        idle_in_transaction(old, "LOCK TABLE sessions IN ACCESS EXCLUSIVE MODE"),
+        session.only_run(old) as connection,
+        pytest.raises(DatabaseBusy, match=r"further table .*lock timeout.*pg_locks"),
+        session.exclusive(connection, ONCE, silent),
+    ):
+        connection.execute("LOCK TABLE sessions")
+
+
 def test_a_run_tries_again_and_says_for_whom_it_waits(old: str, tmp_path: Path) -> None:
     said: list[str] = []
     blocker = psycopg.connect(old, application_name="shop")

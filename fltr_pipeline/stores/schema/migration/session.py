@@ -215,8 +215,11 @@ def _outcome_in_doubt(connection: Connection) -> Iterator[None]:
     try:
         yield
     except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
-        connection.rollback()
-        raise _busy(sessions(connection)) from error
+        # Of users, teams, user_credits and the journal nobody else has a lock by now: it is a table beside them.
+        raise DatabaseBusy(
+            "another session holds on to a further table that a statement needs, so nothing was changed "
+            f"({error.diag.message_primary}): look for it in pg_locks and try again, or end it (pg_terminate_backend)"
+        ) from error
     except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
         if not connection.closed:  # a full disk, a cancelled statement: nothing is in doubt
             raise _refused(error) from error
