@@ -12,6 +12,7 @@ from fltr_pipeline.stores.schema import dump, init_fltr
 from fltr_pipeline.stores.schema.connection import as_role
 from fltr_pipeline.stores.schema.verify import verify_fltr
 from fltr_pipeline.stores.vectors import VectorStore
+from fltr_pipeline_tests.command_line import fltr_pipeline
 from fltr_pipeline_tests.rebuilding import HELD, database, no_runs, quiet, scene, script
 from fltr_pipeline_tests.world import World
 
@@ -249,10 +250,12 @@ def test_rows_of_other_programs_are_no_holds(world: World) -> None:
 def test_vectors_that_are_left_are_for_reconcile_since_the_database_is_new(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scene(world)
+    made = scene(world)
     with monkeypatch.context() as patch:
         patch.setattr(VectorStore, "delete", lambda *_: None)
         with pytest.raises(StoreUnavailable, match=r"was rebuilt, only vectors .* left: `fltr-pipeline reconcile`"):
             apply(world, tmp_path)
     assert verify_fltr(world.fltr_admin).conforms
-    assert rebuild.sweep(world.services) == 1
+    assert world.services.vectors.rows_by_dataset()[made.dataset.id] == 1
+    assert fltr_pipeline("reconcile").exit_code == 0
+    assert made.dataset.id not in world.services.vectors.rows_by_dataset()
