@@ -93,7 +93,8 @@ class World:
         return ids
 
     def worker(self) -> Worker:
-        return Worker(self.services.fltr, uuid.uuid4().hex, self.services.settings.lease_seconds)
+        settings = self.services.settings
+        return Worker(self.services.fltr, uuid.uuid4().hex, settings.lease_seconds, settings.stall_seconds)
 
     def stage(self, work: StageWork, dataset: Dataset, worker: Worker | None = None, limit: int = 10_000) -> Report:
         base = ground(self.services, dataset.id)

@@ -84,7 +84,7 @@ class Site:
 
     def an_hour_passes(self, scene: Scene) -> None:
         """Leases run out, charges and holds grow old."""
-        for column, table in (("lease_until", "documents"), ("created_at", "charges")):
+        for column, table in (("lease_until", "documents"), ("retry_at", "documents"), ("created_at", "charges")):
             self.world.change(
                 f"UPDATE pipeline.{table} SET {column} = {column} - interval '1 hour' WHERE dataset_id = %s",
                 scene.dataset.id,

@@ -26,11 +26,11 @@ from fltr_pipeline.stores.schema.connection import as_role
 from fltr_pipeline_tests.faults.storm import prepare, run, until_answered
 from fltr_pipeline_tests.faults.storm_checks import check
 from fltr_pipeline_tests.money import available, hold, lines, release, settle
+from fltr_pipeline_tests.seed import SEED
 from fltr_pipeline_tests.world import World
 
 LONG = os.environ.get("FLTR_FAULTS") == "long"
 CALLS, RESTARTS = (50_000, 20) if LONG else (1_000, 3)
-SEED = int(os.environ.get("FLTR_SEED") or random.SystemRandom().randrange(10**6))
 
 
 @dataclass(frozen=True)
