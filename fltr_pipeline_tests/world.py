@@ -15,6 +15,7 @@ import psycopg
 from fltr_pipeline.credits.holds import Payer
 from fltr_pipeline.credits.statement import Statement
 from fltr_pipeline.models import ReprocessMode
+from fltr_pipeline.pipeline import sweeper
 from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.pipeline.embed import Embed, sweep
 from fltr_pipeline.pipeline.extract import Extract
@@ -125,6 +126,14 @@ class World:
             ]
         sweep(self.services, dataset.id)
         return reports
+
+    def sweep_all(self, *, list_keys: bool = True) -> sweeper.Report:
+        """One pass of every sweeper."""
+        return sweeper.sweep_all(self.services, self.billing, list_keys=list_keys)
+
+    def keys(self, dataset: Dataset) -> set[str]:
+        """What Milvus holds of the dataset."""
+        return set(self.services.vectors.keys(dataset.id))
 
     def statement(self, payer: Payer) -> Statement:
         return self.services.ledger.statement(payer)
