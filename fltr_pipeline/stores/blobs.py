@@ -4,6 +4,7 @@ Belongs here: keys, bytes, and that no half-written blob can be read. Does not: 
 The contract with other uploaders is the key alone: `{dataset_id}/{document_id}/{filename}`.
 """
 
+import hashlib
 import os
 import shutil
 import unicodedata
@@ -22,6 +23,8 @@ FILENAME_BYTES = 200
 """File systems take 255 bytes, S3 keys 1,024."""
 SUFFIX_BYTES = 20
 
+_PART = 1 << 20
+
 # Not an id, so no dataset's folder: what is being written lies here, in the same file system as where it will go.
 _UNFINISHED = "~unfinished"
 
@@ -37,6 +40,14 @@ def safe_filename(filename: str) -> str:
         suffix = ""
     stem = name.removesuffix(suffix).encode()[: FILENAME_BYTES - len(suffix.encode())]
     return stem.decode("utf-8", "ignore") + suffix
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Where a document's bytes are, and how many."""
+
+    key: str
+    size: int
 
 
 @dataclass(frozen=True)
@@ -90,21 +101,42 @@ class BlobStore:
             self._fs.invalidate_cache(path.rpartition("/")[0])
             return int(self._fs.size(path))
 
+    def digest(self, key: str) -> tuple[str, int]:
+        """SHA-256 of a blob, in hex, and its size; in little memory, however large it is.
+
+        Raises:
+            NotFound: there is none of this key.
+        """
+        path = self._path(_checked_key(key))
+        digest, size = hashlib.sha256(), 0
+        with self._translated(key), self._fs.open(path, "rb") as file:
+            while part := file.read(_PART):
+                digest.update(part)
+                size += len(part)
+        return digest.hexdigest(), size
+
     def find(self, dataset_id: str, document_id: str) -> str | None:
         """The key of the document's blob, the newest if there are several, None if there is none."""
+        blob = self.locate(dataset_id, document_id)
+        return None if blob is None else blob.key
+
+    def locate(self, dataset_id: str, document_id: str) -> Blob | None:
+        """The document's blob with its size, from one listing; the newest if there are several."""
         folder = _folder(dataset_id, document_id)
         path = self._path(folder)
         with self._translated(folder):
             self._fs.invalidate_cache(path)
             try:
-                files = [entry["name"] for entry in self._fs.ls(path, detail=True) if entry["type"] == "file"]
+                files = {e["name"]: int(e["size"]) for e in self._fs.ls(path, detail=True) if e["type"] == "file"}
             except FileNotFoundError:
                 self._refuse_missing_root()
                 return None
             if not files:
                 return None
-            newest = max(files, key=lambda name: (self._fs.modified(name), name))
-            return f"{folder}/{newest.rpartition('/')[2]}"
+            newest = next(iter(files))
+            if len(files) > 1:
+                newest = max(files, key=lambda name: (self._fs.modified(name), name))
+            return Blob(f"{folder}/{newest.rpartition('/')[2]}", files[newest])
 
     def delete_document(self, dataset_id: str, document_id: str) -> None:
         """Remove all blobs of a document; it is fine if there are none."""
