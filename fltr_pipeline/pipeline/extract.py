@@ -21,7 +21,7 @@ from fltr_pipeline.text.fingerprint import extractor_fingerprint
 from fltr_pipeline.text.parse.pool import ParserPool
 
 _LOG = logging.getLogger(__name__)
-_FLUSH, _FLUSH_CHARACTERS = 16, 4_000_000  # texts kept in memory before they are staged
+_FLUSH, _FLUSH_CHARACTERS = 50, 4_000_000  # texts kept in memory before they are staged
 
 
 class Extract:

@@ -243,15 +243,14 @@ def store_plan(tx: Connection, plans: Sequence[tuple[Claim, Sequence[PlannedChun
     keyed = _keyed([claim for claim, _ in mine])
     _retire_attempts(tx, [claim for claim, _ in mine])
     tx.execute(_CLEAR_CHUNKS, {"rows": keyed})
-    for claim, chunks in mine:
-        rows = recordset(
-            {
-                "document_id": claim.document_id, "generation": claim.generation, "ordinal": c.ordinal, "key": c.key,
-                "digest": c.digest, "page": c.page, "start_offset": c.start, "end_offset": c.end, "tokens": c.tokens,
-            }
-            for c in chunks
-        )  # fmt: skip
-        tx.execute(_INSERT_CHUNKS, {"rows": rows})
+    rows = recordset(
+        {
+            "document_id": claim.document_id, "generation": claim.generation, "ordinal": c.ordinal, "key": c.key,
+            "digest": c.digest, "page": c.page, "start_offset": c.start, "end_offset": c.end, "tokens": c.tokens,
+        }
+        for claim, chunks in mine for c in chunks
+    )  # fmt: skip
+    tx.execute(_INSERT_CHUNKS, {"rows": rows})
     tx.execute(_SET_PLANNED, {"rows": keyed, "fingerprint": fingerprint})
     return held
 
