@@ -185,6 +185,13 @@ def claiming(stage: Stage) -> Call:
     )
 
 
+def discarding(large: Large, tx: Connection) -> None:
+    """With something to discard: else it looks no further than at the generations."""
+    republished = "UPDATE pipeline.documents SET live_generation = 2, stage = NULL WHERE document_id = ANY(:ids)"
+    tx.execute(text(republished), {"ids": list(large.ids)})
+    generations.discard_others(tx, large.ids)
+
+
 def requeueing(mode: ReprocessMode, retryable: list[str] | None = None) -> Call:
     return lambda large, tx: requeue.requeue(
         tx, large.dataset.id, mode, fingerprint="new", tried_with="t", billable=False, retryable=retryable
@@ -212,7 +219,7 @@ CLAIMS: dict[str, tuple[set[str], Call]] = {
 
 GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "live_sources": ({"generations_pkey"}, lambda large, tx: texts.live_sources(tx, large.ids)),
-    "reuse_text": ({"generations_pkey"}, lambda large, tx: texts.reuse_text(tx, large.claims(10)[0])),
+    "reuse_texts": ({"generations_pkey"}, lambda large, tx: texts.reuse_texts(tx, large.claims(10))),
     "stage_texts": ({"documents_pkey"}, lambda large, tx: texts.stage_texts(tx, [staged(large.claims(1)[0], "a")])),
     "staged_texts": ({"generations_pkey"}, lambda large, tx: texts.staged_texts(tx, large.claims(1))),
     "staged_sizes": ({"generations_pkey"}, lambda large, tx: texts.staged_sizes(tx, large.claims(1))),
@@ -228,11 +235,14 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "assign_keys": ({"chunks_pkey"}, lambda large, tx: generations.assign_keys(tx, large.claims(2))),
     "decided": ({"generations_pkey"}, lambda large, tx: generations.decided(tx, large.claims(2))),
     "decide and publish": (
-        {"documents_pkey", "generations_pkey", "processing_jobs_pkey", "chunks_pkey"},
+        {"documents_pkey", "generations_pkey", "processing_jobs_pkey"},
         lambda large, tx: generations.publish(tx, [c for c in large.claims(2) if generations.decide(tx, [c])]),
     ),
+    "confirm": (
+        {"documents_pkey", "processing_jobs_pkey"}, lambda large, tx: generations.confirm(tx, large.claims(2))
+    ),
     "discard_others": (
-        {"chunks_pkey", "generations_pkey"}, lambda large, tx: generations.discard_others(tx, large.ids)
+        {"chunks_pkey", "generations_pkey"}, discarding
     ),
     "retired_keys": ({"retired_keys_by_dataset"}, lambda large, tx: manifest.retired_keys(tx, large.dataset.id, 1000)),
     "retired_keys of a large dataset": (
