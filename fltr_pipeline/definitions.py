@@ -16,7 +16,7 @@ def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
         asset_checks=[*checks.SCHEMA_CHECKS, checks.manifest_matches_milvus, checks.ledger_balanced],
         jobs=[jobs.ingest, jobs.reprocess_dataset, jobs.verify, reconcile.reconcile],
         sensors=[sensors.uploaded_documents, reconcile.overdue_work],
-        schedules=[schedules.nightly_backfill, schedules.daily_verification],
+        schedules=[schedules.nightly_backfill, schedules.daily_verification, reconcile.nightly_reconcile],
         resources={
             "fltr": FltrResource(),
             "credits": CreditsResource(),

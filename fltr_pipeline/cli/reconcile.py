@@ -1,36 +1,59 @@
-"""`fltr-pipeline reconcile`: one pass of what the job of that name does.
+"""`fltr-pipeline reconcile`: one pass of every sweeper, the listing of all keys included.
 
-Belongs here: what is printed. Does not: what is ended, and how (`pipeline.expiry`).
+Belongs here: what is printed. Does not: what is ended, and how (`pipeline.sweeper`).
 """
 
 from dataclasses import asdict
 
 from fltr_pipeline.cli.output import AsJson, counted, out, print_json, read_settings
-from fltr_pipeline.pipeline import expiry
 from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.pipeline.services import open_services
+from fltr_pipeline.pipeline.sweeper import Report, sweep_all
+
+_FOUND = {
+    "documents": "{} taken from dead workers",
+    "published": "{} of these complete but for the last step, which was done",
+    "charges": "{} ended whose document was gone or had moved on",
+    "holds": "{} ended that no charge stood for",
+    "credits_returned": "{} given back",
+    "documents_deleted": "{} deleted: taken out of work and of the manifest",
+    "datasets_deleted": "{} deleted",
+    "documents_ownerless": "{} taken out of search: the dataset's owner is gone",
+    "documents_restored": "{} queued again: the dataset has an owner again",
+    "vectors_retired": "{} deleted from Milvus that nothing holds any more",
+    "vectors_orphaned": "{} deleted from Milvus that the manifest does not know",
+    "vectors_missing": "{} of searchable documents missing in Milvus",
+    "documents_repaired": "{} queued to have lost vectors made anew, free of charge",
+}
+_NOUNS = {"published": "document"}
 
 
 def reconcile(as_json: AsJson = False) -> None:
-    """End what dead workers left behind: leases, charges, holds. Settles what was delivered, releases the rest."""
+    """End what dead workers left and what is deleted; compare the manifest with Milvus, key by key, and repair it."""
     settings = read_settings()
     services = open_services(settings)
     billing = Billing(services.fltr, services.ledger, settings.prices, settings.charging)
-    swept = expiry.sweep(services, billing, orphans=True)
+    report = sweep_all(services, billing, list_keys=True)
     if as_json:
-        print_json(asdict(swept))
-    elif swept.nothing:
-        out().print("nothing to do: no lease ran out, no charge and no hold is left open")
+        receipts = [asdict(r) | {"verified_at": r.verified_at.isoformat()} for r in report.receipts]
+        print_json({**report.figures, "receipts": receipts})
+    elif report.nothing:
+        out().print("nothing to do: no work, charge or hold is left over, and Milvus holds what the manifest says")
     else:
-        _print(swept)
+        _print(report)
 
 
-def _print(swept: expiry.Swept) -> None:
-    lines = [
-        f"{counted(swept.documents, 'document')} taken from dead workers, {swept.published:,} of them published",
-        f"{counted(swept.charges, 'charge')} ended whose document was gone or had moved on",
-        f"{counted(swept.holds, 'hold')} ended that no charge stood for",
-        f"{counted(swept.credits_returned, 'credit')} given back",
-    ]
+def _print(report: Report) -> None:
+    lines = [_FOUND[name].format(counted(n, _noun(name))) for name, n in report.figures.items() if n]
+    for r in report.receipts:
+        what = f"document {r.document_id}" if r.cause == "document" else f"{r.cause} of document {r.document_id}"
+        seen = f"{r.verified_at:%Y-%m-%d %H:%M:%S %Z}"
+        lines.append(
+            f"{what} is gone: {counted(r.vectors, 'vector')} verified absent from dataset {r.dataset_id} at {seen}"
+        )
     for line in lines:
         out().print(line, markup=False)
+
+
+def _noun(name: str) -> str:
+    return _NOUNS.get(name, name.partition("_")[0].removesuffix("s"))

@@ -34,6 +34,7 @@ from fltr_pipeline.stores.database import engine_for, transaction
 _LOG = logging.getLogger(__name__)
 _INT4 = 2**31 - 1
 _TRIES = 5
+_USERS_PER_READ = 1_000
 _FOREIGN_KEY = "23503"
 """SQLSTATE of a row whose user or team does not exist."""
 _T = TypeVar("_T")
@@ -78,6 +79,13 @@ class Ledger:
             return {key: payer for key, payer in payers.items() if payer is not None}
 
         return self._retried(run)
+
+    def existing_users(self, user_ids: Collection[str]) -> set[str]:
+        """Those of the users that exist."""
+        ids, found = sorted(user_ids), set[str]()
+        for start in range(0, len(ids), _USERS_PER_READ):
+            found |= self._retried(partial(people.existing, user_ids=ids[start : start + _USERS_PER_READ]))
+        return found
 
     def payer_by_email(self, email: str) -> Payer:
         """As `payer`, for people.

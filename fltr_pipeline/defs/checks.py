@@ -5,6 +5,7 @@ Harmful drift of a schema blocks ingest. The comparison with Milvus lists every 
 ledger, so they run by schedule, on assets of their own, and not with each run.
 """
 
+from collections.abc import Collection
 from dataclasses import asdict
 
 import dagster as dg
@@ -14,7 +15,7 @@ from fltr_pipeline.defs.datasets import datasets
 from fltr_pipeline.defs.document_embeddings import document_embeddings
 from fltr_pipeline.defs.op import services_of, table, typed_failures
 from fltr_pipeline.pipeline.audit import audit_ledger
-from fltr_pipeline.pipeline.reconcile import compare_all
+from fltr_pipeline.pipeline.reconcile import Drift, compare_all
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 from fltr_pipeline.settings import Settings
 from fltr_pipeline.stores.schema.verify import VerificationReport, verify_auth, verify_fltr
@@ -57,15 +58,29 @@ def manifest_matches_milvus(
     return dg.AssetCheckResult(
         passed=not drifts,
         severity=dg.AssetCheckSeverity.ERROR,
+        description="`fltr-pipeline reconcile`, or the job, repairs it" if drifts else None,
         metadata={
             "missing": sum(len(d.missing) for d in drifts.values()),
             "orphans": sum(len(d.orphans) for d in drifts.values()),
+            "lost": sum(d.lost for d in drifts.values()),
+            "deleted_documents": sum(d.deleted for d in drifts.values()),
             "datasets": table(
-                ("dataset", "live", "missing", "orphans"),
-                [(i, str(d.live), str(len(d.missing)), str(len(d.orphans))) for i, d in drifts.items()],
+                ("dataset", "live", "missing", "orphans", "lost", "deleted documents", "missing keys", "orphan keys"),
+                [(i, *_figures(d), _some(d.missing), _some(d.orphans)) for i, d in drifts.items()],
             ),
         },
     )
+
+
+_KEYS_SHOWN = 20
+
+
+def _figures(drift: Drift) -> tuple[str, ...]:
+    return tuple(str(n) for n in (drift.live, len(drift.missing), len(drift.orphans), drift.lost, drift.deleted))
+
+
+def _some(keys: Collection[str]) -> str:
+    return ", ".join(sorted(keys)[:_KEYS_SHOWN])
 
 
 LEDGER_KEY = dg.AssetKey(["fltr_auth", "credit_transactions"])

@@ -1,15 +1,16 @@
-"""Job `reconcile` and the probe that launches it: what dead workers left is ended within a minute of its lease.
+"""Job `reconcile`, its probe by the minute and its schedule by night.
 
-Belongs here: the step from Dagster to `pipeline.expiry`. Does not: what is ended, and how.
+Belongs here: the step from Dagster to `pipeline.sweeper`. Does not: what is ended, and how.
 """
 
-from dataclasses import asdict
+from collections import Counter
 
 import dagster as dg
 
 from fltr_pipeline.defs.coordinator import RECONCILE
-from fltr_pipeline.defs.op import services_of, typed_failures
-from fltr_pipeline.pipeline import expiry
+from fltr_pipeline.defs.op import services_of, table, typed_failures
+from fltr_pipeline.pipeline import sweeper
+from fltr_pipeline.pipeline.sweeper import Report
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 
 UNFINISHED = [
@@ -20,38 +21,51 @@ UNFINISHED = [
     dg.DagsterRunStatus.CANCELING,
 ]
 
+_RECEIPTS_SHOWN = 200
+
+
+class SweepConfig(dg.Config):
+    """How far a pass goes."""
+
+    list_keys: bool = True
+    """Also list every key of the manifest and of Milvus, which takes as long as there are vectors."""
+
 
 @dg.op(out=dg.Out(dg.Nothing))
-def end_what_dead_workers_left(
+def sweep_all(
     context: dg.OpExecutionContext,
+    config: SweepConfig,
     fltr: FltrResource,
     credits: CreditsResource,
     milvus: MilvusResource,
     embedder: EmbedderResource,
     blobs: BlobsResource,
 ) -> None:
-    """Leases that ran out, charges that nobody will close, holds that no charge stands for."""
+    """What dead workers left, what is deleted, what the manifest and Milvus disagree on."""
     with typed_failures(context):
         services = services_of(fltr, credits, milvus, embedder, blobs)
-        swept = expiry.sweep(services, credits.billing(services.fltr), orphans=True)
-    context.add_output_metadata(asdict(swept))
+        report = sweeper.sweep_all(services, credits.billing(services.fltr), list_keys=config.list_keys)
+    context.add_output_metadata({**report.figures, **_receipts(report)})
 
 
 @dg.job(
     name=RECONCILE,
-    description="Ends what dead workers left: settles what was delivered, releases the rest. May run at any time.",
+    description=(
+        "Ends what dead workers left, withdraws what is deleted and sweeps its vectors, compares the manifest with "
+        "Milvus, key by key, and repairs what differs. May run at any time."
+    ),
     tags={"dagster/priority": "2"},
 )
 def reconcile() -> None:
-    """One sweep."""
-    end_what_dead_workers_left()
+    """One pass."""
+    sweep_all()
 
 
 @dg.sensor(
     job_name=RECONCILE,
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Launches `reconcile` when a lease ran out or a charge stayed open.",
+    description="Launches `reconcile` when a lease ran out, a charge stayed open, or something was deleted.",
 )
 def overdue_work(
     context: dg.SensorEvaluationContext,
@@ -61,9 +75,42 @@ def overdue_work(
     embedder: EmbedderResource,
     blobs: BlobsResource,
 ) -> dg.RunRequest | dg.SkipReason:
-    """Two indexed look-ups; a sweep under way is left to its work."""
-    if not expiry.overdue(services_of(fltr, credits, milvus, embedder, blobs)):
-        return dg.SkipReason("no lease ran out and no charge stayed open")
+    """Indexed look-ups, and a page of the documents from where the last tick stopped. A pass under way is let be."""
+    probed = sweeper.probe(services_of(fltr, credits, milvus, embedder, blobs), context.cursor or "")
+    if not probed.found:
+        context.update_cursor(probed.next)
+        return dg.SkipReason("no lease ran out, no charge stayed open, nothing was deleted")
     if context.instance.get_runs(dg.RunsFilter(job_name=RECONCILE, statuses=UNFINISHED), limit=1):
-        return dg.SkipReason("a run of `reconcile` is at it")
-    return dg.RunRequest()
+        return dg.SkipReason(f"a run of `reconcile` is at it: {probed.found}")
+    return dg.RunRequest(run_config={"ops": {sweep_all.name: {"config": {"list_keys": False}}}})
+
+
+nightly_reconcile = dg.ScheduleDefinition(
+    name="nightly_reconcile",
+    job=reconcile,
+    cron_schedule="0 4 * * *",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Compares every key of the manifest with Milvus, and repairs what differs.",
+)
+
+
+def _receipts(report: Report) -> dict[str, dg.MetadataValue]:
+    """Deletions whose vectors are gone; `pipeline.deletions` has all of them."""
+    if not report.receipts:
+        return {}
+    documents, vectors, latest = Counter[tuple[str, str]](), Counter[tuple[str, str]](), {}
+    for r in report.receipts:
+        documents[r.dataset_id, r.cause] += 1
+        vectors[r.dataset_id, r.cause] += r.vectors
+        latest[r.dataset_id, r.cause] = r.verified_at
+    shown = report.receipts[:_RECEIPTS_SHOWN]
+    return {
+        "deletions_by_dataset": table(
+            ("dataset", "gone", "documents", "vectors", "verified absent at"),
+            [(*key, str(n), str(vectors[key]), latest[key].isoformat()) for key, n in documents.items()],
+        ),
+        "deletions": table(
+            ("document", "dataset", "gone", "vectors", "verified absent at"),
+            [(r.document_id, r.dataset_id, r.cause, str(r.vectors), r.verified_at.isoformat()) for r in shown],
+        ),
+    }

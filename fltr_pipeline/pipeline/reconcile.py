@@ -1,14 +1,28 @@
-"""Do the three systems agree? Comparing the manifest with Milvus, by key.
+"""Do the manifest and Milvus hold the same? Compared by key: counts of a vector store can't be trusted after deletes.
 
-Belongs here: finding drift. Does not yet repair it beyond the sweep of retired keys (embed.sweep).
+Belongs here: finding drift, page by page, so that a dataset of millions of keys takes no more memory than its drift.
+Does not: repairing it (sweeper).
+
+Each finding is confirmed by a second look, so that work under way is none: a key is named in `pipeline` before its
+vector is inserted and until it was read back as absent; a live key's vector was read back before it became live.
 """
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
 
+from fltr_pipeline.pipeline import deletion
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import datasets, manifest
+from fltr_pipeline.stores.fltr import datasets, deleted, manifest
+from fltr_pipeline.stores.fltr.manifest import LivePage
+
+DOCUMENTS_PER_PAGE = 100
+KEYS_PER_PAGE = 5_000
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +35,15 @@ class Drift:
     """In the manifest, not in Milvus."""
     orphans: frozenset[str]
     """In Milvus; neither live, nor in flight, nor waiting for the sweep."""
+    lost: int = 0
+    """Chunks of searchable documents whose vector was found missing, and that wait to be embedded anew."""
+    deleted: int = 0
+    """Documents that are gone, and not yet withdrawn."""
 
     @property
     def none(self) -> bool:
         """Whether both hold the same."""
-        return not self.missing and not self.orphans
+        return not (self.missing or self.orphans or self.lost or self.deleted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,26 +64,78 @@ def check_published(services: Services, dataset_id: str, document_ids: Sequence[
 
 
 def compare_all(services: Services) -> dict[str, Drift]:
-    """Each dataset that differs, by id; lists every key on both sides, so it is for a schedule."""
+    """Each dataset that differs, by id, also those that only Milvus knows; lists every key on both sides."""
     with transaction(services.fltr) as tx:
         ids = [d.id for d in datasets.every(tx)]
-    return {i: drift for i in ids if not (drift := compare(services, i)).none}
+    gone = _deleted(services)
+    orphans: defaultdict[str, set[str]] = defaultdict(set)
+    for keys in orphan_pages(services, services.vectors.every_key()):
+        for key, dataset_id in keys.items():
+            orphans[dataset_id].add(key)
+    ids += sorted((gone.keys() | orphans.keys()) - set(ids))
+    found = {i: _drift(services, i, orphans[i], gone[i]) for i in ids}
+    return {i: drift for i, drift in found.items() if not drift.none}
 
 
 def compare(services: Services, dataset_id: str) -> Drift:
-    """List the keys on both sides; counts of a vector store can't be trusted after deletes.
+    """List the dataset's keys on both sides."""
+    listed = ((key, dataset_id) for key in services.vectors.keys(dataset_id))
+    orphans = {key for keys in orphan_pages(services, listed) for key in keys}
+    return _drift(services, dataset_id, orphans, 0)
 
-    Milvus is read between two readings of the manifest, so that a document published or retired meanwhile is no drift.
+
+def live_pages(services: Services, dataset_id: str) -> Iterator[LivePage]:
+    """What Milvus must hold for the dataset."""
+    after = ""
+    while True:
+        with transaction(services.fltr) as tx:
+            page = manifest.live_page(tx, dataset_id, after, DOCUMENTS_PER_PAGE)
+        if not page.last:
+            return
+        yield page
+        after = page.last
+
+
+def missing(services: Services, dataset_id: str, keys: Collection[str]) -> set[str]:
+    """Those of the live keys that Milvus has not, and that are live all the same."""
+    absent = set(keys) - services.vectors.present(sorted(keys), dataset_id)
+    if not absent:
+        return absent
+    with transaction(services.fltr) as tx:
+        return manifest.still_live(tx, absent)
+
+
+def orphan_pages(services: Services, listed: Iterable[tuple[str, str]]) -> Iterator[dict[str, str]]:
+    """Of (key, dataset id) as Milvus lists them, those keys that `pipeline` does not name, with their datasets.
+
+    One that was swept between the two looks is no longer in Milvus at the third.
     """
-    with transaction(services.fltr) as tx:
-        before = manifest.manifest_keys(tx, dataset_id)
-        transient = manifest.transient_keys(tx, dataset_id)
-    stored = set(services.vectors.keys(dataset_id))
-    with transaction(services.fltr) as tx:
-        after = manifest.manifest_keys(tx, dataset_id)
-        transient |= manifest.transient_keys(tx, dataset_id)
-    return Drift(
-        live=len(after),
-        missing=frozenset((before & after) - stored),
-        orphans=frozenset(stored - before - after - transient),
-    )
+    for page in _pages(listed):
+        with transaction(services.fltr) as tx:
+            unnamed = {key for key, _ in page} - manifest.named(tx, [key for key, _ in page])
+        yield services.vectors.datasets_of(sorted(unnamed)) if unnamed else {}
+
+
+def _drift(services: Services, dataset_id: str, orphans: Collection[str], gone: int) -> Drift:
+    live = lost = 0
+    absent: set[str] = set()
+    for page in live_pages(services, dataset_id):
+        live, lost = live + len(page.keys), lost + page.lost
+        absent |= missing(services, dataset_id, page.keys)
+    return Drift(live, frozenset(absent), frozenset(orphans), lost, gone)
+
+
+def _deleted(services: Services) -> Counter[str]:
+    """Documents that are gone and not yet withdrawn, by dataset."""
+    found: Counter[str] = Counter()
+    for page in deletion.pages(services):
+        if page.gone:
+            with transaction(services.fltr) as tx:
+                found += Counter(deleted.datasets_of(tx, page.gone).values())
+    return found
+
+
+def _pages(listed: Iterable[_T]) -> Iterator[list[_T]]:
+    rest = iter(listed)
+    while page := list(islice(rest, KEYS_PER_PAGE)):
+        yield page

@@ -21,17 +21,20 @@ class Hit:
 
 
 def search(services: Services, dataset_id: str, query: str, *, k: int = 10, mode: Mode = "dense") -> Sequence[Hit]:
-    """The `k` best live chunks of the dataset; none, without asking anyone, where no document is searchable yet.
+    """The `k` best live chunks of the dataset; none where no document is searchable, or its owner is gone.
 
     Vectors that are no longer, or not yet, in the manifest don't count; more are fetched to make up for them.
 
     Raises:
         UnsupportedCapability: bm25 or hybrid on a server that has dense search only.
-        StoreUnavailable: Milvus or the database does not answer.
+        StoreUnavailable: Milvus or a database does not answer.
     """
     with transaction(services.fltr) as tx:
-        if not datasets.is_searchable(tx, dataset_id):
+        dataset = datasets.get(tx, dataset_id)
+        if dataset is None or not datasets.is_searchable(tx, dataset_id):
             return []
+    if not services.ledger.existing_users([dataset.user_id]):
+        return []
     vector = None if mode == "bm25" else services.model.encode([query])[0]
     wanted = k
     while True:

@@ -71,7 +71,9 @@ def test_jobs_sensor_schedules_and_checks() -> None:
     repository = defs.get_repository_def()
     assert {"ingest", "reprocess_dataset", "verify", "reconcile"} <= {job.name for job in repository.get_all_jobs()}
     assert {s.name for s in repository.sensor_defs} == {"uploaded_documents", "overdue_work"}
-    assert {s.name for s in repository.schedule_defs} == {"nightly_backfill", "daily_verification"}
+    assert {s.name for s in repository.schedule_defs} == {
+        "nightly_backfill", "daily_verification", "nightly_reconcile"
+    }  # fmt: skip
     assert all(s.default_status == dg.DefaultScheduleStatus.RUNNING for s in repository.schedule_defs)
     assert all(s.default_status == dg.DefaultSensorStatus.RUNNING for s in repository.sensor_defs)
     checks = {key.name for key in defs.resolve_asset_graph().asset_check_keys}

@@ -4,6 +4,7 @@ import uuid
 from hashlib import md5, sha256
 
 import pytest
+from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from fltr_pipeline.models import Stage
@@ -11,7 +12,7 @@ from fltr_pipeline.stores.fltr import generations, manifest, texts
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.stores.fltr.generations import FreshChunk, PlannedChunk
-from fltr_pipeline.stores.fltr.manifest import Place
+from fltr_pipeline.stores.fltr.manifest import LivePage, Place
 from fltr_pipeline.stores.fltr.texts import LiveSource, ReusedText
 from fltr_pipeline_tests.queries import FINGERPRINT, Fltr, staged, words
 
@@ -54,6 +55,10 @@ def assigned(fltr: Fltr, *claims: Claim) -> list[FreshChunk]:
 def keys(fltr: Fltr, claim: Claim) -> list[str | None]:
     query = "SELECT key FROM pipeline.chunks WHERE document_id = :d AND generation = :g ORDER BY ordinal"
     return [key for (key,) in fltr.rows(query, d=claim.document_id, g=claim.generation)]
+
+
+def live_keys(tx: Connection, dataset: Dataset) -> set[str]:
+    return set(manifest.live_page(tx, dataset.id, "", 10).keys)
 
 
 def retired(fltr: Fltr, dataset: Dataset) -> list[str]:
@@ -247,7 +252,7 @@ def test_publishing_makes_content_status_job_and_manifest_live_at_once(fltr: Flt
     assert fltr.state(claim.document_id, columns) == (claim.generation, None, None, None)
     assert fltr.one("SELECT state, text, published_at IS NOT NULL FROM pipeline.generations") == ("live", None, True)
     with fltr.transaction() as tx:
-        assert manifest.manifest_keys(tx, dataset.id) == set(keys(fltr, claim))
+        assert live_keys(tx, dataset) == set(keys(fltr, claim))
         assert manifest.keys_of(tx, [claim.document_id, UNKNOWN]) == set(keys(fltr, claim))
         assert manifest.keys_of(tx, []) == set()
 
@@ -292,7 +297,7 @@ def test_a_new_version_retires_only_the_keys_that_it_does_not_keep(fltr: Fltr) -
     assert fltr.rows("SELECT fresh_chunks, fresh_tokens FROM pipeline.generations") == [(1, 2)]
     assert retired(fltr, dataset) == [old[1]]
     with fltr.transaction() as tx:
-        assert manifest.manifest_keys(tx, dataset.id) == set(keys(fltr, second))
+        assert live_keys(tx, dataset) == set(keys(fltr, second))
     assert fltr.rows("SELECT generation FROM pipeline.generations") == [(second.generation,)]
     assert fltr.rows("SELECT DISTINCT generation FROM pipeline.chunks") == [(second.generation,)]
 
@@ -333,16 +338,15 @@ def test_retired_keys_are_listed_by_dataset_and_forgotten_by_key(fltr: Fltr) -> 
         assert manifest.retired_keys(tx, two.id, 2) == ["z"]
 
 
-def test_keys_in_flight_and_retired_may_be_in_milvus_without_being_live(fltr: Fltr) -> None:
+def test_keys_in_flight_and_retired_are_named_without_being_live(fltr: Fltr) -> None:
     dataset, claim = planned(fltr, "alpha beta")
-    with fltr.transaction() as tx:
-        assert manifest.transient_keys(tx, dataset.id) == set()
     mine = {c.key for c in assigned(fltr, claim)}
     fltr.change("INSERT INTO pipeline.retired_keys VALUES ('old', :d, 'x')", d=dataset.id)
     with fltr.transaction() as tx:
-        assert manifest.transient_keys(tx, dataset.id) == {*mine, "old"}
-        assert manifest.manifest_keys(tx, dataset.id) == set()
-        assert manifest.transient_keys(tx, UNKNOWN) == manifest.manifest_keys(tx, UNKNOWN) == set()
+        assert manifest.named(tx, {*mine, "old", UNKNOWN}) == {*mine, "old"}
+        assert manifest.named(tx, []) == set()
+        assert live_keys(tx, dataset) == manifest.still_live(tx, mine) == set()
+        assert manifest.live_page(tx, UNKNOWN, "", 10) == LivePage("", frozenset(), 0)
 
 
 def test_a_hit_has_its_place_in_the_content(fltr: Fltr) -> None:

@@ -15,7 +15,8 @@ import pytest
 from sqlalchemy import Connection, event, text
 
 from fltr_pipeline.models import Op, ReprocessMode, Stage
-from fltr_pipeline.stores.fltr import charges, claims, datasets, expired, generations, manifest, requeue, texts
+from fltr_pipeline.stores.database import id_array
+from fltr_pipeline.stores.fltr import charges, claims, datasets, deleted, expired, generations, manifest, requeue, texts
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.datasets import Dataset
@@ -92,6 +93,14 @@ class Large:
     """The dataset of 10,000 uploads."""
     ids: tuple[str, ...]
     """Fifteen ready documents."""
+    keys: tuple[str, ...]
+    """Of a hundred live chunks."""
+
+    def delete(self, tx: Connection) -> int:
+        """What the application does to the fifteen."""
+        return tx.execute(
+            text("DELETE FROM public.documents WHERE id = ANY(:ids)"), {"ids": id_array(self.ids)}
+        ).rowcount
 
     def claims(self, kind: int) -> list[Claim]:
         query = "SELECT document_id, fence, job_id FROM pipeline.documents WHERE document_id = md5(:n)::uuid::text"
@@ -116,7 +125,8 @@ def large(request: pytest.FixtureRequest, copy_of_fltr: Callable[[str], Copy]) -
         "SELECT md5('s0')::uuid::text, md5('s5000')::uuid::text, array_agg(md5('d' || n)::uuid::text)"
         " FROM generate_series(25000, 99999, 5000) n"
     )
-    yield Large(fltr, Dataset(small, "u", "dataset 0"), afternoon, tuple(ids))
+    keys = [key for (key,) in fltr.rows("SELECT key FROM pipeline.chunks ORDER BY key LIMIT 100")]
+    yield Large(fltr, Dataset(small, "u", "dataset 0"), afternoon, tuple(ids), tuple(keys))
     drop()
 
 
@@ -230,14 +240,17 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
         {"retired_keys_by_dataset"}, lambda large, tx: manifest.retired_keys(tx, large.afternoon, 1000)
     ),
     "forget_retired": ({"retired_keys_pkey"}, lambda large, tx: manifest.forget_retired(tx, large.ids)),
-    "manifest_keys": (
-        {"documents_live", "chunks_pkey"}, lambda large, tx: manifest.manifest_keys(tx, large.dataset.id)
+    "datasets_to_sweep": ({"retired_keys_by_dataset"}, lambda _, tx: manifest.datasets_to_sweep(tx)),
+    "live_page": (
+        {"documents_live", "chunks_pkey"}, lambda large, tx: manifest.live_page(tx, large.dataset.id, "", 100)
     ),
+    "live_page of a large dataset": (
+        {"documents_live", "chunks_pkey"}, lambda large, tx: manifest.live_page(tx, large.afternoon, "5", 100)
+    ),
+    "still_live": ({"chunks_by_key"}, lambda large, tx: manifest.still_live(tx, large.keys)),
+    "named": ({"chunks_by_key", "retired_keys_pkey"}, lambda large, tx: manifest.named(tx, large.keys)),
+    "lose": ({"chunks_by_key"}, lambda large, tx: manifest.lose(tx, large.keys, "f")),
     "keys_of": ({"documents_pkey", "chunks_pkey"}, lambda large, tx: manifest.keys_of(tx, large.ids)),
-    "transient_keys": (
-        {"documents_by_stage", "chunks_pkey", "retired_keys_by_dataset"},
-        lambda large, tx: manifest.transient_keys(tx, large.dataset.id),
-    ),
     "places": (
         {"chunks_by_key"}, lambda large, tx: manifest.places(tx, large.dataset.id, [("key", i) for i in large.ids])
     ),
@@ -311,7 +324,30 @@ EXPIRED: dict[str, tuple[set[str], Call]] = {
     "park": ({"documents_pkey"}, lambda large, tx: expired.park(tx, large.claims(2))),
 }  # fmt: skip
 
-CALLS = CLAIMS | GENERATIONS | DATASETS | CHARGES | EXPIRED
+DELETED: dict[str, tuple[set[str], Call]] = {
+    "page": ({"documents_pkey", "upload_keys_pkey"}, lambda large, tx: deleted.page(tx, large.ids[0], 10_000)),
+    "datasets_of": ({"documents_pkey"}, lambda large, tx: deleted.datasets_of(tx, large.ids)),
+    "withdrawable": (
+        {"documents_live", "documents_by_stage"}, lambda large, tx: deleted.withdrawable(tx, [large.dataset.id], 100)
+    ),
+    "forget": (
+        {"documents_pkey", "chunks_pkey", "generations_pkey", "retired_keys_by_document"},
+        lambda large, tx: [large.delete(tx), deleted.forget(tx, large.ids)],
+    ),
+    "withdraw": ({"documents_pkey", "chunks_pkey"}, lambda large, tx: deleted.withdraw(tx, large.ids, "gone")),
+    "verify": (
+        {"retired_keys_by_document"}, lambda large, tx: (deleted.withdraw(tx, large.ids, "gone"), deleted.verify(tx))
+    ),
+    "deleted.overdue": ({"retired_keys_by_age"}, lambda _, tx: deleted.overdue(tx, age=60)),
+    "lost": ({"chunks_by_key"}, lambda _, tx: requeue.lost(tx, "", 100)),
+    "repair": ({"documents_pkey", "generations_pkey"}, lambda large, tx: requeue.repair(tx, large.ids)),
+    "restore": (
+        {"documents_pkey"},
+        lambda large, tx: (deleted.withdraw(tx, large.ids, "gone"), requeue.restore(tx, large.ids, but_of=[])),
+    ),
+}  # fmt: skip
+
+CALLS = CLAIMS | GENERATIONS | DATASETS | CHARGES | EXPIRED | DELETED
 """What is called, and the indexes that its comments name."""
 
 
@@ -348,12 +384,13 @@ def test_only_the_views_over_everything_read_everything(large: Large) -> None:
 def test_every_named_query_on_documents_has_a_plan_here() -> None:
     functions = {
         name
-        for module in (claims, generations, texts, manifest, datasets, charges, expired, requeue)
+        for module in (claims, generations, texts, manifest, datasets, charges, expired, requeue, deleted)
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     }
     within = {"insert_jobs", "close_jobs", "lock_documents"}  # called by the others
-    small = {"get", "named", "every", "create", "mark_set_up", "is_set_up"}  # datasets are few
+    # Datasets are few.
+    small = {"get", "every", "create", "mark_set_up", "is_set_up", "gone_datasets", "forget_datasets"}
     whole = {"counts_of_all", "backfill_candidates", "payers_of_pots"}
     named = {word for name in CALLS for word in name.split()}
     assert functions - within - small - whole - named == set()

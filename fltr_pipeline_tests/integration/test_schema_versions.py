@@ -41,7 +41,7 @@ DROP TABLE pipeline.schema_version;
 INSERT INTO pipeline.documents (document_id, dataset_id, input_version) VALUES ('kept', 'd', 'v');
 """
 
-STEPS = {1: "e944930540304689", 2: "005bd0a50319da55"}
+STEPS = {1: "e944930540304689", 2: "005bd0a50319da55", 3: "68ca7fc0d4b5fc01"}
 """Version → how the digest of its step begins: one that was released is never edited, a change is a further step."""
 
 
@@ -96,7 +96,8 @@ def test_a_step_that_fails_leaves_the_version_and_the_shape_as_they_were(
     url = made(new_database)
     before = rows(url, SHAPE)
     with monkeypatch.context() as patch:
-        broken = {**versions.steps(), 3: b"ALTER TABLE pipeline.charges ADD COLUMN n int", 4: b"SELECT 1 / 0"}
+        new = versions.newest() + 1
+        broken = {**versions.steps(), new: b"ALTER TABLE pipeline.charges ADD COLUMN n int", new + 1: b"SELECT 1 / 0"}
         patch.setattr(versions, "steps", lambda: broken)
         with pytest.raises(psycopg.errors.DivisionByZero):
             init_fltr(url)

@@ -60,7 +60,8 @@ _LOCK_UPLOADED = text("""
     FOR UPDATE SKIP LOCKED
 """)
 
-# A new input is a new generation; the same input claimed again (its worker died before it got anywhere) is not.
+# A new input is a new generation; the same input claimed again (its worker died before it got anywhere) is not. A
+# document that was deleted and comes back goes on after its charges: neither they nor its keys are used twice.
 _TAKE_UPLOADED = text("""
     WITH input AS (
         SELECT * FROM json_to_recordset(:rows) AS r(document_id text, input_version text)
@@ -68,9 +69,10 @@ _TAKE_UPLOADED = text("""
         DELETE FROM pipeline.upload_keys WHERE document_id = ANY(:ids) RETURNING document_id, api_key_id
     )
     INSERT INTO pipeline.documents AS p
-        (document_id, dataset_id, input_version, stage, run_id, lease_until, api_key_id)
+        (document_id, dataset_id, input_version, stage, run_id, lease_until, api_key_id, generation)
     SELECT r.document_id, :dataset_id, r.input_version, 'extract', :run_id, now() + make_interval(secs => :lease),
-           k.api_key_id
+           k.api_key_id,
+           1 + coalesce((SELECT max(c.generation) FROM pipeline.charges c WHERE c.subject_id = r.document_id), 0)
     FROM input r LEFT JOIN uploaded_with k USING (document_id)
     ORDER BY r.document_id
     ON CONFLICT (document_id) DO UPDATE SET

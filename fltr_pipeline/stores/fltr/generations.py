@@ -47,7 +47,7 @@ _LIVE_CHUNKS = text("""
     FROM pipeline.documents p
     JOIN pipeline.chunks c ON c.document_id = p.document_id AND c.generation = p.live_generation
     JOIN pipeline.generations g ON g.document_id = p.document_id AND g.generation = p.live_generation
-    WHERE p.document_id = ANY(:ids) AND g.fingerprint = :fingerprint
+    WHERE p.document_id = ANY(:ids) AND g.fingerprint = :fingerprint AND c.key IS NOT NULL
     ORDER BY c.document_id, c.ordinal
 """)
 
@@ -73,12 +73,13 @@ _INSERT_CHUNKS = text("""
                                        start_offset int, end_offset int, tokens int)
 """)
 
-# Unchanged text under an unchanged configuration: the live plan is the new generation's plan.
+# Unchanged text under an unchanged configuration: the live plan is the new generation's plan. A live chunk without a
+# key has lost its vector, and is embedded anew.
 _COPY_PLANS = text("""
     INSERT INTO pipeline.chunks
         (document_id, generation, ordinal, key, fresh, digest, page, start_offset, end_offset, tokens)
-    SELECT c.document_id, r.generation, c.ordinal, c.key, false, c.digest, c.page, c.start_offset, c.end_offset,
-           c.tokens
+    SELECT c.document_id, r.generation, c.ordinal, c.key, c.key IS NULL, c.digest, c.page, c.start_offset,
+           c.end_offset, c.tokens
     FROM json_to_recordset(:rows) AS r(document_id text, generation int)
     JOIN pipeline.documents p ON p.document_id = r.document_id
     JOIN pipeline.generations g ON g.document_id = r.document_id AND g.generation = r.generation
@@ -146,20 +147,25 @@ _JOBS_INDEXED = text("""
     WHERE id = ANY(:ids) AND status = 'running'
 """)
 
+# What failed stays so: its last good version was repaired, the newer input is still not in it.
 _PUBLISH = text("""
-    UPDATE public.documents d SET content = g.text, status = 'ready'
+    UPDATE public.documents d SET content = g.text, status = CASE d.status WHEN 'failed' THEN 'failed' ELSE 'ready' END
     FROM pipeline.documents p
     JOIN pipeline.generations g ON g.document_id = p.document_id AND g.generation = p.generation
     WHERE d.id = ANY(:ids) AND d.id::text = p.document_id AND p.document_id = ANY(:ids_text)
       AND d.status <> 'uploaded' AND g.state = 'indexed' AND g.text IS NOT NULL
-    RETURNING d.id::text
+    RETURNING d.id::text AS document_id, d.status
 """)
 
 _SET_LIVE = text("""
     UPDATE pipeline.documents
-    SET live_generation = generation, stage = NULL, lease_until = NULL, attempts = 0, retries = 0, retry_at = NULL,
-        error_code = NULL, error_message = NULL, error_at = NULL
+    SET live_generation = generation, stage = NULL, lease_until = NULL, attempts = 0, retries = 0, retry_at = NULL
     WHERE document_id = ANY(:ids)
+""")
+
+_CLEAR_ERRORS = text("""
+    UPDATE pipeline.documents SET error_code = NULL, error_message = NULL, error_at = NULL
+    WHERE document_id = ANY(:ids) AND error_code IS NOT NULL
 """)
 
 _SET_GENERATION_LIVE = text("""
@@ -212,7 +218,10 @@ def fresh_tokens(tx: Connection, claims: Sequence[Claim]) -> dict[str, int]:
 
 
 def live_keys(tx: Connection, document_ids: Sequence[str], fingerprint: str) -> dict[str, dict[str, list[str]]]:
-    """Keys that can be kept: document id → digest → keys, of live generations of the same configuration."""
+    """Keys that can be kept: document id → digest → keys, of live generations of the same configuration.
+
+    A chunk that has lost its vector has none.
+    """
     found: dict[str, dict[str, list[str]]] = {}
     for row in tx.execute(_LIVE_CHUNKS, {"ids": list(document_ids), "fingerprint": fingerprint}):
         found.setdefault(row.document_id, {}).setdefault(row.digest, []).append(row.key)
@@ -304,15 +313,17 @@ def publish(tx: Connection, claims: Sequence[Claim]) -> set[str]:
     """
     lock_documents(tx, [c.document_id for c in claims])
     held = _lock_fenced(tx, claims)
-    published = set(tx.execute(_PUBLISH, {"ids": id_array(held), "ids_text": list(held)}).scalars())
+    statuses = {r.document_id: r.status for r in tx.execute(_PUBLISH, {"ids": id_array(held), "ids_text": list(held)})}
+    published = statuses.keys()
     tx.execute(_SET_GENERATION_LIVE, {"ids": list(published)})
     tx.execute(_SET_LIVE, {"ids": list(published)})
+    tx.execute(_CLEAR_ERRORS, {"ids": [i for i, status in statuses.items() if status != "failed"]})
     overtaken = held - published
     tx.execute(_SET_OVERTAKEN, {"ids": list(overtaken)})
     close_jobs(tx, [c.job_id for c in claims if c.document_id in published], "completed")
     close_jobs(tx, [c.job_id for c in claims if c.document_id in overtaken], "canceled")
     discard_others(tx, list(held))
-    return published
+    return set(published)
 
 
 def discard_others(tx: Connection, document_ids: Sequence[str]) -> None:

@@ -1,10 +1,10 @@
-"""Reading the manifest: which keys are live, in flight or retired, and where a live chunk stands.
+"""The manifest as others ask it: which keys are live, named at all or retired, and where a live chunk stands.
 
-Belongs here: what search, the sweep and the comparison with Milvus ask. Does not: writing chunks (generations).
+Belongs here: what search, the sweep and the comparison with Milvus ask and note. Does not: new chunks (generations).
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
@@ -26,34 +26,89 @@ class Place:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class LivePage:
+    """What Milvus must hold for a part of a dataset's searchable documents, in the order of their ids."""
+
+    last: str
+    """Id of the last document; empty: there is none."""
+    keys: frozenset[str]
+    lost: int
+    """Chunks whose vector was lost and is to be made anew."""
+
+
 # Index: pipeline.retired_keys_by_dataset.
 _RETIRED = text("SELECT key FROM pipeline.retired_keys WHERE dataset_id = :dataset_id ORDER BY key LIMIT :limit")
 _FORGET_RETIRED = text("DELETE FROM pipeline.retired_keys WHERE key = ANY(:keys)")
 
-# Index: pipeline.documents_live, then the primary key of chunks.
-_MANIFEST_KEYS = text("""
-    SELECT c.key FROM pipeline.documents p
-    JOIN pipeline.chunks c ON c.document_id = p.document_id AND c.generation = p.live_generation
-    WHERE p.dataset_id = :dataset_id AND p.live_generation IS NOT NULL
+# Index: pipeline.retired_keys_by_dataset, one step of it for each dataset.
+_DATASETS_TO_SWEEP = text("""
+    WITH RECURSIVE found AS (
+        SELECT min(dataset_id) AS dataset_id FROM pipeline.retired_keys
+        UNION ALL
+        SELECT (SELECT min(dataset_id) FROM pipeline.retired_keys WHERE dataset_id > found.dataset_id) FROM found
+        WHERE found.dataset_id IS NOT NULL
+    )
+    SELECT dataset_id FROM found WHERE dataset_id IS NOT NULL
 """)
+
+# Index: pipeline.documents_live, then the primary key of chunks.
+_LIVE_PAGE = text("""
+    SELECT p.document_id, c.ordinal IS NOT NULL AS is_chunk, c.key
+    FROM (SELECT document_id, live_generation FROM pipeline.documents
+          WHERE dataset_id = :dataset_id AND live_generation IS NOT NULL AND document_id > :after
+          ORDER BY document_id LIMIT :limit) p
+    LEFT JOIN pipeline.chunks c ON c.document_id = p.document_id AND c.generation = p.live_generation
+""")
+
+# Index: pipeline.chunks_by_key.
+_STILL_LIVE = text("""
+    SELECT c.key FROM pipeline.chunks c
+    JOIN pipeline.documents p ON p.document_id = c.document_id AND p.live_generation = c.generation
+    WHERE c.key = ANY(:keys)
+""")
+
+# Index: pipeline.chunks_by_key, and the primary key of retired_keys.
+_NAMED = text("""
+    SELECT key FROM pipeline.chunks WHERE key = ANY(:keys)
+    UNION
+    SELECT key FROM pipeline.retired_keys WHERE key = ANY(:keys)
+""")
+
+# Index: pipeline.chunks_by_key. What was made with another configuration is redone whole, in time.
+_LOCK_LOST = text("""
+    SELECT document_id FROM pipeline.documents
+    WHERE document_id IN (
+        SELECT c.document_id FROM pipeline.chunks c
+        JOIN pipeline.documents p ON p.document_id = c.document_id AND p.live_generation = c.generation
+        JOIN pipeline.generations g ON g.document_id = c.document_id AND g.generation = c.generation
+        WHERE c.key = ANY(:keys) AND g.fingerprint = :fingerprint)
+    ORDER BY document_id
+    FOR UPDATE
+""")
+
+# Index: pipeline.chunks_by_key. Should it be in Milvus all the same, the sweep deletes it.
+_RETIRE_LOST = text("""
+    INSERT INTO pipeline.retired_keys (key, dataset_id, document_id)
+    SELECT DISTINCT c.key, p.dataset_id, p.document_id
+    FROM pipeline.chunks c
+    JOIN pipeline.documents p ON p.document_id = c.document_id AND p.live_generation = c.generation
+    WHERE c.key = ANY(:keys) AND c.document_id = ANY(:ids)
+    ON CONFLICT (key) DO NOTHING
+    RETURNING key
+""")
+
+# Also in a generation under way that kept it.
+_CLEAR_LOST = text("UPDATE pipeline.chunks SET key = NULL WHERE key = ANY(:keys)")
 
 _KEYS_OF = text("""
     SELECT c.key FROM pipeline.documents p
     JOIN pipeline.chunks c ON c.document_id = p.document_id AND c.generation = p.live_generation
-    WHERE p.document_id = ANY(:ids)
-""")
-
-# Keys that may lie in Milvus without being live: an attempt in flight, or named for the sweep.
-_TRANSIENT_KEYS = text("""
-    SELECT c.key FROM pipeline.documents p
-    JOIN pipeline.chunks c ON c.document_id = p.document_id AND c.generation = p.generation
-    WHERE p.dataset_id = :dataset_id AND p.stage IS NOT NULL AND c.key IS NOT NULL
-    UNION ALL
-    SELECT key FROM pipeline.retired_keys WHERE dataset_id = :dataset_id
+    WHERE p.document_id = ANY(:ids) AND c.key IS NOT NULL
 """)
 
 # Index: pipeline.chunks_by_key, first of all: the planner would rather read all chunks of the documents that were hit.
-# A hit counts if its chunk is of the live generation of a document that exists.
+# A hit counts if its chunk is of the live generation of a document that exists, in a dataset that does.
 _PLACES = text("""
     WITH hits AS MATERIALIZED (SELECT * FROM pipeline.chunks WHERE key = ANY(:keys))
     SELECT c.key, d.id::text AS document_id, d.filename, c.page,
@@ -62,7 +117,7 @@ _PLACES = text("""
     FROM hits c
     JOIN pipeline.documents p ON p.document_id = c.document_id AND p.live_generation = c.generation
     JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = c.document_id
-    WHERE d.dataset_id = :dataset_id
+    WHERE d.dataset_id = :dataset_id AND EXISTS (SELECT FROM public.datasets WHERE id = ANY(:datasets))
 """)
 
 
@@ -76,9 +131,42 @@ def forget_retired(tx: Connection, keys: Sequence[str]) -> None:
     tx.execute(_FORGET_RETIRED, {"keys": list(keys)})
 
 
-def manifest_keys(tx: Connection, dataset_id: str) -> set[str]:
-    """Keys of the dataset's live generations: exactly what Milvus must hold for it."""
-    return set(tx.execute(_MANIFEST_KEYS, {"dataset_id": dataset_id}).scalars())
+def datasets_to_sweep(tx: Connection) -> list[str]:
+    """Datasets with retired keys."""
+    return list(tx.execute(_DATASETS_TO_SWEEP).scalars())
+
+
+def live_page(tx: Connection, dataset_id: str, after: str, limit: int) -> LivePage:
+    """The keys of the next `limit` searchable documents of the dataset behind that id."""
+    rows = tx.execute(_LIVE_PAGE, {"dataset_id": dataset_id, "after": after, "limit": limit}).all()
+    chunks = [r.key for r in rows if r.is_chunk]
+    keys = frozenset(key for key in chunks if key is not None)
+    return LivePage(max((r.document_id for r in rows), default=""), keys, chunks.count(None))
+
+
+def still_live(tx: Connection, keys: Collection[str]) -> set[str]:
+    """Those of the keys that are of a live generation now."""
+    return set(tx.execute(_STILL_LIVE, {"keys": list(keys)}).scalars())
+
+
+def named(tx: Connection, keys: Collection[str]) -> set[str]:
+    """Those of the keys that are live, in flight or retired.
+
+    A key is named before its vector is inserted, and until it was read back as absent. So a vector whose key is not
+    named is nobody's any more.
+    """
+    return set(tx.execute(_NAMED, {"keys": list(keys)}).scalars())
+
+
+def lose(tx: Connection, keys: Collection[str], fingerprint: str) -> int:
+    """Note that Milvus has no vector under these live keys: their chunks stay without one until they are embedded anew.
+
+    Those of a generation of another fingerprint are left to the backfill. Returns how many keys were noted.
+    """
+    ids = list(tx.execute(_LOCK_LOST, {"keys": list(keys), "fingerprint": fingerprint}).scalars())
+    lost = list(tx.execute(_RETIRE_LOST, {"keys": list(keys), "ids": ids}).scalars())
+    tx.execute(_CLEAR_LOST, {"keys": lost})
+    return len(lost)
 
 
 def keys_of(tx: Connection, document_ids: Sequence[str]) -> set[str]:
@@ -86,14 +174,10 @@ def keys_of(tx: Connection, document_ids: Sequence[str]) -> set[str]:
     return set(tx.execute(_KEYS_OF, {"ids": list(document_ids)}).scalars())
 
 
-def transient_keys(tx: Connection, dataset_id: str) -> set[str]:
-    """Keys that may lie in Milvus although they are not live: in flight, or waiting for the sweep."""
-    return set(tx.execute(_TRANSIENT_KEYS, {"dataset_id": dataset_id}).scalars())
-
-
 def places(tx: Connection, dataset_id: str, found: Sequence[tuple[str, str]]) -> dict[str, Place]:
     """(key, document id) → where the chunk stands, for those that are live."""
     keys, ids = [k for k, _ in found], sorted({i for _, i in found})
-    rows = tx.execute(_PLACES, {"keys": keys, "ids": id_array(ids), "dataset_id": dataset_id})
+    parameters = {"keys": keys, "ids": id_array(ids), "dataset_id": dataset_id, "datasets": id_array([dataset_id])}
+    rows = tx.execute(_PLACES, parameters)
     # A new inline text stands in `content` before it is published: the live offsets mean nothing in it.
     return {r.key: Place(*r[:-1]) for r in rows if hashlib.sha256((r.text or "").encode()).hexdigest() == r.digest}

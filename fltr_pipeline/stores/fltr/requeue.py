@@ -1,6 +1,6 @@
 """Queueing documents again: failed ones, stale ones, all of a dataset's.
 
-Belongs here: what a reprocessing writes before any work, and which datasets a backfill is for. Does not: claims.
+Belongs here: what a reprocessing or a repair writes before any work, and what they are for. Does not: claims.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, text
 
 from fltr_pipeline.models import ReprocessMode
-from fltr_pipeline.stores.fltr.claims import insert_jobs
+from fltr_pipeline.stores.database import id_array
+from fltr_pipeline.stores.fltr.claims import insert_jobs, lock_documents
 
 # As everywhere, public rows are locked first and in id order.
 _LOCK_ENDED = text("""
@@ -49,6 +50,52 @@ _BACKFILL = text("""
     ORDER BY 1
 """)
 
+# Index: pipeline.chunks_by_key. A live chunk without a key has lost its vector.
+_LOST = text("""
+    SELECT DISTINCT p.document_id
+    FROM pipeline.chunks c
+    JOIN pipeline.documents p ON p.document_id = c.document_id AND p.live_generation = c.generation
+    WHERE c.key IS NULL AND p.stage IS NULL AND p.document_id > :after
+    ORDER BY p.document_id LIMIT :limit
+""")
+
+_LOCK_IDLE = text("""
+    SELECT document_id FROM pipeline.documents WHERE document_id = ANY(:ids) AND stage IS NULL
+    ORDER BY document_id FOR UPDATE
+""")
+
+# The live text itself, so that neither the file nor a parser is needed. (`content` may be a newer inline text.)
+_STAGE_LIVE_TEXT = text("""
+    INSERT INTO pipeline.generations
+        (document_id, generation, state, extractor, source_sha256, source_bytes, kind, engine, text, text_sha256,
+         pages, blank_pages)
+    SELECT p.document_id, p.generation + 1, 'staged', l.extractor, l.source_sha256, l.source_bytes, l.kind, l.engine,
+           d.content, l.text_sha256, l.pages, l.blank_pages
+    FROM pipeline.documents p
+    JOIN pipeline.generations l ON l.document_id = p.document_id AND l.generation = p.live_generation
+    JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = p.document_id
+    WHERE p.document_id = ANY(:ids_text) AND d.status IN ('ready', 'failed')
+      AND encode(sha256(convert_to(d.content, 'UTF8')), 'hex') = l.text_sha256
+    RETURNING document_id
+""")
+
+# Primary key. Free: the customer asked for nothing.
+_START_AT = text("""
+    UPDATE pipeline.documents
+    SET stage = :stage, generation = generation + 1, billable = false, lease_until = NULL, retry_at = NULL,
+        attempts = 0, retries = 0, credits_needed = NULL, job_id = NULL
+    WHERE document_id = ANY(:ids)
+    RETURNING document_id
+""")
+
+# Primary keys.
+_WITHDRAWN = text("""
+    SELECT p.document_id
+    FROM pipeline.documents p JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = p.document_id
+    WHERE p.document_id = ANY(:ids_text) AND d.status = 'ready' AND p.stage IS NULL AND p.live_generation IS NULL
+      AND p.dataset_id <> ALL(:but_of)
+""")
+
 
 def requeue(
     tx: Connection,
@@ -83,3 +130,39 @@ def requeue(
 def backfill_candidates(tx: Connection, *, fingerprint: str, retryable: Sequence[str]) -> list[str]:
     """Datasets with stale documents, or with failures of a code in `retryable`."""
     return list(tx.execute(_BACKFILL, {"fingerprint": fingerprint, "retryable": list(retryable)}).scalars())
+
+
+def lost(tx: Connection, after: str, limit: int) -> list[str]:
+    """The next searchable documents behind that id that have lost vectors, and that nothing is done about yet."""
+    return list(tx.execute(_LOST, {"after": after, "limit": limit}).scalars())
+
+
+def repair(tx: Connection, document_ids: Sequence[str]) -> int:
+    """Queue documents that have lost vectors for a new generation of the text that is live; returns how many.
+
+    They stay searchable as they are. Where that text is no longer in `content`, a `ready` document is extracted again.
+    """
+    statuses = lock_documents(tx, document_ids)
+    idle = list(tx.execute(_LOCK_IDLE, {"ids": list(document_ids)}).scalars())
+    staged = set(tx.execute(_STAGE_LIVE_TEXT, {"ids": id_array(idle), "ids_text": idle}).scalars())
+    from_the_file = [i for i in idle if i not in staged and statuses.get(i) == "ready"]
+    return _start(tx, sorted(staged), "plan") + _start(tx, from_the_file, "extract")
+
+
+def restore(tx: Connection, document_ids: Sequence[str], *, but_of: Sequence[str]) -> int:
+    """Queue what is `ready` and was withdrawn, other than in the datasets `but_of`; returns how many.
+
+    It was withdrawn because its dataset's owner was gone, and now there is one.
+    """
+    parameters = {"ids": id_array(document_ids), "ids_text": list(document_ids), "but_of": list(but_of)}
+    found = list(tx.execute(_WITHDRAWN, parameters).scalars())
+    if not found:
+        return 0
+    lock_documents(tx, found)
+    tx.execute(_LOCK_IDLE, {"ids": found})
+    return _start(tx, list(tx.execute(_WITHDRAWN, parameters).scalars()), "extract")
+
+
+def _start(tx: Connection, document_ids: Sequence[str], stage: str) -> int:
+    insert_jobs(tx, list(tx.execute(_START_AT, {"ids": list(document_ids), "stage": stage}).scalars()), "queued")
+    return len(document_ids)

@@ -106,11 +106,15 @@ class VectorStore:
     def present(self, keys: Sequence[str], dataset_id: str) -> set[str]:
         """Which of the keys are rows of the dataset now."""
         checked_id(dataset_id, "dataset id")
-        found: set[str] = set()
         # The dataset is compared here: asked for nothing but keys, the server looks them up and scans no rows.
+        return {key for key, dataset in self.datasets_of(keys).items() if dataset == dataset_id}
+
+    def datasets_of(self, keys: Sequence[str]) -> dict[str, str]:
+        """The dataset of each of the keys that is a row now, whichever it is."""
+        found: dict[str, str] = {}
         for some in _slices(keys, KEYS_PER_CALL):
             rows = self._query(filters.with_keys(some), ["key", "dataset_id"])
-            found.update(row["key"] for row in rows if row["dataset_id"] == dataset_id)
+            found.update((row["key"], row["dataset_id"]) for row in rows)
         return found
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -122,11 +126,15 @@ class VectorStore:
         """All keys of a dataset, in their own order. (Counts of Milvus can be wrong after deletions; this is not.)"""
         return (row["key"] for row in self._rows(filters.in_dataset(dataset_id), "key"))
 
+    def every_key(self) -> Iterator[tuple[str, str]]:
+        """All keys, each with its dataset, page by page; none where there is no collection yet."""
+        if self._described() is not None:
+            for row in self._rows(filters.EVERYTHING, "key", "dataset_id"):
+                yield row["key"], row["dataset_id"]
+
     def rows_by_dataset(self) -> Counter[str]:
         """How many rows each dataset has, by listing all of them; empty where there is no collection yet."""
-        if self._described() is None:
-            return Counter()
-        return Counter(row["dataset_id"] for row in self._rows(filters.EVERYTHING, "dataset_id"))
+        return Counter(dataset_id for _, dataset_id in self.every_key())
 
     def search(
         self,

@@ -1,0 +1,117 @@
+"""Deleted documents, datasets and users: out of work, out of the manifest, and a receipt once their vectors are gone.
+
+Belongs here: finding what is gone in both databases, and withdrawing it batch by batch. Does not: deleting from Milvus
+(embed.sweep), holds (expiry), search, which looks for itself.
+
+Any number of passes may run beside workers and each other, and die anywhere: each batch is one transaction of `fltr`
+that names the keys to sweep, and a receipt is given only when the last of them was read back as absent.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fltr_pipeline.pipeline.services import Services
+from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.fltr import datasets, deleted, requeue
+from fltr_pipeline.stores.fltr.deleted import Page, Receipt
+
+PAGE = 10_000
+"""Documents looked at in one read."""
+_BATCH = 100
+_OWNER_GONE = (
+    "the owner of its dataset has no account in fltr_auth any more, so it is not searchable: delete the dataset, or "
+    "give it an owner"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """What was found to be gone, and taken out of the manifest."""
+
+    documents_deleted: int = 0
+    """By themselves or with their dataset."""
+    datasets_deleted: int = 0
+    documents_ownerless: int = 0
+    """Their dataset's owner is gone."""
+    documents_restored: int = 0
+    """Their dataset has an owner again: queued, free of charge."""
+
+
+def withdraw(services: Services) -> Withdrawn:
+    """Withdraw all that is gone and on which nobody works.
+
+    Raises:
+        StoreUnavailable: a database does not answer; what was withdrawn stays so, the next pass goes on.
+    """
+    ownerless = datasets_without_owner(services)
+    withdrawn = _withdraw_ownerless(services, ownerless)
+    forgotten = restored = 0
+    for page in pages(services):
+        forgotten += sum(_forget(services, some) for some in _batches(sorted(page.gone)))
+        with transaction(services.fltr) as tx:
+            restored += requeue.restore(tx, page.document_ids, but_of=ownerless)
+    with transaction(services.fltr) as tx:
+        gone = deleted.forget_datasets(tx)
+    return Withdrawn(forgotten, gone, withdrawn, restored)
+
+
+def receipts(services: Services) -> list[Receipt]:
+    """Give the receipts of deletions whose vectors are all swept."""
+    with transaction(services.fltr) as tx:
+        return deleted.verify(tx)
+
+
+def waiting(services: Services) -> bool:
+    """Whether a dataset is deleted, or has lost its owner and is not withdrawn. Indexed reads, for a probe."""
+    with transaction(services.fltr) as tx:
+        if deleted.gone_datasets(tx):
+            return True
+    ownerless = datasets_without_owner(services)
+    if not ownerless:
+        return False
+    with transaction(services.fltr) as tx:
+        return bool(deleted.withdrawable(tx, ownerless, 1))
+
+
+def page(services: Services, after: str) -> Page:
+    """A part of the documents that `pipeline` knows, and which of them are gone. Indexed reads, for a probe."""
+    with transaction(services.fltr) as tx:
+        return deleted.page(tx, after, PAGE)
+
+
+def pages(services: Services) -> Iterator[Page]:
+    """All documents that `pipeline` knows and on which nobody works, and which of them are gone."""
+    found = page(services, "")
+    while found.last:
+        yield found
+        found = page(services, found.last)
+
+
+def datasets_without_owner(services: Services) -> list[str]:
+    """Datasets whose owner has no account."""
+    with transaction(services.fltr) as tx:
+        found = datasets.every(tx)
+    owners = {d.user_id for d in found}
+    gone = owners - services.ledger.existing_users(owners)
+    return [d.id for d in found if d.user_id in gone]
+
+
+def _withdraw_ownerless(services: Services, dataset_ids: list[str]) -> int:
+    withdrawn = 0
+    while dataset_ids:
+        with transaction(services.fltr) as tx:
+            some = deleted.withdrawable(tx, dataset_ids, _BATCH)
+            done = deleted.withdraw(tx, some, _OWNER_GONE)
+        withdrawn += done
+        if not done:  # nothing is left, or somebody has a hand on what is
+            break
+    return withdrawn
+
+
+def _forget(services: Services, document_ids: list[str]) -> int:
+    with transaction(services.fltr) as tx:
+        return deleted.forget(tx, document_ids)
+
+
+def _batches(ids: list[str]) -> Iterator[list[str]]:
+    return (ids[start : start + _BATCH] for start in range(0, len(ids), _BATCH))
