@@ -6,12 +6,13 @@ Does not: what must hold in all stores afterwards (truth), killing (site).
 
 import os
 import signal
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from sqlalchemy import text
 
-from fltr_pipeline.models import Op, ReprocessMode
+from fltr_pipeline.models import Op, ReprocessMode, VectorRow
 from fltr_pipeline.pipeline.billing import Billing, Settled, Settlement
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline_tests.crashes import runs, workers, writes
@@ -200,6 +201,42 @@ def decided_and_edited(site: Site) -> Story:
     return replace(story, texts={**story.texts, A: newest})
 
 
+def document_deleted(site: Site) -> Story:
+    story = ready(site)
+    site.world.change("DELETE FROM documents WHERE filename = %s", A)
+    return replace(story, texts={B: _FILES[B]}, before={B: _FILES[B]})
+
+
+def document_deleted_at_work(site: Site) -> Story:
+    """While it was embedded."""
+    story = embedded_in_part(site)
+    site.world.change("DELETE FROM documents WHERE filename = %s", A)
+    return replace(story, texts={B: _FILES[B]}, before={B: _FILES[B]})
+
+
+def dataset_deleted(site: Site) -> Story:
+    story = ready(site)
+    site.world.change("DELETE FROM datasets WHERE id = %s", story.dataset.id)
+    return replace(story, texts={}, before={})
+
+
+def vectors_lost(site: Site) -> Story:
+    """Milvus came back without some of what it had accepted."""
+    story = ready(site)
+    rows = site.world.vectors(story.dataset)
+    site.hands.services.vectors.delete([row["key"] for row in rows if row["text"] in TREATY[1:]])
+    return replace(story, before={B: _FILES[B]})
+
+
+def vectors_orphaned(site: Site) -> Story:
+    """Milvus has rows that nobody knows."""
+    story = ready(site)
+    vector = site.hands.services.model.encode([NEWS])[0]
+    rows = [VectorRow(uuid.uuid4().hex, story.dataset.id, uuid.uuid4().hex, NEWS, vector) for _ in range(3)]
+    site.hands.services.vectors.insert(rows)
+    return story
+
+
 _ALL = (
     PathOperation("first ingest", uploaded, run),
     PathOperation("first ingest of all", uploaded_to_a_new_milvus, run),
@@ -211,6 +248,11 @@ _ALL = (
     PathOperation("reprocess of what is stale", stale, reprocess_stale),
     PathOperation("sweep of a document embedded in part", embedded_in_part, reconcile, others=run),
     PathOperation("sweep of a decided document", decided, reconcile, others=run),
+    PathOperation("sweep of a deleted document", document_deleted, reconcile, others=run),
+    PathOperation("sweep of a document deleted at work", document_deleted_at_work, reconcile, others=run),
+    PathOperation("sweep of a deleted dataset", dataset_deleted, reconcile, others=run),
+    PathOperation("sweep of lost vectors", vectors_lost, reconcile, others=run),
+    PathOperation("sweep of orphan vectors", vectors_orphaned, reconcile, others=run),
 )
 
 PATH = {operation.name: operation for operation in _ALL}

@@ -6,14 +6,13 @@ Belongs here: whole use cases, as functions that travel to another process. Does
 import uuid
 
 from fltr_pipeline.models import ReprocessMode
-from fltr_pipeline.pipeline import expiry
 from fltr_pipeline.pipeline.embed import Embed, sweep
-from fltr_pipeline.pipeline.expiry import Swept
 from fltr_pipeline.pipeline.extract import Extract
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reprocess import requeue
 from fltr_pipeline.pipeline.setup import ground, set_up
 from fltr_pipeline.pipeline.stage import StageRun, StageWork
+from fltr_pipeline.pipeline.sweeper import Report, sweep_all
 from fltr_pipeline.pipeline.worker import Worker
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets
@@ -56,11 +55,6 @@ def upload(hands: Hands, dataset: Dataset, filename: str, data: bytes) -> None:
         datasets.upload(tx, dataset.id, [(document_id, filename)])
 
 
-def reconcile(hands: Hands) -> Swept:
-    """One pass of the reconciler; what it found and ended."""
-    swept = expiry.sweep(hands.services, hands.billing, orphans=True)
-    with transaction(hands.services.fltr) as tx:
-        ids = [d.id for d in datasets.every(tx)]
-    for dataset_id in ids:
-        sweep(hands.services, dataset_id)
-    return swept
+def reconcile(hands: Hands) -> Report:
+    """One pass of the reconciler, all keys listed; what it found and ended."""
+    return sweep_all(hands.services, hands.billing, list_keys=True)
