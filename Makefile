@@ -13,6 +13,8 @@ TORCH_INDEX ?=
 REQUIREMENTS ?= -e '.[embedded,dev]'
 VENV ?= .venv
 ARGS ?=
+# A file's tests stay together, since some share a scene. Each worker has a PostgreSQL and a Milvus of its own.
+WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
@@ -38,8 +40,8 @@ up: install ## Start the embedded stack with the Dagster UI; Ctrl-C ends it.
 down: install ## Stop the embedded stack, should it run in the background.
 	@$(BIN)/fltr-pipeline down $(ARGS)
 
-test: install ## Run all tests; ARGS goes to pytest, e.g. ARGS='-k credits'.
-	@$(BIN)/python -m pytest $(ARGS)
+test: install ## Run all tests; ARGS goes to pytest, e.g. ARGS='-k credits', ARGS='-n 0 --pdb'.
+	@$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 test-faults: install ## Run the tests that kill, stop and storm at full length: hours; FLTR_SEED replays a run.
 	@FLTR_FAULTS=long $(BIN)/python -m pytest fltr_pipeline_tests/faults $(ARGS)

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 import dagster as dg
 
 from fltr_pipeline.defs import checks, jobs, reconcile, schedules, sensors
-from fltr_pipeline.defs.datasets import OWNERS_TABLES
+from fltr_pipeline.defs.datasets import OWNERS_TABLES, SCHEMAS
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 
 
 def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
     """All definitions; `overrides` replaces resources by name (tests)."""
     return dg.Definitions(
-        assets=[*OWNERS_TABLES, *jobs.ASSETS, jobs.LEDGER, checks.COLLECTION],
+        assets=[*OWNERS_TABLES, *SCHEMAS, *jobs.ASSETS, jobs.LEDGER, checks.COLLECTION],
         asset_checks=[*checks.SCHEMA_CHECKS, checks.manifest_matches_milvus, checks.ledger_balanced],
         jobs=[jobs.ingest, jobs.reprocess_dataset, jobs.verify, reconcile.reconcile],
         sensors=[sensors.uploaded_documents, reconcile.overdue_work],

@@ -16,6 +16,7 @@
     ├── DocumentError               permanent, this document's own: its status becomes `failed`
     │   ├── Encrypted  Corrupt  Unsupported  Empty  NoTextLayer
     │   ├── TooLarge  TimeLimit  MemoryLimit  ParserCrash
+    │   ├── Quarantined             its bytes ended workers or parsers before, it isn't tried again
     │   └── MissingUpload
     └── CreditError                 the ledger says no
         ├── InvalidAmount           ≤ 0, above the cap, or beyond int4
@@ -143,6 +144,13 @@ class ParserCrash(DocumentError):
     """The parser process died."""
 
     code = "parser_crash"
+    user_error = False
+
+
+class Quarantined(DocumentError):
+    """Not tried: the same bytes ended workers or parsers before."""
+
+    code = "quarantined"
     user_error = False
 
 

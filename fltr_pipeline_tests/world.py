@@ -15,6 +15,7 @@ import psycopg
 from fltr_pipeline.credits.holds import Payer
 from fltr_pipeline.credits.statement import Statement
 from fltr_pipeline.models import ReprocessMode
+from fltr_pipeline.pipeline import sweeper
 from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.pipeline.embed import Embed, sweep
 from fltr_pipeline.pipeline.extract import Extract
@@ -92,7 +93,8 @@ class World:
         return ids
 
     def worker(self) -> Worker:
-        return Worker(self.services.fltr, uuid.uuid4().hex, self.services.settings.lease_seconds)
+        settings = self.services.settings
+        return Worker(self.services.fltr, uuid.uuid4().hex, settings.lease_seconds, settings.stall_seconds)
 
     def stage(self, work: StageWork, dataset: Dataset, worker: Worker | None = None, limit: int = 10_000) -> Report:
         base = ground(self.services, dataset.id)
@@ -124,6 +126,14 @@ class World:
             ]
         sweep(self.services, dataset.id)
         return reports
+
+    def sweep_all(self, *, list_keys: bool = True) -> sweeper.Report:
+        """One pass of every sweeper."""
+        return sweeper.sweep_all(self.services, self.billing, list_keys=list_keys)
+
+    def keys(self, dataset: Dataset) -> set[str]:
+        """What Milvus holds of the dataset."""
+        return set(self.services.vectors.keys(dataset.id))
 
     def statement(self, payer: Payer) -> Statement:
         return self.services.ledger.statement(payer)

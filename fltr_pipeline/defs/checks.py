@@ -1,8 +1,9 @@
 """The checks that look at everything: both databases against their specification, the manifest against Milvus, and
 the ledger against its balances.
 
-Harmful drift of a schema blocks ingest. The comparison with Milvus lists every key and the audit reads every row of the
-ledger, so they run by schedule, on assets of their own, and not with each run.
+Harmful drift of a schema blocks ingest: these two checks run before its first op. The comparison with Milvus lists
+every key and the audit reads every row of the ledger, so they run by schedule, on assets of their own, and not with
+each run.
 """
 
 from collections.abc import Collection
@@ -11,24 +12,30 @@ from dataclasses import asdict
 import dagster as dg
 
 from fltr_pipeline.credits.audit import Audit
-from fltr_pipeline.defs.datasets import datasets
+from fltr_pipeline.defs.datasets import SCHEMAS
 from fltr_pipeline.defs.document_embeddings import document_embeddings
-from fltr_pipeline.defs.op import services_of, table, typed_failures
+from fltr_pipeline.defs.op import blocked, services_of, table, typed_failures
 from fltr_pipeline.pipeline.audit import audit_ledger
 from fltr_pipeline.pipeline.reconcile import Drift, compare_all
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 from fltr_pipeline.settings import Settings
 from fltr_pipeline.stores.schema.verify import VerificationReport, verify_auth, verify_fltr
 
+_FLTR, _FLTR_AUTH = SCHEMAS
 
-@dg.asset_check(asset=datasets, blocking=True, description="`fltr` has exactly the specified tables, columns and keys.")
+
+@dg.asset_check(
+    asset=_FLTR.key, blocking=True, description="`fltr` has exactly the specified tables, columns and keys."
+)
 def fltr_matches_specification() -> dg.AssetCheckResult:
     """Schema of `fltr`."""
     with typed_failures():
         return _result(verify_fltr(Settings().endpoints.database_url.get_secret_value()))
 
 
-@dg.asset_check(asset=datasets, blocking=True, description="`fltr_auth` has the specified tables, columns and keys.")
+@dg.asset_check(
+    asset=_FLTR_AUTH.key, blocking=True, description="`fltr_auth` has the specified tables, columns and keys."
+)
 def fltr_auth_matches_specification() -> dg.AssetCheckResult:
     """Schema of `fltr_auth`."""
     with typed_failures():
@@ -105,7 +112,7 @@ def _result(report: VerificationReport) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=report.conforms,
         severity=dg.AssetCheckSeverity.ERROR,
-        description=None if report.conforms else f"ingest is blocked: {report.drift}",
+        description=blocked(report),
         metadata={
             "harmful": len(report.harmful),
             "harmless": len(report.harmless),

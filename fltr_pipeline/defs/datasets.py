@@ -1,8 +1,8 @@
-"""Asset `datasets`: the owner exists, the collection stands, the set-up is charged. And the checks of both schemas."""
+"""Asset `datasets`: the owner exists, the collection stands, the set-up is charged. And what it stands on."""
 
 import dagster as dg
 
-from fltr_pipeline.defs.op import services_of, typed_failures, worker_of
+from fltr_pipeline.defs.op import ingesting, services_of, worker_of
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.pipeline.setup import ground, set_up
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
@@ -17,10 +17,18 @@ OWNERS_TABLES = [
 ]
 """What the pipeline reads before it works; the ledger, to which it writes, is `jobs.LEDGER`."""
 
+SCHEMAS = [
+    dg.AssetSpec(
+        [name, "schema"], description=f"The tables, columns and keys of `{name}`.", group_name=name, kinds={"postgres"}
+    )
+    for name in ("fltr", "fltr_auth")
+]
+"""What the blocking checks stand on: before `datasets`, so that nothing is charged on a schema with harmful drift."""
+
 
 @dg.asset(
     partitions_def=DATASET_PARTITIONS,
-    deps=OWNERS_TABLES,
+    deps=[*OWNERS_TABLES, *SCHEMAS],
     group_name="fltr",
     kinds={"postgres", "milvus"},
 )
@@ -33,7 +41,7 @@ def datasets(
     blobs: BlobsResource,
 ) -> dg.MaterializeResult[None]:
     """A customer's dataset, ready to take documents: its owner can be charged and its collection is there."""
-    with typed_failures(context.op_execution_context):
+    with ingesting(context):
         services = services_of(fltr, credits, milvus, embedder, blobs)
         billing = credits.billing(services.fltr)
         base = ground(services, context.partition_key)

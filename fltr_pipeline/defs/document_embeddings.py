@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from fltr_pipeline.defs.op import WorkConfig, metadata_of, run_stage, services_of, typed_failures
+from fltr_pipeline.defs.op import WorkConfig, ingesting, metadata_of, run_stage, services_of
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.defs.processing_jobs import processing_jobs
 from fltr_pipeline.pipeline.embed import Embed, sweep
@@ -39,7 +39,7 @@ def document_embeddings(
     blobs: BlobsResource,
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Searchable documents: new chunks embedded, read back, settled and published; retired vectors swept."""
-    with typed_failures(context.op_execution_context):
+    with ingesting(context):
         services = services_of(fltr, credits, milvus, embedder, blobs)
         billing = credits.billing(services.fltr)
         services.vectors.ensure()

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from fltr_pipeline.defs.datasets import datasets
-from fltr_pipeline.defs.op import ReprocessConfig, metadata_of, run_stage, services_of, typed_failures
+from fltr_pipeline.defs.op import ReprocessConfig, ingesting, metadata_of, run_stage, services_of
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.pipeline.extract import Extract
 from fltr_pipeline.pipeline.reprocess import requeue
@@ -21,7 +21,7 @@ def documents(
     blobs: BlobsResource,
 ) -> dg.MaterializeResult[None]:
     """Extracted text. First queues again what the mode names, then works on everything that waits."""
-    with typed_failures(context.op_execution_context):
+    with ingesting(context):
         services = services_of(fltr, credits, milvus, embedder, blobs)
         billing = credits.billing(services.fltr)
         requeued = requeue(

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from fltr_pipeline.defs.checks import COLLECTION, LEDGER_KEY
-from fltr_pipeline.defs.datasets import datasets
+from fltr_pipeline.defs.datasets import SCHEMAS, datasets
 from fltr_pipeline.defs.document_embeddings import document_embeddings
 from fltr_pipeline.defs.documents import documents
 from fltr_pipeline.defs.processing_jobs import processing_jobs
@@ -19,15 +19,19 @@ LEDGER = dg.AssetSpec(
     deps=ASSETS,
 )
 
+_SCHEMA_CHECKS = dg.AssetSelection.checks_for_assets(*(spec.key for spec in SCHEMAS))
+
+_WORK = dg.AssetSelection.assets(*ASSETS) | _SCHEMA_CHECKS
+
 ingest = dg.define_asset_job(
     "ingest",
-    selection=dg.AssetSelection.assets(*ASSETS),
+    selection=_WORK,
     description="Works on what waits in a dataset. Launched by the sensor `uploaded_documents`.",
 )
 
 reprocess_dataset = dg.define_asset_job(
     "reprocess_dataset",
-    selection=dg.AssetSelection.assets(*ASSETS),
+    selection=_WORK,
     description=(
         "Queues a dataset's documents again and works until nothing is left. Mode (each includes the ones before it): "
         "pending, failed, stale (the default), all."
@@ -36,7 +40,7 @@ reprocess_dataset = dg.define_asset_job(
 
 verify = dg.define_asset_job(
     "verify",
-    selection=dg.AssetSelection.checks_for_assets(datasets, COLLECTION.key, LEDGER_KEY),
+    selection=_SCHEMA_CHECKS | dg.AssetSelection.checks_for_assets(COLLECTION.key, LEDGER_KEY),
     description=(
         "Compares both databases with their specification, the manifest with Milvus, key by key, and each balance of "
         "the ledger with its rows."

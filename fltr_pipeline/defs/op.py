@@ -5,10 +5,11 @@ Belongs here: the step from a Dagster context to a `pipeline` use case and back.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 
 import dagster as dg
 
-from fltr_pipeline.errors import FltrError, TransientError
+from fltr_pipeline.errors import FltrError, SchemaDrift, TransientError
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.pipeline.services import Services
@@ -17,6 +18,7 @@ from fltr_pipeline.pipeline.stage import StageRun, StageWork
 from fltr_pipeline.pipeline.worker import Report, Worker
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 from fltr_pipeline.settings import Settings
+from fltr_pipeline.stores.schema.verify import VerificationReport, verify_auth, verify_fltr
 
 _RETRIES = 3
 _FIRST_RETRY_SECONDS = 5.0
@@ -55,7 +57,8 @@ def services_of(
 
 def worker_of(context: dg.AssetExecutionContext, services: Services) -> Worker:
     """This run, as the holder of leases."""
-    return Worker(services.fltr, context.run.run_id, services.settings.lease_seconds)
+    settings = services.settings
+    return Worker(services.fltr, context.run.run_id, settings.lease_seconds, settings.stall_seconds)
 
 
 def run_stage(
@@ -68,6 +71,34 @@ def run_stage(
         payer=base.payer, batch_size=services.settings.batch_size, max_attempts=services.settings.max_attempts,
         charge_user_errors=services.settings.charge_user_errors,
     ).run(max_documents)  # fmt: skip
+
+
+@contextmanager
+def ingesting(context: dg.AssetExecutionContext) -> Iterator[None]:
+    """`typed_failures` of an asset op, which does nothing at all where a schema has harmful drift.
+
+    The jobs have the checks before the ops; an asset that somebody materialises alone has only this.
+    """
+    with typed_failures(context.op_execution_context):
+        _require_schemas(context.run.run_id)
+        yield
+
+
+def blocked(report: VerificationReport) -> str | None:
+    """Why nothing is ingested into a database, or from it; None where it has no harmful drift."""
+    return None if report.conforms else f"ingest is blocked: {report.drift}"
+
+
+@lru_cache(maxsize=1)
+def _require_schemas(run_id: str) -> None:
+    """Once for each run, whose ops share a process."""
+    endpoints = Settings().endpoints
+    for report in (
+        verify_fltr(endpoints.database_url.get_secret_value()),
+        verify_auth(endpoints.auth_database_url.get_secret_value()),
+    ):
+        if reason := blocked(report):
+            raise SchemaDrift(reason)
 
 
 @contextmanager

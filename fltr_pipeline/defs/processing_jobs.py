@@ -3,7 +3,7 @@
 import dagster as dg
 
 from fltr_pipeline.defs.documents import documents
-from fltr_pipeline.defs.op import WorkConfig, metadata_of, run_stage, services_of, typed_failures
+from fltr_pipeline.defs.op import WorkConfig, ingesting, metadata_of, run_stage, services_of
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
@@ -20,7 +20,7 @@ def processing_jobs(
     blobs: BlobsResource,
 ) -> dg.MaterializeResult[None]:
     """Chunk manifests. A chunk whose text did not change keeps its vector."""
-    with typed_failures(context.op_execution_context):
+    with ingesting(context):
         services = services_of(fltr, credits, milvus, embedder, blobs)
         billing = credits.billing(services.fltr)
         report = run_stage(context, services, billing, Plan(services), config.max_documents)

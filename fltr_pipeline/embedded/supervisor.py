@@ -12,6 +12,7 @@ import psutil
 
 from fltr_pipeline.embedded import postgres, processes, state
 from fltr_pipeline.embedded.processes import ServiceSpec
+from fltr_pipeline.embedded.signals import uninterrupted
 from fltr_pipeline.embedded.state import Service, StackState
 
 HEALTH_SECONDS = 15.0
@@ -47,8 +48,9 @@ class Supervisor:
         self.stop(spec.name)
         self.progress(spec.name, "starting")
         log = self._home / "logs" / f"{spec.name}.log"
-        child = self._children[spec.name] = processes.spawn(spec, log)
-        self.started.append(spec.name)
+        with uninterrupted():  # else a process could run that `stop` doesn't know of
+            self.started.append(spec.name)
+            child = self._children[spec.name] = processes.spawn(spec, log)
         record = record.with_service(
             Service(
                 name=spec.name,
@@ -75,19 +77,24 @@ class Supervisor:
 
     def stop(self, name: str) -> None:
         """Ends the service with all that it started, whether or not it was recorded."""
-        postgres_service = name == postgres.NAME
-        members = self._cluster.members if postgres_service else lambda: processes.find(self._home, name)
-        if members():
+        if self._members(name):
             self.progress(name, "stopping")
-        if postgres_service:
+        if name == postgres.NAME:
             self._cluster.stop()
-        else:
-            processes.end(members)
+        processes.end(lambda: self._members(name))
         self.reap()
 
     def reap(self) -> None:
         """Lets the kernel forget our children that have ended."""
         self._children = {name: child for name, child in self._children.items() if child.poll() is None}
+
+    def _members(self, name: str) -> list[psutil.Process]:
+        """The service's processes. What we have just spawned may not yet show by what others know it."""
+        found = self._cluster.members() if name == postgres.NAME else processes.find(self._home, name)
+        child = self._children.get(name)
+        if child is None or child.poll() is not None or child.pid in {process.pid for process in found}:
+            return found
+        return [*found, psutil.Process(child.pid)]
 
     def _keeps(self, spec: ServiceSpec, service: Service) -> bool:
         if service.digest != spec.digest or not service.alive():

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from fltr_pipeline.credits import pricing
 from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.models import Op, Stage, VectorRow
+from fltr_pipeline.pipeline.quarantine import Quarantine
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.stage import Result, grouped
+from fltr_pipeline.pipeline.worker import progressed
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import generations, manifest, texts
+from fltr_pipeline.stores.fltr import expired, generations, manifest, texts
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.generations import FreshChunk
@@ -30,6 +32,7 @@ class Embed:
     counters = ("chunks_embedded", "tokens_embedded")
 
     def __init__(self, services: Services) -> None:
+        self.quarantine = Quarantine(services)
         self._services = services
 
     def groups(self, claimed: Sequence[Claim]) -> Sequence[Sequence[Claim]]:
@@ -53,10 +56,8 @@ class Embed:
         with transaction(self._services.fltr) as tx:
             before = generations.decided(tx, claimed)
             fresh = generations.assign_keys(tx, [c for c in claimed if c.document_id not in before])
-        if fresh:
-            self._embed(claimed, fresh)
-        with transaction(self._services.fltr) as tx:
-            held = generations.decide(tx, claimed)
+        missing = self._embed(claimed, fresh) if fresh else set()
+        held = self._decide(claimed, fresh, missing)
         tokens: Counter[str] = Counter()
         chunks: Counter[str] = Counter()
         for chunk in fresh:
@@ -78,7 +79,26 @@ class Embed:
         units = pricing.embed_units(self._services.settings.prices, tokens + before)
         return Result(claim, units, tokens + before, {"chunks_embedded": chunks, "tokens_embedded": tokens})
 
-    def _embed(self, claimed: Sequence[Claim], fresh: Sequence[FreshChunk]) -> None:
+    def _decide(self, claimed: Sequence[Claim], fresh: Sequence[FreshChunk], missing: set[str]) -> set[str]:
+        """What was taken over is cleared up after; what a newer upload replaces is let go, and not charged."""
+        with transaction(self._services.fltr) as tx:
+            ours = generations.held(tx, claimed)
+            generations.retire_inert(tx, claimed[0].dataset_id, [c for c in fresh if c.document_id not in ours])
+            unread = [c for c in fresh if c.document_id in ours and c.key in missing]
+            wanted = expired.deliverable(tx, sorted(ours))
+            held = set() if unread else generations.decide(tx, [c for c in claimed if c.document_id in wanted])
+        if unread:
+            raise StoreUnavailable(
+                f"Milvus accepted {len(fresh)} vectors of dataset {claimed[0].dataset_id} but {len(unread)} can't be "
+                "read back; they are embedded again"
+            )
+        if overtaken := [c for c in claimed if c.document_id in ours - wanted]:
+            with transaction(self._services.fltr) as tx:
+                generations.publish(tx, overtaken)  # ends them
+        return held
+
+    def _embed(self, claimed: Sequence[Claim], fresh: Sequence[FreshChunk]) -> set[str]:
+        """Embed and insert; returns the keys that can't be read back."""
         vectors, dataset_id, started = self._services.vectors, claimed[0].dataset_id, time.monotonic()
         changed = {c.document_id for c in fresh}
         with transaction(self._services.fltr) as tx:
@@ -92,14 +112,10 @@ class Embed:
             rows = zip(part, words, encoded, strict=True)
             vectors.insert([VectorRow(c.key, dataset_id, c.document_id, w, v) for c, w, v in rows])
             done += len(part)
+            progressed()
             rate = done / max(time.monotonic() - started, 1e-9)
             _LOG.info("embedded %d of %d chunks of %d documents (%.0f/s)", done, len(fresh), len(claimed), rate)
-        missing = {c.key for c in fresh} - vectors.present([c.key for c in fresh], dataset_id)
-        if missing:
-            raise StoreUnavailable(
-                f"Milvus accepted {len(fresh)} vectors of dataset {dataset_id} but {len(missing)} can't be read back; "
-                "they are embedded again"
-            )
+        return {c.key for c in fresh} - vectors.present([c.key for c in fresh], dataset_id)
 
 
 def sweep(services: Services, dataset_id: str) -> int:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from fltr_pipeline.credits import pricing
 from fltr_pipeline.credits.holds import Close, CloseState, Hold, HoldState
-from fltr_pipeline.errors import CreditError
+from fltr_pipeline.errors import CreditError, LedgerConflict
 from fltr_pipeline.models import Op
 from fltr_pipeline.pipeline.billing import Billing, Settlement
 from fltr_pipeline.pipeline.services import Services
@@ -24,7 +24,7 @@ from fltr_pipeline.settings import Prices
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import charges, claims, expired, generations
 from fltr_pipeline.stores.fltr.charges import Abandoned, Charge
-from fltr_pipeline.stores.fltr.claims import Claim, Wait
+from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.expired import Delivered, Taken
 
 _LOG = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def _documents(services: Services, billing: Billing) -> Swept | None:
         found = charges.charges_of(tx, [(t.claim.document_id, t.claim.generation) for t in taken])
     by_document = [(t, [c for c in found if c.subject_id == t.claim.document_id]) for t in taken]
     return _each_if_need_be(
-        partial(_end_documents, services, billing), by_document, lambda bad, error: _set_aside(billing, bad[1], error)
+        partial(_end_documents, services, billing), by_document, partial(_set_document_aside, services, billing)
     )
 
 
@@ -125,6 +125,19 @@ def _each_if_need_be(
 
 def _set_aside(billing: Billing, found: Sequence[Charge], error: CreditError) -> None:
     billing.set_aside([c for c in found if c.state == "open"], error)
+
+
+def _set_document_aside(
+    services: Services, billing: Billing, found: tuple[Taken, Sequence[Charge]], error: CreditError
+) -> None:
+    """One that was decided can only go forward, and not unpaid: it fails, and what it was charged goes back."""
+    taken, mine = found
+    _set_aside(billing, mine, error)
+    if taken.decided:
+        with transaction(services.fltr) as tx:
+            ended = claims.fail(tx, [Failure(taken.claim, LedgerConflict.code, str(error))])
+            charges.mark_refunding(tx, [(i, taken.claim.generation) for i in ended])
+            generations.discard_others(tx, list(ended))
 
 
 def _finish(

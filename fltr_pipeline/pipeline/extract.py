@@ -10,12 +10,15 @@ from typing import Self
 from fltr_pipeline.credits import pricing
 from fltr_pipeline.errors import DocumentError, MissingUpload, NotFound, TooLarge
 from fltr_pipeline.models import Op, ParsedDocument, Stage
+from fltr_pipeline.pipeline.quarantine import Quarantine
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.stage import Result
+from fltr_pipeline.pipeline.worker import progressed
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, datasets, texts
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
+from fltr_pipeline.stores.fltr.quarantine import Content
 from fltr_pipeline.stores.fltr.texts import LiveSource, StagedText
 from fltr_pipeline.text.fingerprint import extractor_fingerprint
 from fltr_pipeline.text.parse.pool import ParserPool
@@ -46,6 +49,7 @@ class Extract:
 
     def __init__(self, services: Services) -> None:
         settings = services.settings
+        self.quarantine = Quarantine(services)
         self._services = services
         self._extractor = extractor_fingerprint(settings.pdf_engine)
         self._most = settings.max_document_mb * 2**20
@@ -80,15 +84,17 @@ class Extract:
         by_id = {c.document_id: c for c in claimed}
         with transaction(self._services.fltr) as tx:
             live = texts.live_sources(tx, list(by_id))
-        sources: dict[str, tuple[str, int]] = {}
+        sources: dict[str, Content] = {}
         results: list[Result] = []
         pending: list[StagedText] = []
         for document_id, parsed in self._pool.parse_all(self._sources(claimed, live, sources, results)):
+            progressed()
             claim = by_id[document_id]
             if isinstance(parsed, DocumentError):
+                self.quarantine.parser_ended(claim, sources.pop(document_id), parsed)
                 results.append(Result(claim, error=parsed))
                 continue
-            pending.append(self._staged(claim, parsed, *sources.pop(document_id)))
+            pending.append(self._staged(claim, parsed, sources.pop(document_id)))
             if len(pending) >= _FLUSH or sum(len(p.text) for p in pending) > _FLUSH_CHARACTERS:
                 results += self._stage(pending)
                 pending = []
@@ -111,10 +117,11 @@ class Extract:
         self,
         claimed: Sequence[Claim],
         live: Mapping[str, LiveSource],
-        sources: dict[str, tuple[str, int]],
+        sources: dict[str, Content],
         results: list[Result],
     ) -> Iterator[tuple[str, str, bytes]]:
         """What has to be parsed; the pool pulls from here, so only a few files are in memory at once."""
+        poison = self.quarantine.among([self._uploads[c.document_id].size for c in claimed])
         for claim in claimed:
             try:
                 filename, data = self._read(claim, self._uploads[claim.document_id])
@@ -126,7 +133,10 @@ class Extract:
             if known == LiveSource(self._extractor, digest) and (result := self._reuse(claim)):
                 results.append(result)
                 continue
-            sources[claim.document_id] = digest, len(data)
+            if digest in poison:
+                results.append(Result(claim, error=self.quarantine.turn_away(claim, poison[digest])))
+                continue
+            sources[claim.document_id] = Content(digest, len(data))
             yield claim.document_id, filename, data
 
     def _read(self, claim: Claim, upload: _Upload) -> tuple[str, bytes]:
@@ -153,10 +163,11 @@ class Extract:
             reused = texts.reuse_text(tx, claim)
         return None if reused is None else Result(claim, counts={"pages": reused.pages, "unchanged": 1})
 
-    def _staged(self, claim: Claim, parsed: ParsedDocument, digest: str, size: int) -> StagedText:
+    def _staged(self, claim: Claim, parsed: ParsedDocument, source: Content) -> StagedText:
         return StagedText(
-            claim=claim, extractor=self._extractor, source_sha256=digest, source_bytes=size, kind=parsed.kind,
-            engine=parsed.engine, text=parsed.text, text_sha256=hashlib.sha256(parsed.text.encode()).hexdigest(),
+            claim=claim, extractor=self._extractor, source_sha256=source.sha256, source_bytes=source.size,
+            kind=parsed.kind, engine=parsed.engine, text=parsed.text,
+            text_sha256=hashlib.sha256(parsed.text.encode()).hexdigest(),
             pages=parsed.pages, blank_pages=parsed.blank_pages,
         )  # fmt: skip
 

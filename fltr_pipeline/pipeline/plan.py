@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from fltr_pipeline.models import Op, Stage
+from fltr_pipeline.pipeline.quarantine import Quarantine
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.stage import Result, grouped
 from fltr_pipeline.stores.database import transaction
@@ -26,6 +27,7 @@ class Plan:
     counters = ("chunks", "chunks_reused", "chunks_new", "tokens", "tokens_new")
 
     def __init__(self, services: Services) -> None:
+        self.quarantine = Quarantine(services)
         self._services = services
 
     def groups(self, claimed: Sequence[Claim]) -> Sequence[Sequence[Claim]]:

@@ -19,7 +19,10 @@ def requeue(
     """
     codes = RETRYABLE if retryable_only else None
     with transaction(services.fltr) as tx:
-        return queue.requeue(tx, dataset_id, mode, fingerprint=services.fingerprint, billable=charge, retryable=codes)
+        return queue.requeue(
+            tx, dataset_id, mode, fingerprint=services.fingerprint, tried_with=services.tried_with, billable=charge,
+            retryable=codes,
+        )  # fmt: skip
 
 
 def remaining(services: Services, dataset_id: str) -> int:
@@ -31,4 +34,6 @@ def remaining(services: Services, dataset_id: str) -> int:
 def datasets_to_backfill(services: Services) -> list[str]:
     """Datasets with stale or retryable documents."""
     with transaction(services.fltr) as tx:
-        return queue.backfill_candidates(tx, fingerprint=services.fingerprint, retryable=RETRYABLE)
+        return queue.backfill_candidates(
+            tx, fingerprint=services.fingerprint, tried_with=services.tried_with, retryable=RETRYABLE
+        )

@@ -19,6 +19,7 @@ from fltr_pipeline.errors import (
     DocumentError,
     ForeignPayer,
     LedgerConflict,
+    Quarantined,
     SchemaDrift,
     StoreUnavailable,
     TransientError,
@@ -26,7 +27,8 @@ from fltr_pipeline.errors import (
 )
 from fltr_pipeline.models import Op, Stage
 from fltr_pipeline.pipeline.billing import Billing, Quote, Refusal, Settlement
-from fltr_pipeline.pipeline.worker import Report, Worker
+from fltr_pipeline.pipeline.quarantine import GAVE_UP, Quarantine
+from fltr_pipeline.pipeline.worker import Report, Worker, progressed
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, datasets, generations
 from fltr_pipeline.stores.fltr.charges import Charge, mark_refunding
@@ -54,6 +56,7 @@ class StageWork(Protocol):
 
     op: Op
     stage: Stage
+    quarantine: Quarantine
 
     @property
     def counters(self) -> Sequence[str]:
@@ -123,12 +126,13 @@ class StageRun:
         return claimed
 
     def _batch(self, claimed: Sequence[Claim], report: Report) -> None:
-        claimed = self._give_up(claimed, report)
+        claimed = self._turn_away(self._give_up(claimed, report), report)
         if self.payer is None:
             self._fail([Failure(c, HoldState.PAYER_GONE, _owner_gone(self.dataset)) for c in claimed], report)
             return
         groups = self.work.groups(claimed)
         for n, group in enumerate(groups):
+            progressed()
             try:
                 self._group(group, report)
                 _LOG.info("%s: %s", self.work.op, report.summary())
@@ -221,11 +225,22 @@ class StageRun:
         return 1 if user_error and self.charge_user_errors else result.units
 
     def _give_up(self, claimed: Sequence[Claim], report: Report) -> list[Claim]:
-        """Fail the documents whose workers died too many times."""
+        """Fail the documents whose workers died too many times; their contents are not tried again."""
         spent = [c for c in claimed if c.attempts >= self.max_attempts]
+        for claim in spent:
+            self.work.quarantine.workers_died(claim)
         message = f"gave up after {self.max_attempts} workers died at it; mend the cause and reprocess it"
-        self._fail_for_our_fault([Failure(c, "gave_up", f"{c.filename}: {message}") for c in spent], report)
+        self._fail_for_our_fault([Failure(c, GAVE_UP, f"{c.filename}: {message}") for c in spent], report)
         return [c for c in claimed if c.attempts < self.max_attempts]
+
+    def _turn_away(self, claimed: Sequence[Claim], report: Report) -> list[Claim]:
+        """Fail those whose content was quarantined since they were extracted (extraction itself knows the bytes)."""
+        poison = {} if self.work.stage is Stage.EXTRACT else self.work.quarantine.of_extracted(claimed)
+        failures = [
+            Failure(c, Quarantined.code, str(poison[c.document_id])) for c in claimed if c.document_id in poison
+        ]
+        self._fail_for_our_fault(failures, report)
+        return [c for c in claimed if c.document_id not in poison]
 
     def _refuse(self, claimed: Sequence[Claim], refused: Sequence[Refusal], report: Report) -> None:
         """Let documents wait for credits; without a payer there is nothing to wait for."""

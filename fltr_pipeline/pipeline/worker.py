@@ -1,14 +1,16 @@
 """A run as a worker: it holds leases, renews them while it lives, and counts what it did.
 
-Belongs here: identity, heartbeat, report. Does not: what the work is (stage and its three kinds).
+Belongs here: identity, heartbeat, progress, report. Does not: what the work is (stage and its three kinds).
 """
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from sqlalchemy import Engine
@@ -21,6 +23,29 @@ from fltr_pipeline.stores.fltr.datasets import FailedDocument
 _LOG = logging.getLogger(__name__)
 
 
+class _Progress:
+    """When the work last got on."""
+
+    def __init__(self) -> None:
+        self.made()
+
+    def made(self) -> None:
+        self._at = time.monotonic()
+
+    def idle(self) -> float:
+        """Seconds since then."""
+        return time.monotonic() - self._at
+
+
+_PROGRESS: ContextVar[_Progress | None] = ContextVar("progress", default=None)
+
+
+def progressed() -> None:
+    """Something is finished: a document parsed, a slice of chunks embedded. To be called by the work's own thread."""
+    if progress := _PROGRESS.get():
+        progress.made()
+
+
 @dataclass(frozen=True, slots=True)
 class Worker:
     """One run's hands on one database."""
@@ -28,17 +53,24 @@ class Worker:
     fltr: Engine
     run_id: str
     lease_seconds: float
+    stall_seconds: float = math.inf
+    """A worker that finishes nothing for this long is taken for hung."""
 
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
-        """Renew the run's leases from a thread, three times per lease.
+        """Renew the run's leases from a thread, three times per lease, for as long as its work makes progress.
 
         A missed beat is only logged: if the lease runs out, the fence keeps this worker from writing.
         """
         stop = threading.Event()
+        progress = _Progress()
+        before = _PROGRESS.set(progress)
 
         def beat() -> None:
             while not stop.wait(self.lease_seconds / 3):
+                if (idle := progress.idle()) > self.stall_seconds:
+                    _LOG.error("run %s finished nothing for %.0f s: others may take its documents", self.run_id, idle)
+                    continue
                 try:
                     with transaction(self.fltr) as tx:
                         claims.heartbeat(tx, run_id=self.run_id, lease_seconds=self.lease_seconds)
@@ -52,6 +84,7 @@ class Worker:
         finally:
             stop.set()
             thread.join()
+            _PROGRESS.reset(before)
 
 
 @dataclass

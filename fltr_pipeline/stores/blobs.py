@@ -4,6 +4,7 @@ Belongs here: keys, bytes, and that no half-written blob can be read. Does not: 
 The contract with other uploaders is the key alone: `{dataset_id}/{document_id}/{filename}`.
 """
 
+import hashlib
 import os
 import shutil
 import unicodedata
@@ -21,6 +22,8 @@ from fltr_pipeline.stores.ids import checked_id
 FILENAME_BYTES = 200
 """File systems take 255 bytes, S3 keys 1,024."""
 SUFFIX_BYTES = 20
+
+_PART = 1 << 20
 
 # Not an id, so no dataset's folder: what is being written lies here, in the same file system as where it will go.
 _UNFINISHED = "~unfinished"
@@ -89,6 +92,20 @@ class BlobStore:
         with self._translated(key):
             self._fs.invalidate_cache(path.rpartition("/")[0])
             return int(self._fs.size(path))
+
+    def digest(self, key: str) -> tuple[str, int]:
+        """SHA-256 of a blob, in hex, and its size; in little memory, however large it is.
+
+        Raises:
+            NotFound: there is none of this key.
+        """
+        path = self._path(_checked_key(key))
+        digest, size = hashlib.sha256(), 0
+        with self._translated(key), self._fs.open(path, "rb") as file:
+            while part := file.read(_PART):
+                digest.update(part)
+                size += len(part)
+        return digest.hexdigest(), size
 
     def find(self, dataset_id: str, document_id: str) -> str | None:
         """The key of the document's blob, the newest if there are several, None if there is none."""

@@ -32,5 +32,10 @@ def pipeline_fingerprint(settings: Settings, model: EmbeddingModel) -> str:
     )
 
 
+def attempt_fingerprint(settings: Settings, model: EmbeddingModel) -> str:
+    """16 hex digits: all that decides whether a file can be processed, but for its bytes; the limits, too."""
+    return _digest(pipeline_fingerprint(settings, model), str(settings.parse_seconds), settings.parse_memory_mb)
+
+
 def _digest(*parts: str | int) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -12,6 +12,7 @@ from fltr_pipeline.definitions import build_defs
 
 ASSETS = ["datasets", "documents", "processing_jobs", "document_embeddings"]
 OWNERS = {"fltr_auth/users", "fltr_auth/user_credits", "fltr_auth/teams"}
+SCHEMAS = {"fltr/schema", "fltr_auth/schema"}
 HEAVY = [
     "torch",
     "sentence_transformers",
@@ -33,7 +34,7 @@ print(sorted(n for n in {HEAVY!r} if n in sys.modules), len(d.defs.assets))
 """
     done = subprocess.run([sys.executable, "-c", program], env=bare, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["[]", "9"]
+    assert done.stdout.split() == ["[]", "11"]
 
 
 def test_the_workspace_file_at_the_top_is_valid(repository: Path, tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_the_four_assets_stand_in_line_partitioned_by_dataset() -> None:
         assert isinstance(node.partitions_def, dg.DynamicPartitionsDefinition)
         assert node.partitions_def.name == "dataset"
         parents = {key.to_user_string() for key in node.parent_keys}
-        assert parents == ({upstream} if upstream else OWNERS)
+        assert parents == ({upstream} if upstream else OWNERS | SCHEMAS)
     ledger = graph.get(dg.AssetKey(["fltr_auth", "credit_transactions"]))
     assert {key.to_user_string() for key in ledger.parent_keys} == set(ASSETS)
 

@@ -3,6 +3,7 @@
 import dagster as dg
 import pytest
 
+from fltr_pipeline.credits.holds import Payer
 from fltr_pipeline.definitions import build_defs
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.defs.schedules import daily_verification
@@ -11,7 +12,7 @@ from fltr_pipeline_tests.world import World
 
 CHECKS = {"fltr_matches_specification", "fltr_auth_matches_specification"}
 
-WORK = {"documents", "processing_jobs", "document_embeddings"}
+WORK = {"datasets", "documents", "processing_jobs", "document_embeddings"}
 
 HARMFUL = [
     ("fltr", "CREATE TABLE users (id text)", "users: expected no such table"),
@@ -41,17 +42,35 @@ def change(world: World, database: str, statement: str) -> None:
     (world.change if database == "fltr" else world.change_auth)(statement)
 
 
-def ingest(instance: dg.DagsterInstance, dataset: Dataset) -> dg.ExecuteInProcessResult:
+def ingest(
+    instance: dg.DagsterInstance, dataset: Dataset, *assets: str, job: str = "ingest"
+) -> dg.ExecuteInProcessResult:
+    """The whole job, or these assets of it alone."""
     instance.add_dynamic_partitions(str(DATASET_PARTITIONS.name), [dataset.id])
-    job = build_defs().resolve_job_def("ingest")
-    return job.execute_in_process(instance=instance, partition_key=dataset.id, raise_on_error=False)
+    return (
+        build_defs()
+        .resolve_job_def(job)
+        .execute_in_process(
+            instance=instance,
+            partition_key=dataset.id,
+            asset_selection=[dg.AssetKey(name) for name in assets] or None,
+            raise_on_error=False,
+        )
+    )
+
+
+@pytest.fixture
+def priced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set-up that costs something."""
+    monkeypatch.setenv("FLTR_PRICES__DATASET_SETUP", "3")
 
 
 @pytest.mark.parametrize(("database", "statement", "words"), HARMFUL, ids=lambda v: v.split(" (")[0][:40])
 def test_harmful_drift_blocks_ingest_with_a_message_that_says_so(
-    world: World, instance: dg.DagsterInstance, database: str, statement: str, words: str
+    world: World, instance: dg.DagsterInstance, priced: None, database: str, statement: str, words: str
 ) -> None:
-    dataset = world.dataset(world.user(credits=10))
+    payer = world.user(credits=10)
+    dataset = world.dataset(payer)
     world.upload(dataset, {"a.txt": b"Alpha and omega."})
     change(world, database, statement)
     result = ingest(instance, dataset)
@@ -65,6 +84,43 @@ def test_harmful_drift_blocks_ingest_with_a_message_that_says_so(
     assert words in failed.description
     assert "fltr-pipeline db verify" in failed.description
     assert world.statuses(dataset) == {"a.txt": "uploaded"}
+    assert untouched(world, payer), "nor was the set-up charged"
+
+
+def untouched(world: World, payer: Payer) -> bool:
+    """Whether no op has moved a credit of theirs, or noted that it will."""
+    (charges,) = world.rows("SELECT count(*) FROM pipeline.charges")
+    return charges == (0,) and world.services.ledger.balances([payer.pot]) == {payer.pot: 10}
+
+
+@pytest.mark.parametrize("asset", sorted(WORK))
+def test_harmful_drift_blocks_an_asset_that_is_materialised_alone(
+    world: World, instance: dg.DagsterInstance, priced: None, asset: str
+) -> None:
+    payer = world.user(credits=10)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": b"Alpha and omega."})
+    world.change("CREATE TABLE users (id text)")
+    result = ingest(instance, dataset, asset)
+    assert not result.success
+    description = str(result.failure_data_for_node(asset))
+    assert "ingest is blocked: database fltr is not as specified" in description
+    assert "users: expected no such table" in description
+    assert result.retry_attempts_for_node(asset) == 0
+    assert world.statuses(dataset) == {"a.txt": "uploaded"}
+    assert untouched(world, payer)
+
+
+def test_harmful_drift_blocks_a_reprocessing_too(world: World, instance: dg.DagsterInstance, priced: None) -> None:
+    payer = world.user(credits=10)
+    dataset = world.dataset(payer)
+    world.change("CREATE TABLE users (id text)")
+    result = ingest(instance, dataset, job="reprocess_dataset")
+    assert not {e.step_key for e in result.get_step_success_events()} & WORK
+    assert [c.check_name for c in result.get_asset_check_evaluations() if not c.passed] == [
+        "fltr_matches_specification"
+    ]
+    assert untouched(world, payer)
 
 
 def test_harmless_differences_are_listed_and_block_nothing(world: World, instance: dg.DagsterInstance) -> None:

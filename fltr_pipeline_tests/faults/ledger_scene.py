@@ -267,7 +267,7 @@ class Scene:
     def lease_runs_out(self, document: str) -> None:
         """Its worker has not been heard of."""
         self.uploads.execute(
-            "UPDATE pipeline.documents SET lease_until = now() - interval '1 hour'"
+            "UPDATE pipeline.documents SET lease_until = now() - interval '1 hour', retry_at = NULL"
             " WHERE document_id = %s AND lease_until IS NOT NULL", (document,),
         )  # fmt: skip
 

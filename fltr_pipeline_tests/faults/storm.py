@@ -35,6 +35,8 @@ from fltr_pipeline.stores.schema.development import add_user
 WORKERS = 64
 PROCESSES = 4
 ENDLESS = 100_000_000
+MOST = 12
+"""Credits that one hold may be about."""
 _TOUCHES = 8  # calls that name the same hold, on average
 _T = TypeVar("_T")
 
@@ -103,14 +105,14 @@ class Storm:
         rng = random.Random(f"{self.seed} hold {number}")
         return Hold(
             subject_id=f"{self.seed}-{number}", op=rng.choice(list(Op)), generation=1, sequence=sequence,
-            amount=rng.randint(1, 12), payer=self.fund(number).payer, job_id=f"job-{number}", run_id="storm",
+            amount=rng.randint(1, MOST), payer=self.fund(number).payer, job_id=f"job-{number}", run_id="storm",
             price_version="2026-11", unit_price=1,
         )  # fmt: skip
 
 
 @dataclass
 class Beside:
-    """What the application and the sweepers did meanwhile."""
+    """What the application, the sweepers and those who want more than they may did meanwhile."""
 
     purchased: dict[Pot, int] = field(default_factory=dict)
     deleted: list[Pot] = field(default_factory=list)
@@ -208,6 +210,7 @@ def run(storm: Storm, disturb: Callable[[Callable[[], bool]], None] = lambda _: 
         others = [threads.submit(_purchases, storm, n, calm) for n in range(2)]
         deletions = threads.submit(_deletions, storm, calm)
         sweeps = [threads.submit(_sweeps, storm, Ledger(engine), n, calm) for n in range(2)]
+        demand = threads.submit(_demand, storm, Ledger(engine))
         try:
             disturb(lambda: not all(s.done() for s in shares))
             wait(shares)
@@ -218,7 +221,7 @@ def run(storm: Storm, disturb: Callable[[Callable[[], bool]], None] = lambda _: 
         for pot, credits in bought.items():
             beside.purchased[pot] = beside.purchased.get(pot, 0) + credits
     beside.deleted = deletions.result()
-    beside.told = _together(sweeps)
+    beside.told = _together([*sweeps, demand])
     return _together(shares), beside
 
 
@@ -373,6 +376,20 @@ def _persistently(url: str, do: Callable[[psycopg.Connection], _T]) -> _T:
                 return do(connection)
         except psycopg.OperationalError:
             time.sleep(0.1)
+
+
+def _demand(storm: Storm, ledger: Ledger) -> list[Told]:
+    """More than the limited keys may use, asked until it is answered: afterwards no such hold fits any more."""
+    told: list[Told] = []
+    for fund in storm.funds:
+        if fund.daily_limit is not None and not fund.closes:
+            for n in range(fund.daily_limit // MOST + 1):
+                hold = Hold(
+                    subject_id=f"{storm.seed}-demand-{n}", op=Op.DOCUMENT_EMBED, generation=1, sequence=1, amount=MOST,
+                    payer=fund.payer, job_id="job", run_id="storm", price_version="2026-11", unit_price=1,
+                )  # fmt: skip
+                told += _asked(Call.RESERVE, [hold], lambda: {i: (s, 0) for i, s in ledger.reserve([hold]).items()})  # noqa: B023
+    return told
 
 
 def _sweeps(storm: Storm, ledger: Ledger, number: int, calm: Event) -> list[Told]:

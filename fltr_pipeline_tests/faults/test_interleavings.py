@@ -26,10 +26,10 @@ from fltr_pipeline_tests.crashes.site import BusyWorld
 from fltr_pipeline_tests.faults.interleavings import Customer, Town
 from fltr_pipeline_tests.faults.own_server import OwnServer, own_server
 from fltr_pipeline_tests.milvus_lite import MilvusLite
+from fltr_pipeline_tests.seed import SEED
 from fltr_pipeline_tests.world import World
 
 LONG = os.environ.get("FLTR_FAULTS") == "long"
-SEED = int(os.environ.get("FLTR_SEED") or random.SystemRandom().randrange(10**6))
 EVENTS, SCHEDULES = (600, 10) if LONG else (50, 1)
 
 # What a generation that is live was charged for, beside what it came to.

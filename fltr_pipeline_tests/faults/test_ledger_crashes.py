@@ -24,9 +24,9 @@ from fltr_pipeline_tests.crashes.operations import OPENING, OPERATIONS, Operatio
 from fltr_pipeline_tests.crashes.points import Moment, Point, Step
 from fltr_pipeline_tests.crashes.site import BusyWorld, Site
 from fltr_pipeline_tests.crashes.workers import EMBEDDED, Scene
+from fltr_pipeline_tests.seed import SEED
 
 LONG = os.environ.get("FLTR_FAULTS") == "long"
-SEED = int(os.environ.get("FLTR_SEED") or random.SystemRandom().randrange(10**6))
 LISTED = Path(__file__).with_name("ledger_crash_points.txt")
 SHORT = 300
 """Cases out of all."""

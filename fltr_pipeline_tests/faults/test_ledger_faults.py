@@ -27,11 +27,11 @@ from fltr_pipeline_tests.faults.own_server import own_server as own_server_in
 from fltr_pipeline_tests.faults.storm import prepare, run, until_answered
 from fltr_pipeline_tests.faults.storm_checks import check
 from fltr_pipeline_tests.money import available, hold, lines, release, settle
+from fltr_pipeline_tests.seed import SEED
 from fltr_pipeline_tests.world import World
 
 LONG = os.environ.get("FLTR_FAULTS") == "long"
 CALLS, RESTARTS = (50_000, 20) if LONG else (1_000, 3)
-SEED = int(os.environ.get("FLTR_SEED") or random.SystemRandom().randrange(10**6))
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The storm on the ledger: see storm and storm_checks. Short by default, a million calls with FLTR_FAULTS=long."""
 
 import os
-import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,10 +14,10 @@ from fltr_pipeline.stores.schema import AUTH_ROLE, init_auth_copy
 from fltr_pipeline.stores.schema.connection import as_role
 from fltr_pipeline_tests.faults.storm import Storm, prepare, run, sweep
 from fltr_pipeline_tests.faults.storm_checks import check, pots_with_open_holds
+from fltr_pipeline_tests.seed import SEED
 
 LONG = os.environ.get("FLTR_FAULTS") == "long"
 STORMS, CALLS = (50, 20_000) if LONG else (1, 3_000)
-SEED = int(os.environ.get("FLTR_SEED") or random.SystemRandom().randrange(10**6))
 
 
 def drain(storm: Storm, pots: set[Pot]) -> None:

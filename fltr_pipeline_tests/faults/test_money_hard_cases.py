@@ -13,6 +13,7 @@ from fltr_pipeline.credits.holds import HoldState, Payer, derived_id
 from fltr_pipeline.errors import InvalidValue
 from fltr_pipeline.models import Op, Stage
 from fltr_pipeline.pipeline import expiry
+from fltr_pipeline.pipeline.billing import hold_of
 from fltr_pipeline.pipeline.extract import Extract
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import charges, claims, expired, generations
@@ -199,6 +200,25 @@ def test_a_changed_row_costs_the_customer_nothing_and_lets_reconcile_rest(world:
     world.change("UPDATE pipeline.charges SET created_at = created_at - interval '1 hour'")
     assert not expiry.overdue(world.services)
     assert expiry.sweep(world.services, world.billing, orphans=True).nothing
+
+
+def test_a_changed_row_of_a_decided_document_fails_it_and_lets_reconcile_rest(world: World) -> None:
+    desk = Desk.of(world)
+    (first,) = desk.claim()
+    desk.settle(desk.hold(first), 3, first)
+    claim = desk.decide(first)
+    held = hold_of(desk.hold(claim, Op.DOCUMENT_EMBED, 1))
+    world.change_auth("UPDATE credit_transactions SET amount = -2 WHERE id::text = %s", held.id)
+    desk.an_hour_passes()
+    assert desk.sweep().credits_returned == 3
+    assert world.statuses(desk.dataset) == {"a": "failed"}
+    assert desk.fltr.jobs(claim.document_id) == ["failed"]
+    assert desk.fltr.state(claim.document_id, "stage, error_code") == (None, "ledger_conflict")
+    assert [state for _, _, state, _ in desk.charges()] == ["conflict", "refunded"]
+    for _ in range(2):
+        desk.an_hour_passes()
+        assert not expiry.overdue(world.services)
+        assert desk.sweep(orphans=True).nothing
 
 
 def test_a_worker_that_was_taken_over_before_it_failed_gives_nothing_back(world: World) -> None:

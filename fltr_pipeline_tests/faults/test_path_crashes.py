@@ -26,9 +26,9 @@ from fltr_pipeline_tests.crashes.engine import ParserHere
 from fltr_pipeline_tests.crashes.path import PATH, PathOperation, Story
 from fltr_pipeline_tests.crashes.points import Point, Step
 from fltr_pipeline_tests.crashes.site import BusyWorld, Site
+from fltr_pipeline_tests.seed import SEED
 
 LONG = os.environ.get("FLTR_FAULTS") == "long"
-SEED = int(os.environ.get("FLTR_SEED") or random.SystemRandom().randrange(10**6))
 LISTED = Path(__file__).with_name("path_crash_points.txt")
 SHORT = 40
 """Cases out of all."""

@@ -20,14 +20,15 @@ import pytest
 from fltr_pipeline.credits.ledger import Ledger
 from fltr_pipeline.pipeline import expiry
 from fltr_pipeline.pipeline.billing import Billing, hold_of
-from fltr_pipeline.pipeline.embed import Embed
+from fltr_pipeline.pipeline.embed import Embed, sweep
 from fltr_pipeline.pipeline.extract import Extract
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import compare
 from fltr_pipeline.pipeline.setup import ground, set_up
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import charges
+from fltr_pipeline.stores.fltr import charges, generations, texts
 from fltr_pipeline.stores.fltr.datasets import Dataset
+from fltr_pipeline.stores.vectors import VectorStore
 from fltr_pipeline.text.model import EmbeddingModel
 from fltr_pipeline_tests.world import World
 
@@ -38,10 +39,25 @@ STEPS: dict[str, tuple[Any, str]] = {
     "before settle": (Billing, "settle"),
     "between settlement and its record": (charges, "close_charges"),
 }
+OF_STAGE: dict[str, dict[str, tuple[Any, str]]] = {
+    "extract": {"before the text is staged": (texts, "stage_texts")},
+    "embed": {
+        "before the vectors are inserted": (VectorStore, "insert"),
+        "before they are read back": (VectorStore, "present"),
+        "before the decision": (generations, "decide"),
+    },
+}
 LAST = {"extract": (Extract, "finish"), "embed": (Embed, "finish")}
 """Handing on to the next stage, and publishing."""
-SHORT = [("extract", "before reserve"), ("extract", "before settle"), ("embed", "before settle"), ("embed", "last")]
-POINTS = [(stage, step) for stage in LAST for step in [*STEPS, "last"]] if LONG else SHORT
+SHORT = [
+    ("extract", "before reserve"),
+    ("extract", "before the text is staged"),
+    ("embed", "before the vectors are inserted"),
+    ("embed", "before they are read back"),
+    ("embed", "before settle"),
+    ("embed", "last"),
+]
+POINTS = [(stage, step) for stage in LAST for step in [*STEPS, *OF_STAGE[stage], "last"]] if LONG else SHORT
 DEADLINE = 120.0
 TEXT = b"The treaty of Westphalia ended the thirty years war in 1648."
 TABLES = (
@@ -62,7 +78,7 @@ def without_a_model(patch: Callable[[Any, str, Any], None]) -> None:
 def work(world: World, dataset: Dataset, stage: str, step: str) -> None:
     """A worker's process: one document at one stage, stopped once, right before the step."""
     without_a_model(setattr)
-    owner, name = LAST[stage] if step == "last" else STEPS[step]
+    owner, name = LAST[stage] if step == "last" else (STEPS | OF_STAGE[stage])[step]
     go_on = getattr(owner, name)
 
     def stop(*arguments: Any, **named: Any) -> Any:
@@ -114,7 +130,10 @@ def uploaded(world: World, stage: str) -> Dataset:
 
 
 def lease_runs_out(world: World) -> None:
-    world.change("UPDATE pipeline.documents SET lease_until = now() - interval '1 s' WHERE lease_until IS NOT NULL")
+    world.change(
+        "UPDATE pipeline.documents SET lease_until = now() - interval '1 s', retry_at = NULL"
+        " WHERE lease_until IS NOT NULL"
+    )
 
 
 def everything(world: World) -> dict[str, list[str]]:
@@ -123,6 +142,12 @@ def everything(world: World) -> dict[str, list[str]]:
     for table in ("credit_transactions", "user_credits"):
         found[table] = world.auth_rows(f"SELECT t::text FROM {table} t ORDER BY 1")
     return {table: [row for (row,) in rows] for table, rows in found.items()}
+
+
+def after_a_sweep(world: World, dataset: Dataset) -> dict[str, list[str]]:
+    """All rows, and the keys that Milvus holds once what is named for the sweep is swept."""
+    sweep(world.services, dataset.id)
+    return everything(world) | {"vectors": sorted(world.services.vectors.keys(dataset.id))}
 
 
 def done_and_paid_once(world: World, dataset: Dataset) -> None:
@@ -149,9 +174,9 @@ def test_a_worker_that_wakes_after_others_finished_changes_nothing(
         assert expiry.sweep(world.services, world.billing).documents == 1
         world.process(dataset)
         done_and_paid_once(world, dataset)
-        before = everything(world)
+        before = after_a_sweep(world, dataset)
         wake(worker)
-    assert everything(world) == before
+    assert after_a_sweep(world, dataset) == before
     done_and_paid_once(world, dataset)
 
 

@@ -5,6 +5,7 @@ Belongs here: an `fltr` database alone, as tests of single queries need it. Does
 
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import psycopg
 import pytest
@@ -12,6 +13,7 @@ from pydantic import SecretStr
 
 from fltr_pipeline.stores.database import engine_for
 from fltr_pipeline.stores.schema import init_fltr
+from fltr_pipeline_tests.databases import Databases
 from fltr_pipeline_tests.queries import APPLICATION_TABLES, Copy, Fltr
 
 
@@ -29,21 +31,15 @@ def fltr_templates(postgres_server: str, templates: tuple[str, str]) -> dict[str
 
 
 @pytest.fixture(scope="session")
-def copy_of_fltr(postgres_server: str, fltr_templates: dict[str, str]) -> Callable[[str], Copy]:
-    """A function that copies the template of that kind; with it comes the function that drops the copy."""
+def copy_of_fltr(databases: Databases, fltr_templates: dict[str, str]) -> Callable[[str], Copy]:
+    """A function that makes a fresh `fltr` of that kind, for a `with` statement."""
 
-    def copy(kind: str) -> Copy:
-        name = f"t_{uuid.uuid4().hex[:12]}"
-        fltr = Fltr(engine_for(SecretStr(postgres_server.replace("/postgres?", f"/{name}?", 1))))
-
-        def drop() -> None:
+    @contextmanager
+    def copy(kind: str) -> Iterator[Fltr]:
+        with databases.copy(fltr_templates[kind]) as url:
+            fltr = Fltr(engine_for(SecretStr(url)))
+            yield fltr
             fltr.engine.dispose()
-            with psycopg.connect(postgres_server, autocommit=True) as connection:
-                connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
-
-        with psycopg.connect(postgres_server, autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{fltr_templates[kind]}"'.encode())
-        return fltr, drop
 
     return copy
 
@@ -51,6 +47,5 @@ def copy_of_fltr(postgres_server: str, fltr_templates: dict[str, str]) -> Callab
 @pytest.fixture(params=["text", "uuid"])
 def fltr(request: pytest.FixtureRequest, copy_of_fltr: Callable[[str], Copy]) -> Iterator[Fltr]:
     """A fresh `fltr`, once with text ids and once upon the application's tables with uuid ids."""
-    fltr, drop = copy_of_fltr(request.param)
-    yield fltr
-    drop()
+    with copy_of_fltr(request.param) as fltr:
+        yield fltr

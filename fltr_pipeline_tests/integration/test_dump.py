@@ -6,14 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from psycopg import pq
 
 from fltr_pipeline.errors import ConfigurationError, StoreUnavailable
 from fltr_pipeline.stores.schema import dump as module
-from fltr_pipeline.stores.schema.connection import libpq_url
-from fltr_pipeline.stores.schema.dump import dump
+from fltr_pipeline.stores.schema.connection import libpq_url, transaction
+from fltr_pipeline.stores.schema.dump import SECRETS, dump, obstacle
 from fltr_pipeline_tests import old_auth
 
 NewDatabase = Callable[[], str]
+
+KEY_OF_32_BYTES = "c2VjcmV0" * 5 + "c2U"
+"""In base64, as libpq wants a SCRAM key to be, without the last `=`."""
 
 
 def only(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -92,3 +96,38 @@ def test_the_password_is_in_no_command_line(
     assert password == "s3cr%t"
     assert "s3cr" not in arguments
     assert "--format=custom" in arguments
+
+
+@pytest.mark.parametrize("keyword", sorted(SECRETS - {"password"}))
+def test_a_secret_that_could_only_travel_on_the_command_line_does_not_travel(
+    new_database: NewDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keyword: str
+) -> None:
+    only(tmp_path, monkeypatch, f'[ "$1" = --version ] && echo "pg_dump 99" && exit; echo run > {tmp_path}/run')
+    with pytest.raises(ConfigurationError, match=f"{keyword}.*service") as refused:
+        dump(f"{new_database()}&{keyword}={KEY_OF_32_BYTES}%3D", tmp_path / "dumps")
+    assert KEY_OF_32_BYTES not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_url_that_cannot_be_parsed_is_not_quoted(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        dump("postgresql://me:hun%ter2@/fltr?nonsense", tmp_path)
+    assert "ter2" not in str(refused.value)
+
+
+def test_every_keyword_that_libpq_keeps_hidden_is_known_as_a_secret() -> None:
+    hidden = {option.keyword.decode() for option in pq.Conninfo.get_defaults() if option.dispchar == b"*"}
+    assert hidden <= SECRETS
+
+
+def test_what_stands_against_a_dump_is_known_before(
+    new_database: NewDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = new_database()
+    with transaction(url) as connection:
+        assert obstacle(url, connection) is None
+        assert "service" in str(obstacle(f"{url}&sslpassword=s3cr3t", connection))
+        only(tmp_path, monkeypatch, "echo 'pg_dump (PostgreSQL) 12.4'")
+        assert "version 12" in str(obstacle(url, connection))
+        monkeypatch.setattr(module, "_programs", lambda: iter([]))
+        assert "there is none on PATH" in str(obstacle(url, connection))

@@ -23,6 +23,8 @@ import sys
 from functools import partial
 from fltr_pipeline import cli
 from fltr_pipeline.cli import stack
+from fltr_pipeline.embedded import stack as embedded
+embedded.UI_PORT = 0  # any that is free: the usual one may be another test's before the webserver listens on it
 stack.Stack = partial(stack.Stack, definitions={DEFINITIONS!r})
 sys.argv[0] = "fltr-pipeline"
 cli.main()

@@ -14,7 +14,7 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 from dagster._core.utils import make_new_run_id
 
 from fltr_pipeline.embedded import dagster, milvus, postgres, processes, rpc
-from fltr_pipeline.embedded.stack import STOP_ORDER, UI_PORT, Stack
+from fltr_pipeline.embedded.stack import STOP_ORDER, Stack
 from fltr_pipeline.embedded.state import StackState
 from fltr_pipeline.errors import ConfigurationError, StackError
 from fltr_pipeline.settings import STACK_FILE, Settings
@@ -34,21 +34,19 @@ def kill(victims: list[psutil.Process]) -> None:
             process.kill()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def taken_port() -> Iterator[int]:
-    """The default port of the UI, in other hands (whoever's they are)."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", UI_PORT))
-            listener.listen()
-        except OSError:
-            pass
-        yield UI_PORT
+    """The default port of the UI (not the usual one: that may be another test's), in other hands."""
+    with socket.socket() as listener, pytest.MonkeyPatch.context() as patch:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        patch.setattr("fltr_pipeline.embedded.stack.UI_PORT", port)
+        yield port
 
 
 @pytest.fixture(scope="module")
-def stack(short_tmp: Path, taken_port: int) -> Iterator[Stack]:
+def stack(short_tmp: Path) -> Iterator[Stack]:
     stack = Stack(short_tmp / "stack", definitions=DEFINITIONS)
     try:
         stack.up()
@@ -57,17 +55,19 @@ def stack(short_tmp: Path, taken_port: int) -> Iterator[Stack]:
         stack.down()
 
 
-def test_up_starts_everything_and_records_where_it_is(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_up_starts_everything_and_records_where_it_is(
+    stack: Stack, taken_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = stack.state()
     assert state is not None
     assert set(pids(state)) == set(STOP_ORDER)
-    assert state.ui != f"http://127.0.0.1:{UI_PORT}"
+    assert state.ui != f"http://127.0.0.1:{taken_port}"
     assert (stack.home / STACK_FILE).stat().st_mode & 0o777 == 0o600
     for name in Settings.model_fields:
         monkeypatch.delenv(f"FLTR_{name.upper()}", raising=False)
     assert Settings(home=stack.home).endpoints == state.endpoints
     with pytest.raises(ConfigurationError, match="taken"):
-        stack.up(UI_PORT)
+        stack.up(taken_port)
 
 
 def test_the_auth_url_is_of_the_least_privilege_role(stack: Stack) -> None:

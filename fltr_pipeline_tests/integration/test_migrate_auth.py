@@ -6,10 +6,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from fltr_pipeline.errors import ConfigurationError, MigrationRefused
-from fltr_pipeline.stores.schema import AUTH_ROLE, migration
-from fltr_pipeline.stores.schema.connection import as_role
-from fltr_pipeline.stores.schema.migration import Outcome, State, session
+from fltr_pipeline.errors import MigrationRefused
+from fltr_pipeline.stores.schema import migration
+from fltr_pipeline.stores.schema.dump import dump
+from fltr_pipeline.stores.schema.migration import Outcome, State, change, session
 from fltr_pipeline.stores.schema.verify import verify_auth
 from fltr_pipeline_tests import old_auth
 from fltr_pipeline_tests.old_auth import DOCUMENT, INT4, ORPHANED, TIDY
@@ -26,29 +26,16 @@ UNKNOWN = {
     "user_credits is not a table": ["CREATE VIEW user_credits AS SELECT id AS user_id FROM users"],
     "user_credits.total_credits_purchased": ["CREATE TABLE user_credits (user_id text PRIMARY KEY, credits integer)"],
     "is not the foreign key user_id": [DOCUMENT[0].replace("ON DELETE CASCADE", "")],
+    "user_credits is not a table, but": ["CREATE TYPE user_credits AS ENUM ('many', 'few')"],
+    "called user_credits_pkey": ["CREATE INDEX user_credits_pkey ON users (email)"],
+    "user_credits is not a table on its own": [
+        DOCUMENT[0] + " PARTITION BY HASH (user_id)",
+        "CREATE TABLE part PARTITION OF user_credits FOR VALUES WITH (MODULUS 1, REMAINDER 0)",
+    ],
     "__drizzle_migrations": ["CREATE TABLE __drizzle_migrations (id integer PRIMARY KEY, hash text)"],
+    "__drizzle_migrations is not a table": ["CREATE SEQUENCE __drizzle_migrations"],
 }
 """Words of the reason → how such a database comes to be."""
-
-IN_THE_WAY = {
-    "view rich": "CREATE VIEW rich AS SELECT id, credits FROM users WHERE credits > 100",
-    "materialized view teamed": "CREATE MATERIALIZED VIEW teamed AS SELECT team_id FROM users",
-    "column broke of table users": "ALTER TABLE users ADD broke boolean GENERATED ALWAYS AS (credits <= 0) STORED",
-    "constraint paid_by_fkey": (
-        "CREATE UNIQUE INDEX ON users (id, team_id); "
-        "CREATE TABLE paid (u text, t text, CONSTRAINT paid_by_fkey FOREIGN KEY (u, t) REFERENCES users (id, team_id))"
-    ),
-    "trigger bound": (
-        "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "
-        "CREATE TRIGGER bound AFTER UPDATE OF credits ON users FOR EACH ROW EXECUTE FUNCTION nothing()"
-    ),
-    "trigger watch": (
-        "CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.credits = 5; RETURN NEW; END'; "
-        "CREATE TRIGGER watch BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION watch()"
-    ),
-    "policy own": "CREATE POLICY own ON users USING (team_id IS NULL)",
-}
-"""What the plan names → what keeps a column from being dropped, or would break without it."""
 
 
 def silent(_: str) -> None: ...
@@ -174,118 +161,34 @@ def test_what_it_is_not_for_is_unknown_with_its_reason_and_left_alone(old: str, 
     assert old_auth.fingerprint(old) == before
 
 
-@pytest.mark.parametrize("what", IN_THE_WAY)
-def test_what_hangs_on_a_column_is_named_and_keeps_it(old: str, tmp_path: Path, what: str) -> None:
-    old_auth.execute(old, IN_THE_WAY[what])
-    before = old_auth.fingerprint(old)
-    with pytest.raises(MigrationRefused, match=what):
-        apply(old, tmp_path)
-    assert old_auth.fingerprint(old) == before
-
-
-def test_indexes_and_constraints_of_the_columns_go_with_them_and_are_named(tidy: str, tmp_path: Path) -> None:
-    old_auth.execute(
-        tidy,
-        "CREATE INDEX by_team ON users (team_id)",
-        "ALTER TABLE users ADD CONSTRAINT in_team FOREIGN KEY (team_id) REFERENCES teams (id)",
-        "ALTER TABLE users ADD CONSTRAINT sane CHECK (total_credits_purchased < 2147483647)",
-    )
-    notices = "; ".join(migration.plan(tidy).shape.notices)
-    for name in ("index by_team", "constraint in_team on table users", "constraint sane on table users"):
-        assert name in notices
-    assert apply(tidy, tmp_path).state is State.DONE
-
-
-def test_owner_and_rights_are_those_of_users_whoever_runs_it(old: str, tmp_path: Path) -> None:
-    database = psycopg.conninfo.conninfo_to_dict(old)["dbname"]
-    owner, application = f'"{database} Owner"', f"{database}_app"
+def test_a_search_path_of_the_applications_own_leads_nowhere_else(old: str, tmp_path: Path) -> None:
+    name = psycopg.conninfo.conninfo_to_dict(old)["dbname"]
     old_auth.execute(
         old,
-        f"CREATE ROLE {owner}",
-        f"CREATE ROLE {application}",
-        f"GRANT CREATE ON SCHEMA public TO {owner}",
-        f"ALTER TABLE users OWNER TO {owner}",
-        f"GRANT SELECT, INSERT, UPDATE, TRUNCATE ON users TO {application}",
+        "CREATE SCHEMA app",
+        "CREATE TABLE app.users (id text PRIMARY KEY, credits integer)",
+        "CREATE TABLE app.user_credits (user_id text PRIMARY KEY)",
+        "CREATE VIEW app.teams AS SELECT 'team-0'::text AS id",
+        f'ALTER DATABASE "{name}" SET search_path = app, public',
+        f'ALTER DATABASE "{name}" SET default_transaction_read_only = on',
+        f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = 'serializable'",
     )
-    try:
-        apply(old, tmp_path)
-        owners = "SELECT relname::text, relowner::regrole::text FROM pg_class WHERE relname ~ 'user_credits|drizzle'"
-        assert {name for _, name in old_auth.rows(old, owners)} == {owner}
-        rights = (
-            "SELECT privilege_type FROM information_schema.role_table_grants "
-            f"WHERE table_name = 'user_credits' AND grantee = '{application}' ORDER BY 1"
-        )
-        assert old_auth.rows(old, rights) == [("INSERT",), ("SELECT",), ("UPDATE",)]
-    finally:
-        old_auth.execute(
-            old,
-            f"REASSIGN OWNED BY {owner} TO postgres",
-            *(f"DROP OWNED BY {role}" for role in (owner, application)),
-            *(f"DROP ROLE {role}" for role in (owner, application)),
-        )
-
-
-def test_the_owner_needs_no_other_rights_but_must_see_all_rows(old: str, tmp_path: Path) -> None:
-    owner = f"{psycopg.conninfo.conninfo_to_dict(old)['dbname']}_owner"
-    tables = old_auth.rows(old, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-    old_auth.execute(
-        old,
-        f"CREATE ROLE {owner} LOGIN",
-        f"GRANT CREATE ON SCHEMA public TO {owner}",
-        *(f"ALTER TABLE {table} OWNER TO {owner}" for (table,) in tables),
-        "ALTER TABLE users ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
-        "CREATE POLICY few ON users USING (id < 'user-100')",
-    )
-    try:
-        before = old_auth.fingerprint(old)
-        with pytest.raises(ConfigurationError, match="row-level security"):
-            apply(as_role(old, owner), tmp_path)
-        assert old_auth.fingerprint(old) == before
-        old_auth.execute(old, "ALTER TABLE users NO FORCE ROW LEVEL SECURITY")
-        apply(as_role(old, owner), tmp_path)
-        old_auth.assert_migrated(old, old_auth.expected())
-        assert migration.rollback(as_role(old, owner), tmp_path, tell=silent).state is State.FRESH
-    finally:
-        old_auth.execute(old, f"REASSIGN OWNED BY {owner} TO postgres", f"DROP OWNED BY {owner}", f"DROP ROLE {owner}")
-
-
-def test_what_policies_hid_stays_hidden(old: str, tmp_path: Path) -> None:
-    anybody = f"{psycopg.conninfo.conninfo_to_dict(old)['dbname']}_anybody"
-    old_auth.execute(
-        old,
-        f"CREATE ROLE {anybody} LOGIN",
-        f"GRANT SELECT, UPDATE ON users TO {anybody}",
-        "ALTER TABLE users ENABLE ROW LEVEL SECURITY",
-        "CREATE POLICY nobody ON users USING (id = 'x')",
-    )
-    try:
-        assert any("row-level security" in notice for notice in migration.plan(old).shape.notices)
-        apply(old, tmp_path)
-        old_auth.assert_migrated(old, old_auth.expected())
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            old_auth.rows(as_role(old, anybody), "SELECT * FROM user_credits")
-        old_auth.execute(old, f"GRANT SELECT ON user_credits TO {anybody}")
-        assert old_auth.rows(as_role(old, anybody), "SELECT * FROM user_credits") == []
-    finally:
-        old_auth.execute(old, f"DROP OWNED BY {anybody}", f"DROP ROLE {anybody}")
+    assert apply(old, tmp_path).state is State.DONE
+    assert migration.rollback(old, tmp_path, tell=silent).state is State.FRESH
+    assert apply(old, tmp_path).state is State.DONE
+    assert old_auth.rows(old, "SELECT * FROM app.user_credits") == []
+    old_auth.execute(old, "DROP SCHEMA app CASCADE")
+    assert old_auth.accounts(old) == old_auth.expected()
 
 
 def test_a_database_that_is_short_of_patience_cuts_nothing_off(old: str) -> None:
     name = psycopg.conninfo.conninfo_to_dict(old)["dbname"]
-    for setting in ("statement_timeout", "idle_session_timeout"):
+    for setting in ("statement_timeout", "idle_session_timeout", "idle_in_transaction_session_timeout"):
         old_auth.execute(old, f"ALTER DATABASE \"{name}\" SET {setting} = '1h'")
     with session.only_run(old) as connection:
         assert connection.execute("SHOW idle_session_timeout").fetchone() == ("0",)
         with session.exclusive(connection, session.Patience(1, 0), silent):
             assert connection.execute("SHOW statement_timeout").fetchone() == ("0",)
-
-
-def test_the_pipelines_own_role_may_not_migrate(old: str, templates: tuple[str, str], tmp_path: Path) -> None:
-    assert templates  # whose making created the role
-    before = old_auth.fingerprint(old)
-    with pytest.raises(ConfigurationError, match=r"permission denied.*owner of users"):
-        apply(as_role(old, AUTH_ROLE), tmp_path)
-    assert old_auth.fingerprint(old) == before
 
 
 # --- rollback ---------------------------------------------------------------------------------------------------------
@@ -320,6 +223,48 @@ def test_rollback_drops_no_column_of_the_applications_own(tidy: str, tmp_path: P
     with pytest.raises(MigrationRefused, match="bonus_credits"):
         migration.rollback(tidy, tmp_path, tell=silent)
     assert old_auth.rows(tidy, "SELECT DISTINCT bonus_credits FROM user_credits") == [(7,)]
+
+
+def test_rollback_leaves_no_credits_in_holds(old: str, tmp_path: Path) -> None:
+    apply(old, tmp_path / "first")
+    row = "INSERT INTO credit_transactions (id, user_id, amount, type, transaction_metadata) VALUES "
+    holds = {
+        "open 1": """(-30, '{"kind": "reserve", "pot": "user:user-000"}')""",
+        "open 2": """(-12, '{"kind": "reserve", "pot": "team:team-0"}')""",
+        "ended": """(-50, '{"kind": "reserve", "pot": "user:user-000"}')""",
+        "end": """(50, '{"kind": "close", "pot": "user:user-000", "hold_id": "ended"}')""",
+    }
+    for name, values in holds.items():
+        amount, metadata = values.strip("()").split(", ", 1)
+        old_auth.execute(old, f"{row} ('{name}', 'user-000', {amount}, 'usage', {metadata})")
+    before = old_auth.fingerprint(old)
+    with pytest.raises(MigrationRefused, match=r"42 credits are in 2 open holds.*`fltr-pipeline reconcile`"):
+        migration.rollback(old, tmp_path / "second", tell=silent)
+    assert not (tmp_path / "second").exists()
+    assert old_auth.fingerprint(old) == before
+    for name in ("open 1", "open 2"):
+        close = f"""'{{"kind": "close", "hold_id": "{name}"}}'"""
+        old_auth.execute(old, f"{row} ('end of {name}', 'user-000', 1, 'usage', {close})")
+    assert migration.rollback(old, tmp_path / "second", tell=silent).state is State.FRESH
+
+
+def test_a_hold_that_was_taken_during_the_dump_is_seen(
+    old: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply(old, tmp_path)
+
+    def dump_while_the_pipeline_reserves(url: str, folder: Path) -> Path:
+        old_auth.execute(
+            old,
+            "INSERT INTO credit_transactions (id, user_id, amount, type, transaction_metadata) "
+            """VALUES ('late', 'user-000', -7, 'usage', '{"kind": "reserve", "pot": "user:user-000"}')""",
+        )
+        return dump(url, folder)
+
+    monkeypatch.setattr(change, "dump", dump_while_the_pipeline_reserves)
+    with pytest.raises(MigrationRefused, match="7 credits are in 1 open hold"):
+        migration.rollback(old, tmp_path, tell=silent)
+    assert migration.plan(old).state is State.DONE
 
 
 def test_rollback_drops_nothing_that_others_use(old: str, tmp_path: Path) -> None:

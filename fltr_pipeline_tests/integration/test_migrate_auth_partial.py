@@ -112,11 +112,32 @@ def test_a_journal_gets_the_rows_that_it_lacks(
     assert found == [*there, *(row for row in JOURNAL if row not in there)]
 
 
-def test_a_journal_elsewhere_is_reported(tidy: str) -> None:
+def test_a_journal_elsewhere_is_reported_and_left(tidy: str, tmp_path: Path) -> None:
     old_auth.execute(tidy, "CREATE SCHEMA drizzle", DOCUMENT[5].replace("__drizzle", "drizzle.__drizzle"))
     plan = migration.plan(tidy)
     assert [journal.schema for journal in plan.layout.journals] == ["drizzle"]
     assert "configured for public" in "; ".join(plan.shape.notices)
+    apply(tidy, tmp_path)
+    old_auth.assert_migrated(tidy, old_auth.expected())
+    assert old_auth.rows(tidy, "SELECT * FROM drizzle.__drizzle_migrations") == []
+
+
+def test_a_journal_that_is_ahead_of_the_tables_changes_nothing_else(tidy: str, tmp_path: Path) -> None:
+    old_auth.execute(tidy, *DOCUMENT[5:])
+    plan = migration.plan(tidy)
+    assert plan.state is State.FRESH
+    assert not any("journal" in step.words or "drizzle" in step.words for step in plan.shape.steps)
+    apply(tidy, tmp_path)
+    old_auth.assert_migrated(tidy, old_auth.expected())
+
+
+def test_checks_that_were_deferred_until_commit_keep_no_table_from_being_altered(tidy: str, tmp_path: Path) -> None:
+    deferred = DOCUMENT[0].replace("REFERENCES teams(id)", "REFERENCES teams(id) INITIALLY DEFERRED")
+    old_auth.execute(tidy, deferred.replace("ON DELETE CASCADE", "ON DELETE CASCADE INITIALLY DEFERRED"))
+    apply(tidy, tmp_path)
+    old_auth.assert_migrated(tidy, old_auth.expected())
+    old_auth.execute(tidy, "INSERT INTO users (id, name, email) VALUES ('new', 'N', 'n@example.org')")
+    assert migration.rollback(tidy, tmp_path, tell=silent).state is State.FRESH
 
 
 def test_a_check_that_fails_takes_everything_back(old: str, tmp_path: Path) -> None:

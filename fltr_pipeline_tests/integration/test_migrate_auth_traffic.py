@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from fltr_pipeline.errors import DatabaseBusy, StoreUnavailable
+from fltr_pipeline.errors import DatabaseBusy, MigrationRefused, StoreUnavailable
 from fltr_pipeline.stores.schema import migration
 from fltr_pipeline.stores.schema.migration import Outcome, Patience, State, change, session
 from fltr_pipeline.stores.schema.migration.plan import look
@@ -67,7 +67,7 @@ def test_a_plan_holds_up_neither_purchase_nor_sign_up(old: str, tmp_path: Path, 
     table, key = ("user_credits", "user_id") if migrated else ("users", "id")
     with looking(old) as connection:
         look(connection)
-        modes = "SELECT DISTINCT mode FROM pg_locks WHERE pid = %s AND locktype = 'relation'"
+        modes = "SELECT DISTINCT mode FROM pg_locks WHERE pid = %s AND locktype <> 'virtualxid'"
         with psycopg.connect(old, options="-c lock_timeout=1s") as application:
             assert application.execute(modes, (connection.info.backend_pid,)).fetchall() == [("AccessShareLock",)]
             application.execute(f"UPDATE {table} SET credits = 7 WHERE {key} = 'user-000'".encode())
@@ -83,7 +83,7 @@ def test_sessions_in_the_way_are_reported(old: str) -> None:
     assert "users RowExclusiveLock" in session.locks
 
 
-@pytest.mark.parametrize("table", ["users", "teams", "user_credits"])
+@pytest.mark.parametrize("table", ["users", "teams", "user_credits", "__drizzle_migrations"])
 @pytest.mark.parametrize("work", [apply, rollback])
 def test_a_run_that_another_session_blocks_gives_up_and_names_it(
     old: str, tmp_path: Path, work: Callable[[str, Path, Patience], Outcome], table: str
@@ -91,10 +91,10 @@ def test_a_run_that_another_session_blocks_gives_up_and_names_it(
     if work is rollback:
         apply(old, tmp_path)
     else:
-        old_auth.execute(old, old_auth.DOCUMENT[0])
+        old_auth.execute(old, old_auth.DOCUMENT[0], *old_auth.DOCUMENT[5:])
     before = old_auth.fingerprint(old)
     with (
-        idle_in_transaction(old, f"UPDATE {table} SET updated_at = updated_at") as pid,
+        idle_in_transaction(old, f"DELETE FROM {table} WHERE false") as pid,
         pytest.raises(DatabaseBusy, match=rf"session {pid} \(postgres, shop, idle in transaction"),
     ):
         work(old, tmp_path, ONCE)
@@ -108,6 +108,16 @@ def test_a_plan_gives_up_too_when_a_table_is_locked_for_long(old: str) -> None:
         pytest.raises(DatabaseBusy, match=f"session {pid}"),
     ):
         migration.plan(old)
+
+
+def test_a_run_that_comes_to_need_a_further_table_says_that_it_is_locked(old: str) -> None:
+    with (
+        idle_in_transaction(old, "LOCK TABLE sessions IN ACCESS EXCLUSIVE MODE"),
+        session.only_run(old) as connection,
+        pytest.raises(DatabaseBusy, match=r"further table .*lock timeout.*pg_locks"),
+        session.exclusive(connection, ONCE, silent),
+    ):
+        connection.execute("LOCK TABLE sessions")
 
 
 def test_a_run_tries_again_and_says_for_whom_it_waits(old: str, tmp_path: Path) -> None:
@@ -168,6 +178,26 @@ def test_a_connection_that_is_cut_at_the_end_leaves_it_in_doubt_and_says_how_to_
             apply(old, tmp_path)
     assert old_auth.fingerprint(old) == before
     assert apply(old, tmp_path).done
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("SELECT pg_cancel_backend(pg_backend_pid())", "everything was taken back: canceling statement"),
+        ("DO 'BEGIN RAISE EXCEPTION USING ERRCODE = ''disk_full'', MESSAGE = ''no space''; END'", "back: no space"),
+    ],
+)
+def test_a_statement_that_fails_on_a_connection_that_lives_leaves_nothing_in_doubt(
+    old: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str, said: str
+) -> None:
+    def must_be(connection: Any, _: State) -> Any:
+        connection.execute(statement)
+
+    before = old_auth.fingerprint(old)
+    monkeypatch.setattr(change, "_must_be", must_be)
+    with pytest.raises(MigrationRefused, match=said):
+        apply(old, tmp_path)
+    assert old_auth.fingerprint(old) == before
 
 
 def test_a_run_that_stands_still_gives_the_tables_free(

@@ -186,4 +186,4 @@ def test_the_leases_of_dead_runs_end_at_once(fltr: Fltr) -> None:
     with fltr.transaction() as tx:
         assert claims.expire_runs(tx, []) == []
         assert len(claims.expire_runs(tx, ["one", "three", "unknown"])) == 2
-    assert sorted(c.filename for c in fltr.claim(dataset)) == ["a", "c"]
+    assert sorted(c.filename for _ in range(3) for c in fltr.claim(dataset)) == ["a", "c"]

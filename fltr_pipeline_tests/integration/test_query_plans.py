@@ -117,17 +117,16 @@ class Large:
 
 @pytest.fixture(scope="module", params=["text", "uuid"])
 def large(request: pytest.FixtureRequest, copy_of_fltr: Callable[[str], Copy]) -> Iterator[Large]:
-    fltr, drop = copy_of_fltr(request.param)
-    fltr.change(LOAD)
-    with fltr.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE"))
-    small, afternoon, ids = fltr.one(
-        "SELECT md5('s0')::uuid::text, md5('s5000')::uuid::text, array_agg(md5('d' || n)::uuid::text)"
-        " FROM generate_series(25000, 99999, 5000) n"
-    )
-    keys = [key for (key,) in fltr.rows("SELECT key FROM pipeline.chunks ORDER BY key LIMIT 100")]
-    yield Large(fltr, Dataset(small, "u", "dataset 0"), afternoon, tuple(ids), tuple(keys))
-    drop()
+    with copy_of_fltr(request.param) as fltr:
+        fltr.change(LOAD)
+        with fltr.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM ANALYZE"))
+        small, afternoon, ids = fltr.one(
+            "SELECT md5('s0')::uuid::text, md5('s5000')::uuid::text, array_agg(md5('d' || n)::uuid::text)"
+            " FROM generate_series(25000, 99999, 5000) n"
+        )
+        keys = [key for (key,) in fltr.rows("SELECT key FROM pipeline.chunks ORDER BY key LIMIT 100")]
+        yield Large(fltr, Dataset(small, "u", "dataset 0"), afternoon, tuple(ids), tuple(keys))
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ def claiming(stage: Stage) -> Call:
 
 def requeueing(mode: ReprocessMode, retryable: list[str] | None = None) -> Call:
     return lambda large, tx: requeue.requeue(
-        tx, large.dataset.id, mode, fingerprint="new", billable=False, retryable=retryable
+        tx, large.dataset.id, mode, fingerprint="new", tried_with="t", billable=False, retryable=retryable
     )
 
 
@@ -367,14 +366,16 @@ def test_a_batch_of_ten_thousand_uploads_is_claimed_without_reading_or_sorting_t
         assert [c.filename for c in taken] == [f"{n}.txt" for n in range(109_999, 109_899, -1)]
 
     found = plans(large, claim, about="SKIP LOCKED")
-    assert found.indexes == {"documents_waiting_idx"}
+    assert found.indexes == {"documents_waiting_idx", "documents_suspect"}
     assert found.nodes == {"Index Scan", "LockRows", "Limit"}
 
 
 def test_only_the_views_over_everything_read_everything(large: Large) -> None:
     whole: dict[str, Call] = {
         "counts_of_all": lambda _, tx: datasets.counts_of_all(tx),
-        "backfill_candidates": lambda _, tx: requeue.backfill_candidates(tx, fingerprint="f", retryable=["transient"]),
+        "backfill_candidates": lambda _, tx: requeue.backfill_candidates(
+            tx, fingerprint="f", tried_with="t", retryable=["transient"]
+        ),
         "payers_of_pots": lambda _, tx: charges.payers_of_pots(tx, [("user", "u")]),
     }
     for call in whole.values():

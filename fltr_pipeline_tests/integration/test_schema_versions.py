@@ -29,19 +29,20 @@ ORDER BY 1, 2, 3
 
 # What the first installations have: no version, fewer columns, other indexes, a narrower CHECK.
 BEFORE_VERSIONS = """
-ALTER TABLE pipeline.documents DROP COLUMN api_key_id, DROP COLUMN retries;
+ALTER TABLE pipeline.documents DROP COLUMN api_key_id, DROP COLUMN retries, DROP COLUMN quarantine_sha256;
+DROP INDEX pipeline.documents_suspect;
 ALTER TABLE pipeline.charges DROP COLUMN run_id, DROP COLUMN api_key_id, DROP CONSTRAINT charges_state_check,
     ADD CONSTRAINT charges_state_check CHECK (state IN ('open', 'settled', 'released'));
 DROP INDEX pipeline.documents_live;
 CREATE INDEX documents_live ON pipeline.documents (dataset_id) WHERE live_generation IS NOT NULL;
 DROP INDEX pipeline.retired_keys_by_dataset;
 CREATE INDEX retired_keys_by_dataset ON pipeline.retired_keys (dataset_id);
-DROP TABLE pipeline.upload_keys;
+DROP TABLE pipeline.upload_keys, pipeline.quarantine;
 DROP TABLE pipeline.schema_version;
 INSERT INTO pipeline.documents (document_id, dataset_id, input_version) VALUES ('kept', 'd', 'v');
 """
 
-STEPS = {1: "e944930540304689", 2: "005bd0a50319da55", 3: "68ca7fc0d4b5fc01"}
+STEPS = {1: "e944930540304689", 2: "005bd0a50319da55", 3: "68ca7fc0d4b5fc01", 4: "7299e245a4cc796e"}
 """Version → how the digest of its step begins: one that was released is never edited, a change is a further step."""
 
 

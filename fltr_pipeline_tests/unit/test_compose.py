@@ -163,6 +163,21 @@ def test_our_volumes_belong_to_the_images_user() -> None:
     assert DOCKERFILE.rstrip().splitlines()[-1] == "USER fltr"
 
 
+def test_the_image_can_dump_the_servers_databases() -> None:
+    (client,) = re.findall(r"^ARG POSTGRES_CLIENT=(\d+)$", DOCKERFILE, re.M)
+    (server,) = re.findall(r"postgres:(\d+)\.", SERVICES["postgres"]["image"])
+    assert int(client) >= int(server)
+    final = DOCKERFILE.rpartition("\nFROM ")[2]
+    assert re.search(r"apt-get install .*postgresql-client-\$\{POSTGRES_CLIENT\}", final)
+
+
+def test_dumps_outlive_the_container() -> None:
+    (home,) = re.findall(r"\bFLTR_HOME=(\S+)", DOCKERFILE)
+    for service in OURS.values():
+        assert "FLTR_HOME" not in environment(service)
+        assert f"dumps:{home}/dumps" in service["volumes"]
+
+
 def test_images_are_pinned() -> None:
     for service in SERVICES.values():
         name, _, tag = service["image"].rpartition(":")

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import Connection, RowMapping, text
+from sqlalchemy import Connection, RowMapping, TextClause, text
 
 from fltr_pipeline.models import Stage
 from fltr_pipeline.stores.database import id_array, recordset
@@ -50,6 +50,9 @@ class Wait:
     pot_id: str
 
 
+_BACKOFF = "make_interval(secs => least(600, 5 * power(2, least({failures}, 10))))"
+"""5 s doubling to 10 min."""
+
 # Index: documents_waiting_idx, in its own order: a batch out of twenty thousand uploads reads one batch.
 _LOCK_UPLOADED = text("""
     SELECT id::text AS document_id, filename, updated_at::text AS input_version
@@ -87,19 +90,29 @@ _TAKE_UPLOADED = text("""
     RETURNING p.document_id, p.generation, p.live_generation, p.fence, p.job_id, p.billable, p.attempts, p.api_key_id
 """)
 
-# Index: pipeline.documents_by_stage. A claim skips what others hold, here and in public.documents, and never waits: two
-# workers share what is parked, and taking these rows first can't deadlock.
-_PARKED = text("""
+# A claim skips what others hold, here and in public.documents, and never waits: two workers share what is parked, and
+# taking these rows first can't deadlock.
+_PARKED = """
     SELECT document_id, lease_until IS NOT NULL AS taken_over
     FROM pipeline.documents
     WHERE dataset_id = :dataset_id AND stage = :stage
       AND (lease_until IS NULL OR lease_until < now())
       AND (retry_at IS NULL OR retry_at <= now())
       AND NOT (credits_needed IS NOT NULL AND run_id = :run_id)
-    ORDER BY credits_needed NULLS FIRST, document_id
+      AND {which}
+    ORDER BY {order}, document_id
     LIMIT :limit
     FOR UPDATE SKIP LOCKED
-""")
+"""
+
+# A worker died with it in hand; which document of those that it held is to blame, only the next death tells.
+_IS_SUSPECT = "(attempts > 0 OR (lease_until IS NOT NULL AND run_id <> ''))"
+
+# Index: pipeline.documents_by_stage.
+_PARKED_INNOCENTS = text(_PARKED.format(which=f"NOT {_IS_SUSPECT}", order="credits_needed NULLS FIRST"))
+
+# Index: pipeline.documents_suspect, in its own order.
+_PARKED_SUSPECTS = text(_PARKED.format(which=_IS_SUSPECT, order="attempts"))
 
 _LOCK_PUBLIC = text("""
     SELECT id::text AS document_id, filename, status FROM public.documents WHERE id = ANY(:ids) ORDER BY id FOR UPDATE
@@ -109,14 +122,19 @@ _LOCK_FREE = text(f"{_LOCK_PUBLIC.text} SKIP LOCKED")
 
 _EXISTING = text("SELECT id::text FROM public.documents WHERE id = ANY(:ids)")
 
-_TAKE_PARKED = text("""
+# `retry_at` of a document in hand: when another worker may try it, should this one die, too.
+_TAKE_PARKED = text(f"""
     UPDATE pipeline.documents p
     SET fence = fence + 1, run_id = :run_id, lease_until = now() + make_interval(secs => :lease),
-        attempts = attempts + (lease_until IS NOT NULL AND p.run_id <> '')::int, credits_needed = NULL, retry_at = NULL
-    WHERE document_id = ANY(:ids) AND stage = :stage
+        attempts = o.deaths, credits_needed = NULL,
+        retry_at = CASE WHEN o.deaths > 0
+                        THEN now() + make_interval(secs => :lease) + {_BACKOFF.format(failures="o.deaths")} END
+    FROM (SELECT d.document_id AS id, d.attempts + (d.lease_until IS NOT NULL AND d.run_id <> '')::int AS deaths
+          FROM pipeline.documents d WHERE d.document_id = ANY(:ids)) o
+    WHERE document_id = o.id AND stage = :stage
       AND (lease_until IS NULL OR lease_until < now()) AND (retry_at IS NULL OR retry_at <= now())
     RETURNING document_id, generation, live_generation, fence, job_id, billable, attempts, api_key_id
-""")
+""")  # noqa: S608 - of constants
 
 # A document that was deleted, or uploaded anew, has nothing more to do at the stage where it stood.
 _DEQUEUE = text("""
@@ -150,7 +168,7 @@ _SET_STATUS = text("UPDATE public.documents SET status = :status WHERE id = ANY(
 
 _ADVANCE = text("""
     UPDATE pipeline.documents p
-    SET stage = :stage, lease_until = NULL, attempts = 0, retries = 0
+    SET stage = :stage, lease_until = NULL, attempts = 0, retries = 0, retry_at = NULL
     FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
     WHERE p.document_id = r.document_id AND p.fence = r.fence
     RETURNING p.document_id
@@ -163,16 +181,16 @@ _REFENCE = text("""
     RETURNING p.document_id, p.fence
 """)
 
-_RETRY = text("""
+_RETRY = text(f"""
     UPDATE pipeline.documents p
     SET lease_until = NULL, retries = p.retries + 1,
         error_code = 'transient', error_message = :message, error_at = now(),
-        retry_at = now() + make_interval(secs => least(600, 5 * power(2, least(p.retries, 10))))
+        retry_at = now() + {_BACKOFF.format(failures="p.retries")}
     FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
     WHERE p.document_id = r.document_id AND p.lease_until IS NOT NULL
       AND (p.fence = r.fence OR (p.fence > r.fence AND p.run_id = :run_id))
     RETURNING p.document_id
-""")
+""")  # noqa: S608 - of constants
 
 _FAIL = text("""
     UPDATE pipeline.documents p
@@ -185,26 +203,31 @@ _FAIL = text("""
 
 _WAIT = text("""
     UPDATE pipeline.documents p
-    SET lease_until = NULL, credits_needed = r.credits_needed, pot_kind = r.pot_kind, pot_id = r.pot_id
+    SET lease_until = NULL, retry_at = NULL, credits_needed = r.credits_needed, pot_kind = r.pot_kind, pot_id = r.pot_id
     FROM json_to_recordset(:rows) AS r(document_id text, fence bigint, credits_needed int, pot_kind text, pot_id text)
     WHERE p.document_id = r.document_id AND p.fence = r.fence
     RETURNING p.document_id
 """)
 
 # Index: pipeline.documents_leased. A row that its worker is writing needs no renewal; waiting for it could deadlock.
-_HEARTBEAT = text("""
-    UPDATE pipeline.documents SET lease_until = now() + make_interval(secs => :lease)
+_HEARTBEAT = text(f"""
+    UPDATE pipeline.documents
+    SET lease_until = now() + make_interval(secs => :lease),
+        retry_at = CASE WHEN attempts > 0
+                        THEN now() + make_interval(secs => :lease) + {_BACKOFF.format(failures="attempts")} END
     WHERE document_id IN (
         SELECT document_id FROM pipeline.documents WHERE run_id = :run_id AND lease_until IS NOT NULL
         ORDER BY document_id FOR UPDATE SKIP LOCKED)
-""")
+""")  # noqa: S608 - of constants
 
 # Index: pipeline.documents_leased.
-_EXPIRE_RUNS = text("""
-    UPDATE pipeline.documents SET lease_until = now() - interval '1 second'
+_EXPIRE_RUNS = text(f"""
+    UPDATE pipeline.documents
+    SET lease_until = now() - interval '1 second',
+        retry_at = CASE WHEN attempts > 0 THEN now() + {_BACKOFF.format(failures="attempts")} END
     WHERE run_id = ANY(:run_ids) AND lease_until IS NOT NULL
     RETURNING document_id
-""")
+""")  # noqa: S608 - of constants
 
 
 def claim(
@@ -212,14 +235,18 @@ def claim(
 ) -> list[Claim]:
     """Take up to `limit` documents that wait at `stage`; several workers may call this at once.
 
-    New uploads come first at the first stage; then what was parked, and what a dead worker left behind (its job is
-    closed and a new one begun). Documents that await credits are offered once per run.
+    What a dead worker left behind comes first and alone (its job is closed and a new one begun), so that the next death
+    can be blamed on nothing else; then new uploads, at the first stage, and what was parked. Documents that await
+    credits are offered once per run.
     """
+    parameters = {"dataset_id": dataset_id, "stage": stage.value, "run_id": run_id, "lease": lease_seconds}
+    if suspect := _claim_parked(tx, _PARKED_SUSPECTS, parameters | {"limit": min(1, limit)}):
+        return suspect
     claims: list[Claim] = []
     if stage is Stage.EXTRACT:
         claims = _claim_uploaded(tx, dataset_id, run_id, limit, lease_seconds)
     if len(claims) < limit:
-        claims += _claim_parked(tx, dataset_id, stage, run_id, limit - len(claims), lease_seconds)
+        claims += _claim_parked(tx, _PARKED_INNOCENTS, parameters | {"limit": limit - len(claims)})
     return claims
 
 
@@ -243,10 +270,12 @@ def _claim_uploaded(tx: Connection, dataset_id: str, run_id: str, limit: int, le
     return [_claim(i, dataset_id, rows[i]["filename"], states[i], jobs[i]) for i in rows]
 
 
-def _lock_parked(tx: Connection, parameters: Mapping[str, object]) -> tuple[dict[str, bool], dict[str, str]]:
+def _lock_parked(
+    tx: Connection, parked: TextClause, parameters: Mapping[str, object]
+) -> tuple[dict[str, bool], dict[str, str]]:
     """What waits at a stage and nobody holds: id → whether its worker died, and id → filename, both rows locked."""
     while True:
-        waiting = {r.document_id: r.taken_over for r in tx.execute(_PARKED, parameters)}
+        waiting = {r.document_id: r.taken_over for r in tx.execute(parked, parameters)}
         ids = id_array(waiting)
         free = {r.document_id: r for r in tx.execute(_LOCK_FREE, {"ids": ids})}
         names = {i: r.filename for i, r in free.items() if r.status != "uploaded"}
@@ -258,14 +287,11 @@ def _lock_parked(tx: Connection, parameters: Mapping[str, object]) -> tuple[dict
             return waiting, names
 
 
-def _claim_parked(tx: Connection, dataset_id: str, stage: Stage, run_id: str, limit: int, lease: float) -> list[Claim]:
-    parameters = {"dataset_id": dataset_id, "stage": stage.value, "run_id": run_id, "limit": limit}
-    waiting, names = _lock_parked(tx, parameters)
+def _claim_parked(tx: Connection, parked: TextClause, parameters: Mapping[str, object]) -> list[Claim]:
+    waiting, names = _lock_parked(tx, parked, parameters)
     if not names:
         return []
-    taken = tx.execute(
-        _TAKE_PARKED, {"ids": list(names), "stage": stage.value, "run_id": run_id, "lease": lease}
-    ).mappings()
+    taken = tx.execute(_TAKE_PARKED, {**parameters, "ids": list(names)}).mappings()
     states = {r["document_id"]: r for r in taken}
     over = [i for i in states if waiting[i] or states[i]["job_id"] is None]
     close_jobs(tx, [states[i]["job_id"] for i in over if states[i]["job_id"]], "failed")
@@ -276,6 +302,7 @@ def _claim_parked(tx: Connection, dataset_id: str, stage: Stage, run_id: str, li
         _SET_STATUS, {"ids": id_array(states), "status": "processing", "before": ["uploaded", "awaiting_credits"]}
     )
     jobs |= kept
+    dataset_id = str(parameters["dataset_id"])
     return [_claim(i, dataset_id, names[i], states[i], jobs[i]) for i in waiting if i in states]
 
 
@@ -360,7 +387,7 @@ def lock_documents(tx: Connection, document_ids: Sequence[str]) -> dict[str, str
 
 
 def heartbeat(tx: Connection, *, run_id: str, lease_seconds: float) -> None:
-    """Renew the leases of all documents in the run's hands."""
+    """Renew the leases of all documents in the run's hands; one at which workers died waits beyond its lease's end."""
     tx.execute(_HEARTBEAT, {"run_id": run_id, "lease": lease_seconds})
 
 

@@ -164,7 +164,8 @@ _COUNTS_OF_ALL = text("""
 # Index: pipeline.documents_by_stage. A parameter has one type, and the two tables' ids may differ in theirs: two names.
 _IN_FLIGHT = text("""
     SELECT p.stage, count(*) FILTER (WHERE p.lease_until >= now())::int AS working,
-           count(*) FILTER (WHERE p.lease_until IS NULL AND p.retry_at > now())::int AS retrying, count(*)::int AS n
+           count(*) FILTER (WHERE coalesce(p.lease_until < now(), true) AND p.retry_at > now())::int AS retrying,
+           count(*)::int AS n
     FROM pipeline.documents p JOIN public.documents d ON d.dataset_id = :of_dataset AND d.id::text = p.document_id
     WHERE p.dataset_id = :dataset_id AND p.stage IS NOT NULL AND p.credits_needed IS NULL AND d.status <> 'uploaded'
     GROUP BY p.stage

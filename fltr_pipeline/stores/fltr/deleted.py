@@ -133,8 +133,8 @@ _VERIFY = text("""
     RETURNING x.document_id, x.dataset_id, x.cause, x.vectors, x.verified_at
 """)
 
-# Indexes: pipeline.deletions_unverified, pipeline.retired_keys_by_age. With EXISTS, PostgreSQL reads the whole table when
-# all its keys are young.
+# Indexes: pipeline.deletions_unverified, pipeline.retired_keys_by_age. With EXISTS, PostgreSQL reads the whole table
+# when all its keys are young.
 _OVERDUE = text("""
     SELECT coalesce(least((SELECT min(found_at) FROM pipeline.deletions WHERE verified_at IS NULL),
                           (SELECT min(retired_at) FROM pipeline.retired_keys)) < now() - make_interval(secs => :age),

@@ -130,6 +130,15 @@ _FRESH_CHUNKS = text("""
     ORDER BY c.document_id, c.ordinal
 """)
 
+# Index: pipeline.chunks_by_key. A key holds its worker's fence, so none that no chunk has comes back.
+_RETIRE_INERT = text("""
+    INSERT INTO pipeline.retired_keys (key, dataset_id, document_id)
+    SELECT r.key, :dataset_id, r.document_id
+    FROM json_to_recordset(:rows) AS r(key text, document_id text)
+    WHERE NOT EXISTS (SELECT FROM pipeline.chunks c WHERE c.key = r.key)
+    ON CONFLICT (key) DO NOTHING
+""")
+
 _DECIDE = text("""
     UPDATE pipeline.generations g SET state = 'indexed'
     FROM json_to_recordset(:rows) AS r(document_id text, generation int)
@@ -289,6 +298,21 @@ def assign_keys(tx: Connection, claims: Sequence[Claim]) -> list[FreshChunk]:
     _retire_attempts(tx, mine)
     tx.execute(_ASSIGN_KEYS, {"rows": keyed})
     return [FreshChunk(*row) for row in tx.execute(_FRESH_CHUNKS, {"rows": keyed})]
+
+
+def held(tx: Connection, claims: Sequence[Claim]) -> set[str]:
+    """The documents that nobody took over; nobody can until the transaction ends."""
+    return _lock_fenced(tx, claims)
+
+
+def retire_inert(tx: Connection, dataset_id: str, inserted: Sequence[FreshChunk]) -> None:
+    """Name for the sweep what a worker inserted for documents that others took over meanwhile.
+
+    They named it, too, but may have swept it before it was there.
+    """
+    if inserted:
+        rows = recordset({"key": c.key, "document_id": c.document_id} for c in inserted)
+        tx.execute(_RETIRE_INERT, {"rows": rows, "dataset_id": dataset_id})
 
 
 def decided(tx: Connection, claims: Sequence[Claim]) -> dict[str, int]:

@@ -10,6 +10,12 @@ from sqlalchemy import Connection, text
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.stores.database import id_array
 from fltr_pipeline.stores.fltr.claims import insert_jobs, lock_documents
+from fltr_pipeline.stores.fltr.quarantine import readmit
+
+# Quarantined under what is not used any more: it may be tried again.
+_READMITTED = """(p.error_code = 'quarantined' AND NOT EXISTS (
+    SELECT FROM pipeline.quarantine q
+    WHERE q.source_sha256 = p.quarantine_sha256 AND q.tried_with = :tried_with AND q.in_force))"""
 
 # As everywhere, public rows are locked first and in id order.
 _LOCK_ENDED = text("""
@@ -17,13 +23,14 @@ _LOCK_ENDED = text("""
     WHERE dataset_id = :dataset_id AND status IN ('ready', 'failed') ORDER BY id FOR UPDATE
 """)
 
-_REQUEUE_FAILED = text("""
+_REQUEUE_FAILED = text(f"""
     UPDATE public.documents d SET status = 'uploaded'
     WHERE d.dataset_id = :dataset_id AND d.status = 'failed'
       AND (:every_failure OR EXISTS (SELECT FROM pipeline.documents p
-                                     WHERE p.document_id = d.id::text AND p.error_code = ANY(:retryable)))
+                                     WHERE p.document_id = d.id::text
+                                       AND (p.error_code = ANY(:retryable) OR {_READMITTED})))
     RETURNING d.id::text
-""")
+""")  # noqa: S608 - of constants
 
 # Index: pipeline.documents_live. A document in flight or uploaded anew is on its way already.
 _REQUEUE_LIVE = text("""
@@ -39,16 +46,16 @@ _REQUEUE_LIVE = text("""
 """)
 
 # What a nightly backfill is for: another configuration than today's, or a failure that was not the document's own.
-_BACKFILL = text("""
+_BACKFILL = text(f"""
     SELECT DISTINCT p.dataset_id
     FROM pipeline.documents p
     LEFT JOIN pipeline.generations g ON g.document_id = p.document_id AND g.generation = p.live_generation
     JOIN public.documents d ON d.id::text = p.document_id
     WHERE p.stage IS NULL
       AND ((d.status = 'ready' AND g.fingerprint IS DISTINCT FROM :fingerprint)
-           OR (d.status = 'failed' AND p.error_code = ANY(:retryable)))
+           OR (d.status = 'failed' AND (p.error_code = ANY(:retryable) OR {_READMITTED})))
     ORDER BY 1
-""")
+""")  # noqa: S608 - of constants
 
 # Index: pipeline.chunks_by_key. A live chunk without a key has lost its vector.
 _LOST = text("""
@@ -103,21 +110,24 @@ def requeue(
     mode: ReprocessMode,
     *,
     fingerprint: str,
+    tried_with: str,
     billable: bool,
     retryable: Sequence[str] | None = None,
 ) -> int:
     """Queue documents again; each mode includes the ones before it: pending, failed, stale, all.
 
     Failed documents (of the codes in `retryable`, or all) become `uploaded`; ready ones stay ready and searchable while
-    a new generation is made. May be repeated: what is on its way is left alone.
+    a new generation is made. May be repeated: what is on its way is left alone. `all` readmits quarantined contents.
     """
     if mode is ReprocessMode.pending:
         return 0
     tx.execute(_LOCK_ENDED, {"dataset_id": dataset_id})
-    codes = {"every_failure": retryable is None, "retryable": list(retryable or ())}
+    codes = {"every_failure": retryable is None, "retryable": list(retryable or ()), "tried_with": tried_with}
     failed = list(tx.execute(_REQUEUE_FAILED, {"dataset_id": dataset_id, **codes}).scalars())
     if mode is ReprocessMode.failed:
         return len(failed)
+    if mode is ReprocessMode.all:
+        readmit(tx, failed)
     parameters = {
         "dataset_id": dataset_id, "of_dataset": dataset_id, "billable": billable,
         "fingerprint": fingerprint, "everything": mode is ReprocessMode.all,
@@ -127,9 +137,10 @@ def requeue(
     return len(failed) + len(live)
 
 
-def backfill_candidates(tx: Connection, *, fingerprint: str, retryable: Sequence[str]) -> list[str]:
-    """Datasets with stale documents, or with failures of a code in `retryable`."""
-    return list(tx.execute(_BACKFILL, {"fingerprint": fingerprint, "retryable": list(retryable)}).scalars())
+def backfill_candidates(tx: Connection, *, fingerprint: str, tried_with: str, retryable: Sequence[str]) -> list[str]:
+    """Datasets with stale documents, or with failures of a code in `retryable`, or of contents readmitted since."""
+    parameters = {"fingerprint": fingerprint, "tried_with": tried_with, "retryable": list(retryable)}
+    return list(tx.execute(_BACKFILL, parameters).scalars())
 
 
 def lost(tx: Connection, after: str, limit: int) -> list[str]:

@@ -52,7 +52,7 @@ _LIVE_SOURCES = text("""
     WHERE p.document_id = ANY(:ids)
 """)
 
-# Unchanged bytes under an unchanged extractor: the live text is the new generation's text.
+# Unchanged bytes under an unchanged extractor: the live text is the new generation's text, if it still is in `content`.
 _REUSE_TEXT = text("""
     INSERT INTO pipeline.generations AS g
         (document_id, generation, state, extractor, source_sha256, source_bytes, kind, engine, text, text_sha256,
@@ -62,7 +62,8 @@ _REUSE_TEXT = text("""
     FROM pipeline.documents p
     JOIN pipeline.generations l ON l.document_id = p.document_id AND l.generation = p.live_generation
     JOIN public.documents d ON d.id = ANY(:ids)
-    WHERE p.document_id = :document_id AND p.fence = :fence AND d.content IS NOT NULL
+    WHERE p.document_id = :document_id AND p.fence = :fence
+      AND encode(sha256(convert_to(d.content, 'UTF8')), 'hex') = l.text_sha256
     ON CONFLICT (document_id, generation) DO UPDATE SET state = 'staged', text = excluded.text
     RETURNING g.pages, length(g.text) AS characters
 """)
@@ -103,7 +104,7 @@ def live_sources(tx: Connection, document_ids: Sequence[str]) -> dict[str, LiveS
 
 
 def reuse_text(tx: Connection, claim: Claim) -> ReusedText | None:
-    """Stage the live text as the claimed generation's; None if the fence was lost or the document is gone."""
+    """Stage the live text as the claimed generation's; None if the fence was lost, or it is no longer in `content`."""
     parameters = {"ids": id_array([claim.document_id]), "document_id": claim.document_id, "fence": claim.fence}
     row = tx.execute(_REUSE_TEXT, parameters).first()
     return None if row is None else ReusedText(row.pages, row.characters)

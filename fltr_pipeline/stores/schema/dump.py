@@ -1,7 +1,7 @@
 """A database's dump into a file, taken before anything irreversible is done to it.
 
-Belongs here: finding a `pg_dump` that is new enough, running it, keeping its file from other users' eyes. Does not:
-deciding when a dump is due.
+Belongs here: finding a `pg_dump` that is new enough, running it, keeping its file and our secrets from other users'
+eyes. Does not: deciding when a dump is due.
 """
 
 import os
@@ -17,12 +17,25 @@ from typing import IO
 from psycopg import conninfo
 
 from fltr_pipeline.errors import ConfigurationError, StoreUnavailable
-from fltr_pipeline.stores.schema.connection import libpq_url, transaction
+from fltr_pipeline.stores.schema.connection import Connection, libpq_url, transaction
 
 PROGRAM = "pg_dump"
 
+SECRETS = frozenset({"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"})
+"""What a URL may say that nobody else may read. Of these, libpq takes only the password from its environment."""
+
 LOCK_WAIT_MS = 10_000
 """How long `pg_dump` waits for a table that another session has locked."""
+
+
+def obstacle(url: str, connection: Connection) -> str | None:
+    """Why no dump of that database, to which the connection leads, can be made here; None where nothing is known."""
+    try:
+        _handed_over(url)
+        _program(connection)
+    except ConfigurationError as error:
+        return str(error)
+    return None
 
 
 def dump(url: str, folder: Path) -> Path:
@@ -31,12 +44,12 @@ def dump(url: str, folder: Path) -> Path:
     Only this user may read the file. A dump that failed or was killed never has the name that a whole one has.
 
     Raises:
-        ConfigurationError: no `pg_dump` here is as new as the server, the folder can't be written, or not a URL.
+        ConfigurationError: there is an `obstacle`, the folder can't be written, or not a URL.
         StoreUnavailable: the database does not answer, or `pg_dump` failed.
     """
     with transaction(url) as connection:
-        database, server = connection.info.dbname, connection.info.server_version // 10_000
-    program = _program(server)
+        database, program = connection.info.dbname, _program(connection)
+    parameters, password = _handed_over(url)
     name = re.sub(r"[^\w-]", "_", database)
     path = folder.absolute() / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}.dump"
     unfinished = path.with_suffix(".unfinished")
@@ -44,7 +57,7 @@ def dump(url: str, folder: Path) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             try:
-                _run(program, url, file)
+                _run(program, parameters, password, file)
                 unfinished.rename(path)
             finally:
                 unfinished.unlink(missing_ok=True)
@@ -54,17 +67,22 @@ def dump(url: str, folder: Path) -> Path:
     return path
 
 
-def _run(program: str, url: str, file: IO[bytes]) -> None:
+def _handed_over(url: str) -> tuple[str, str]:
+    """The URL's parameters, for a command line, which everybody may read; its password, for the environment."""
     parts = conninfo.conninfo_to_dict(libpq_url(url))
-    password = parts.pop("password", None)  # in the environment: everybody may read a command line
+    password = str(parts.pop("password", ""))
+    if unsafe := sorted(SECRETS & parts.keys()):
+        raise ConfigurationError(
+            f"everybody on this machine could read {' and '.join(unsafe)} when it is given to {PROGRAM}: move it from "
+            "the URL to a service of ~/.pg_service.conf, and name that in the URL (?service=NAME)"
+        )
+    return conninfo.make_conninfo("", **parts), password
+
+
+def _run(program: str, parameters: str, password: str, file: IO[bytes]) -> None:
     result = subprocess.run(  # noqa: S603 - the program was found by us, the arguments are no shell's
-        [
-            program,
-            "--format=custom",
-            f"--lock-wait-timeout={LOCK_WAIT_MS}",
-            f"--dbname={conninfo.make_conninfo('', **parts)}",
-        ],
-        env={**os.environ, **({"PGPASSWORD": str(password)} if password else {})},
+        [program, "--format=custom", f"--lock-wait-timeout={LOCK_WAIT_MS}", f"--dbname={parameters}"],
+        env={**os.environ, **({"PGPASSWORD": password} if password else {})},
         stdout=file,
         stderr=subprocess.PIPE,
         text=True,
@@ -75,8 +93,9 @@ def _run(program: str, url: str, file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def _program(server: int) -> str:
+def _program(connection: Connection) -> str:
     """The first `pg_dump` that is no older than the server: an older one refuses to dump it."""
+    server = connection.info.server_version // 10_000
     found = {path: _version(path) for path in _programs()}
     for path, version in found.items():
         if version >= server:

@@ -1,7 +1,8 @@
 """The specification's migration of `fltr_auth`: credits, total_credits_purchased and team_id leave `users` for a table.
 
     layout      what the catalogue says            session     transactions, locks, who is in the way
-    shape       what that means, and the steps     plan        all of it in one report
+    rights      who owns and may do what           shape       what all that means, and the steps
+    uses        what else uses the columns         plan        all of it in one report
     balances    what the rows say                  change      apply and roll back
 
 Belongs here: everything about this one migration. Does not: how it is asked for and shown (`cli.migrate`).

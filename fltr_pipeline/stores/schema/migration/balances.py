@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
+from fltr_pipeline.stores.auth.rows import HOLD, KIND
 from fltr_pipeline.stores.schema.connection import Connection
 from fltr_pipeline.stores.schema.migration.layout import Layout
 
@@ -53,6 +54,14 @@ WHERE old.user_id IS NULL OR (%(credits)s AND c.credits <> coalesce(old.credits,
    OR (%(team_id)s AND c.team_id::text IS DISTINCT FROM old.team_id)
 ORDER BY 1
 """)
+
+# Reads the whole ledger: a hold is open while no row of kind `close` names it.
+_OPEN_HOLDS = f"""
+SELECT count(*), coalesce(-sum(r.amount), 0)::bigint FROM public.credit_transactions r
+WHERE r.type::text = 'usage' AND {KIND.format(t="r")} = 'reserve'
+  AND NOT EXISTS (SELECT FROM public.credit_transactions c
+                  WHERE {KIND.format(t="c")} = 'close' AND {HOLD.format(t="c")} = r.id::text)
+"""  # noqa: S608 - of constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +142,14 @@ def read(connection: Connection, layout: Layout) -> Balances:
         without_account=tuple(u for (u,) in connection.execute(old + _WITHOUT_ACCOUNT)) if accounts else (),
         differing=tuple(Difference(*r) for r in connection.execute(old + _DIFFERING, present)) if accounts else (),
     )
+
+
+def open_holds(connection: Connection, layout: Layout) -> tuple[int, int]:
+    """How many holds of the pipeline's are open, and the credits in them; none without a ledger."""
+    if not {"id", "type", "amount", "transaction_metadata"} <= layout.types("credit_transactions").keys():
+        return 0, 0
+    holds, credits = connection.execute(_OPEN_HOLDS.encode()).fetchall()[0]
+    return int(holds), int(credits)
 
 
 def _accounts(connection: Connection) -> Totals:

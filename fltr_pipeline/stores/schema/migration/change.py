@@ -3,15 +3,16 @@
 Belongs here: the order of things, the checks that decide between COMMIT and ROLLBACK. Does not: statements (`shape`).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fltr_pipeline.errors import MigrationRefused
 from fltr_pipeline.stores.schema.connection import Connection
 from fltr_pipeline.stores.schema.dump import dump
-from fltr_pipeline.stores.schema.migration.balances import Balances, Orphan, Totals
+from fltr_pipeline.stores.schema.migration.balances import Balances, Orphan, Totals, open_holds
 from fltr_pipeline.stores.schema.migration.plan import Plan, look, plan
-from fltr_pipeline.stores.schema.migration.session import Patience, Tell, exclusive, only_run
+from fltr_pipeline.stores.schema.migration.session import Patience, Tell, exclusive, looking, only_run
 from fltr_pipeline.stores.schema.migration.shape import USER_CREDITS, State, Step, rollback_steps
 
 PATIENCE = Patience()
@@ -66,20 +67,22 @@ def rollback(url: str, dumps: Path, *, patience: Patience = PATIENCE, tell: Tell
     The journal stays: without its rows Drizzle would run its own version of the migration, which copies nothing.
 
     Raises:
-        MigrationRefused: the database is neither migrated nor fresh, a check failed, or PostgreSQL refused a statement.
+        MigrationRefused: the database is neither migrated nor fresh, credits are held, a check failed, or PostgreSQL
+            refused a statement.
         DatabaseBusy: other sessions held on to the tables.
         ConfigurationError: a URL, a right, the folder or a program is missing.
         StoreUnavailable: the server does not answer or went away.
     """
     with only_run(url) as connection:
-        before = plan(url)
-        if before.state is State.FRESH:
-            return Outcome(before.place, before.state)
-        _require_migrated(before)
+        with looking(url) as looked:
+            before = look(looked)
+            if before.state is State.FRESH:
+                return Outcome(before.place, before.state)
+            _require_reversible(looked, before)
         saved = _dump(url, dumps, tell)
         with exclusive(connection, patience, tell):
             now = look(connection)
-            _require_migrated(now)
+            _require_reversible(connection, now)
             steps = rollback_steps(now.layout)
             _run(connection, steps)
             after = _must_be(connection, State.FRESH)
@@ -118,13 +121,26 @@ def _must_be(connection: Connection, state: State) -> Balances:
     return after.balances
 
 
-def _require_migrated(found: Plan) -> None:
+def _require_reversible(connection: Connection, found: Plan) -> None:
+    if reasons := tuple(_reasons_against_rollback(connection, found)):
+        raise MigrationRefused(f"fltr_auth can't be rolled back, nothing was changed: {'; '.join(reasons)}")
+
+
+def _reasons_against_rollback(connection: Connection, found: Plan) -> Iterator[str]:
     if found.layout.present or found.state is State.UNKNOWN:
         reasons = "; ".join(found.shape.obstacles) or f"users still has {', '.join(found.layout.present)}"
-        raise MigrationRefused(f"only a migrated fltr_auth can be rolled back, nothing was changed: {reasons}")
+        yield f"only a migrated one can be, and {reasons}"
+        return
+    yield from found.layout.rights.obstacles()
     known = {column.name for column in USER_CREDITS.columns}
     if more := sorted(found.layout.types(USER_CREDITS.name).keys() - known):
-        raise MigrationRefused(
-            f"user_credits has columns of the application's own ({', '.join(more)}), which a rollback would drop with "
-            "their values, so nothing was changed: move them elsewhere first"
+        yield (
+            f"user_credits has columns of the application's own ({', '.join(more)}), which would be dropped with their "
+            "values: move them elsewhere first"
+        )
+    holds, credits = open_holds(connection, found.layout)
+    if holds:
+        yield (
+            f"{credits:,} credits are in {holds:,} open holds, and could neither be charged nor given back afterwards: "
+            "stop the pipeline's runs, and when their leases are over, `fltr-pipeline reconcile`"
         )

@@ -29,25 +29,33 @@ IDLE_MS = 60_000
 
 _ADVISORY = "SELECT pg_try_advisory_lock(hashtextextended('fltr_pipeline.stores.schema.migration', 0))"
 
-_SET = "SELECT set_config(name, value, true) FROM unnest(%s::text[], %s::text[]) AS limits (name, value)"
+# Not every version has all of them.
+_SET = """
+SELECT set_config(name, value, %s) FROM unnest(%s::text[], %s::text[]) AS limits (name, value)
+WHERE name IN (SELECT name FROM pg_settings)
+"""
 
 _OTHERS = """
 SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = 'public' AND c.relname IN ('teams', 'user_credits', '__drizzle_migrations') AND c.relkind = 'r'
+WHERE n.nspname = 'public' AND c.relname IN ('teams', 'user_credits', '__drizzle_migrations')
+  AND c.relkind IN ('r', 'p')
 """
 
 _SESSIONS = """
-SELECT l.pid, coalesce(a.usename::text, a.backend_type, 'a prepared transaction'), coalesce(a.application_name, ''),
-       coalesce(a.state, ''), string_agg(DISTINCT c.relname || ' ' || l.mode, ', '),
-       coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float
+SELECT l.pid, coalesce(a.usename::text, a.backend_type, 'a prepared transaction'),
+       coalesce(a.application_name, p.gid, ''), coalesce(a.state, ''),
+       string_agg(DISTINCT c.relname || ' ' || l.mode, ', '),
+       coalesce(extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, p.prepared)), 0)::float AS seconds
 FROM pg_locks l
 JOIN pg_class c ON c.oid = l.relation
 LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND l.virtualtransaction = '-1/' || p.transaction
 WHERE l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND l.granted
-  AND l.relation IN (to_regclass('public.users'), to_regclass('public.teams'), to_regclass('public.user_credits'))
+  AND l.relation IN (to_regclass('public.users'), to_regclass('public.teams'), to_regclass('public.user_credits'),
+                     to_regclass('public.__drizzle_migrations'))
   AND l.pid IS DISTINCT FROM pg_backend_pid()
-GROUP BY l.pid, a.usename, a.backend_type, a.application_name, a.state, a.xact_start
-ORDER BY a.xact_start
+GROUP BY l.pid, a.usename, a.backend_type, a.application_name, a.state, a.xact_start, p.gid, p.prepared
+ORDER BY seconds DESC
 """
 
 
@@ -60,6 +68,7 @@ class Session:
     role: str
     """Or what it is, where it has none."""
     application: str
+    """Or a prepared transaction's identifier."""
     state: str
     locks: str
     seconds: float
@@ -96,8 +105,7 @@ def looking(url: str) -> Iterator[Connection]:
         ConfigurationError: not a PostgreSQL URL, or its role may not read the tables.
         StoreUnavailable: the server does not answer.
     """
-    with transaction(url, isolation=IsolationLevel.REPEATABLE_READ) as connection:
-        connection.read_only = True
+    with transaction(url, isolation=IsolationLevel.REPEATABLE_READ, read_only=True) as connection:
         _limit(connection, LOCK_WAIT_MS)
         with _explained():
             try:
@@ -113,15 +121,18 @@ def only_run(url: str) -> Iterator[Connection]:
 
     Raises:
         DatabaseBusy: another run is under way.
+        MigrationRefused: the server is a standby.
         ConfigurationError: not a PostgreSQL URL.
         StoreUnavailable: the server does not answer or goes away.
     """
     with transaction(url) as connection:
-        if connection.execute(_ADVISORY).fetchone() != (True,):
+        with _explained():
+            alone = connection.execute(_ADVISORY).fetchone() == (True,)
+            _set(connection, {"idle_session_timeout": "0"}, local=False)  # it waits for the dump
+        if not alone:
             raise DatabaseBusy(
                 "another migrate-auth is at work on this database, so nothing was done: wait for its end"
             )
-        connection.execute("SET idle_session_timeout = 0")  # it waits for the dump
         connection.commit()
         yield connection
 
@@ -143,7 +154,7 @@ def exclusive(connection: Connection, patience: Patience, tell: Tell) -> Iterato
             time.sleep(patience.pause_seconds)
         with _explained():
             if _locked(connection):
-                with _outcome_in_doubt():
+                with _outcome_in_doubt(connection):
                     yield
                     connection.commit()
                 return
@@ -162,6 +173,8 @@ def _locked(connection: Connection) -> bool:
         for (name,) in connection.execute(_OTHERS).fetchall():
             lock = sql.SQL("LOCK TABLE public.{} IN ACCESS EXCLUSIVE MODE")
             connection.execute(lock.format(sql.Identifier(name)))
+        # A deferred check that waits for COMMIT would keep its table from being altered after a row was written.
+        connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
     except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
         return False
     return True
@@ -173,16 +186,22 @@ def _limit(connection: Connection, lock_wait_ms: int) -> None:
         "lock_timeout": f"{lock_wait_ms}ms",
         "idle_in_transaction_session_timeout": f"{IDLE_MS}ms",
         "statement_timeout": "0",
+        "transaction_timeout": "0",
         "row_security": "off",
         "application_name": APPLICATION,
     }
-    connection.execute(_SET, (list(limits), list(limits.values())))
+    _set(connection, limits, local=True)
+
+
+def _set(connection: Connection, settings: dict[str, str], *, local: bool) -> None:
+    connection.execute(_SET, (local, list(settings), list(settings.values())))
 
 
 def _busy(in_the_way: tuple[Session, ...]) -> DatabaseBusy:
     return DatabaseBusy(
-        "other sessions hold on to users, teams or user_credits, so nothing was changed: try again, or end them first "
-        f"(pg_terminate_backend). In the way: {_named(in_the_way)}"
+        "other sessions hold on to users, teams, user_credits or the journal, so nothing was changed: try again, or "
+        "end them first (pg_terminate_backend; ROLLBACK PREPARED of a prepared transaction). "
+        f"In the way: {_named(in_the_way)}"
     )
 
 
@@ -191,13 +210,19 @@ def _named(in_the_way: tuple[Session, ...]) -> str:
 
 
 @contextmanager
-def _outcome_in_doubt() -> Iterator[None]:
+def _outcome_in_doubt(connection: Connection) -> Iterator[None]:
     """A connection that is lost around COMMIT doesn't tell whether it happened."""
     try:
         yield
-    except psycopg.errors.LockNotAvailable as error:
-        raise _busy(()) from error
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
+        # Of users, teams, user_credits and the journal nobody else has a lock by now: it is a table beside them.
+        raise DatabaseBusy(
+            "another session holds on to a further table that a statement needs, so nothing was changed "
+            f"({error.diag.message_primary}): look for it in pg_locks and try again, or end it (pg_terminate_backend)"
+        ) from error
     except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
+        if not connection.closed:  # a full disk, a cancelled statement: nothing is in doubt
+            raise _refused(error) from error
         raise StoreUnavailable(
             f"the connection was lost or the server gave up ({str(error).strip()}): all of it happened or nothing, "
             "and `fltr-pipeline db migrate-auth --plan` tells which"
@@ -213,9 +238,13 @@ def _explained() -> Iterator[None]:
         raise
     except psycopg.errors.InsufficientPrivilege as error:
         raise ConfigurationError(
-            f"the role in the URL may not do this, nothing was changed ({error.diag.message_primary}): "
-            "give the URL of the owner of users or of an administrator"
+            f"the role in the URL may not do this, nothing was changed ({error.diag.message_primary}): give the URL of "
+            "the owner of users, teams, user_credits and the journal, or of an administrator"
         ) from error
     except psycopg.Error as error:
-        said = " ".join(filter(None, (error.diag.message_primary, error.diag.message_detail))) or str(error)
-        raise MigrationRefused(f"PostgreSQL refused a statement, and everything was taken back: {said}") from error
+        raise _refused(error) from error
+
+
+def _refused(error: psycopg.Error) -> MigrationRefused:
+    said = " ".join(filter(None, (error.diag.message_primary, error.diag.message_detail))) or str(error)
+    return MigrationRefused(f"PostgreSQL refused a statement, and everything was taken back: {said}")

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import groupby
 
 from psycopg import sql
 
@@ -110,23 +111,33 @@ def rollback_steps(layout: Layout) -> tuple[Step, ...]:
 
 
 def _reasons(layout: Layout) -> Iterator[str]:
-    if layout.owner is None:
+    if layout.rights.owner is None:
         yield "there is no table users in public"
         return
-    if not layout.ordinary:
-        yield "users is not a table on its own (a view, partitions or inheritance)"
+    if inherited := [
+        t.name for t in layout.rights.tables if t.name in (USERS.name, USER_CREDITS.name) and not t.ordinary
+    ]:
+        yield from (f"{name} is not a table on its own (a view, partitions or inheritance)" for name in inherited)
         return
     yield from _users(layout)
+    for name in (USER_CREDITS.name, JOURNAL):
+        yield from _taken(layout, name)
     accounts = layout.table(USER_CREDITS.name)
     if accounts is not None:
         yield from _harmful(replace(USER_CREDITS, foreign_keys=()), replace(accounts, foreign_keys=()))
         yield from _wrong_references(accounts)
-    elif USER_CREDITS.name in layout.catalog.relations:
-        yield f"{USER_CREDITS.name} is not a table"
     elif missing := [name for name in COLUMNS if name not in layout.present]:
         yield f"users has no {', no '.join(missing)}, and there is no {USER_CREDITS.name}: no balances to be found"
     if journal := layout.table(JOURNAL):
         yield from _harmful(_JOURNAL, journal)
+
+
+def _taken(layout: Layout, name: str) -> Iterator[str]:
+    if layout.table(name) is None:
+        if name in layout.taken:
+            yield f"{name} is not a table, but something in public has that name"
+        if (key := f"{name}_pkey") in layout.taken:
+            yield f"something in public is called {key}, as the key of {name} is to be"
 
 
 def _users(layout: Layout) -> Iterator[str]:
@@ -178,9 +189,20 @@ def _right(key: ForeignKey, found: FoundForeignKey) -> bool:
 
 
 def _steps(layout: Layout) -> Iterator[Step]:
-    accounts = layout.table(USER_CREDITS.name)
-    if accounts is None:
+    missing = tuple(_missing(layout))
+    if layout.table(USER_CREDITS.name) is None:
         yield from _create(layout)
+    elif missing:
+        # Not a reason for a run: what an administrator gave or took once all was done stays as it is.
+        yield from _own(layout, USER_CREDITS.name)
+        yield from _grants(layout)
+    yield from missing
+    if missing and layout.table(JOURNAL) is not None:
+        yield from _own(layout, JOURNAL)
+
+
+def _missing(layout: Layout) -> Iterator[Step]:
+    accounts = layout.table(USER_CREDITS.name)
     if layout.present == COLUMNS:
         yield Step("copy the balances of users that have none there", COPY.strip())
     if accounts is not None:
@@ -199,13 +221,27 @@ def _create(layout: Layout) -> Iterator[Step]:
         table = _typed(table, key.column, layout.types(key.target)[key.target_column])
     yield Step(f"create {table.name}", _ddl(table))
     yield from _own(layout, table.name)
-    if layout.row_security:
-        # The rights on users mean little without its policies: with them alone, everybody would see every balance.
+    if layout.rights.row_security:
         yield Step(f"hide the rows of {table.name}", f"ALTER TABLE public.{table.name} ENABLE ROW LEVEL SECURITY")
+    yield from _grants(layout)
+
+
+def _own(layout: Layout, table: str) -> Iterator[Step]:
+    owner = layout.rights.owner
+    if owner is not None and layout.rights.foreign(table):
+        statement = f"ALTER TABLE public.{table} OWNER TO {_quoted(owner)}"
+        yield Step(f"give {table} to the owner of users", statement)
+
+
+def _grants(layout: Layout) -> Iterator[Step]:
+    """The rights on users mean little without its policies: with them alone, everybody would see every balance."""
+    if layout.rights.row_security:
         return
-    for grant in layout.grants:
-        statement = f"GRANT {', '.join(grant.privileges)} ON public.{table.name} TO {_quoted(grant.role)}"
-        yield Step(f"grant {grant.role} the rights on {table.name} that it has on users", statement)
+    for role, grants in groupby(layout.rights.missing, key=lambda grant: grant.role):
+        what = ", ".join(f"{g.privilege} ({g.column})" if g.column else g.privilege for g in grants)
+        whom = "PUBLIC" if role is None else _quoted(role)
+        statement = f"GRANT {what} ON public.{USER_CREDITS.name} TO {whom}"
+        yield Step(f"grant {role or 'everybody'} the rights on {USER_CREDITS.name} that it has on users", statement)
 
 
 def _typed(table: Table, name: str, kind: str) -> Table:
@@ -216,12 +252,6 @@ def _typed(table: Table, name: str, kind: str) -> Table:
 def _ddl(table: Table) -> str:
     (statement,) = ddl.statements(Database(FLTR_AUTH.name, False, (table,)))
     return statement
-
-
-def _own(layout: Layout, table: str) -> Iterator[Step]:
-    if layout.owner is not None and layout.owner != layout.role:
-        statement = f"ALTER TABLE public.{table} OWNER TO {_quoted(layout.owner)}"
-        yield Step(f"give {table} to the owner of users", statement)
 
 
 def _references(accounts: FoundTable) -> Iterator[Step]:
@@ -256,24 +286,14 @@ def _quoted(name: str) -> str:
 
 
 def _obstacles(layout: Layout) -> Iterator[str]:
-    if not layout.owned:
-        yield f"{layout.role} doesn't own users: give the URL of {layout.owner} or of an administrator"
-    for dependent in layout.dependents:
-        if dependent.blocks:
-            yield f"{dependent.what} uses users.{dependent.column}: change or drop it first"
-    for trigger in layout.triggers:
-        yield f"the function of trigger {trigger} on users mentions a column that is to go: change or drop it first"
+    yield from layout.rights.obstacles()
+    yield from layout.rights.obstacles_to_making((USER_CREDITS.name, JOURNAL))
+    yield from layout.uses.obstacles()
 
 
 def _notices(layout: Layout) -> Iterator[str]:
-    if layout.row_security:
-        yield (
-            f"users has row-level security: {USER_CREDITS.name} gets it too, but neither policies nor rights; "
-            "give it both before the application starts"
-        )
-    for dependent in layout.dependents:
-        if not dependent.blocks:
-            yield f"{dependent.what} goes with users.{dependent.column}"
+    yield from layout.rights.notices()
+    yield from layout.uses.notices()
     known = {created_at for _, created_at in _JOURNAL.rows}
     for journal in layout.journals:
         rows = journal.rows
