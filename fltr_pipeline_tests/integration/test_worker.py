@@ -1,0 +1,54 @@
+"""A worker's leases live as long as its work gets on."""
+
+import time
+
+import pytest
+
+from fltr_pipeline.pipeline import worker
+from fltr_pipeline.pipeline.worker import Worker, progressed
+from fltr_pipeline_tests.queries import Fltr
+
+DEADLINE = 60.0
+
+
+def test_leases_are_renewed_while_work_gets_on_and_run_out_while_it_does_not(
+    fltr: Fltr, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = fltr.dataset()
+    (document,) = fltr.upload(dataset, "a")
+    fltr.claim(dataset, run="mine", lease=1)
+    stalled = True
+    monkeypatch.setattr(worker._Progress, "idle", lambda _: 100.0 if stalled else 0.0)
+
+    def until(condition: str) -> None:
+        deadline = time.monotonic() + DEADLINE
+        while not fltr.state(document, condition)[0]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    with Worker(fltr.engine, "mine", lease_seconds=1, stall_seconds=99).heartbeat():
+        until("lease_until < now()")
+        stalled = False
+        until("lease_until > now()")  # nobody had come for it
+        stalled = True
+        until("lease_until < now()")
+        (claim,) = fltr.claim(dataset, run="another", lease=3600)
+        stalled = False
+        until("lease_until > now() + interval '30 min'")
+    assert claim.attempts == 1
+    assert fltr.state(document, "run_id, fence") == ("another", claim.fence)
+
+
+def test_progress_is_counted_from_the_last_thing_finished(monkeypatch: pytest.MonkeyPatch, fltr: Fltr) -> None:
+    now = 1000.0
+    monkeypatch.setattr(worker.time, "monotonic", lambda: now)
+    progressed()  # outside of any worker: of no use, of no harm
+    with Worker(fltr.engine, "mine", lease_seconds=3600).heartbeat():
+        progress = worker._PROGRESS.get()
+        assert progress
+        now += 50
+        assert progress.idle() == 50
+        progressed()
+        now += 7
+        assert progress.idle() == 7
+    assert worker._PROGRESS.get() is None
