@@ -59,6 +59,8 @@ class PathOperation:
     others: Work | None = None
     leaves: bool = False
     """Whether it leaves work for the reconciler, even if nobody dies."""
+    drifted: bool = False
+    """Whether Milvus and the manifest differ to begin with."""
 
 
 def text_of(paragraphs: tuple[str, ...]) -> str:
@@ -251,8 +253,8 @@ _ALL = (
     PathOperation("sweep of a deleted document", document_deleted, reconcile, others=run),
     PathOperation("sweep of a document deleted at work", document_deleted_at_work, reconcile, others=run),
     PathOperation("sweep of a deleted dataset", dataset_deleted, reconcile, others=run),
-    PathOperation("sweep of lost vectors", vectors_lost, reconcile, others=run),
-    PathOperation("sweep of orphan vectors", vectors_orphaned, reconcile, others=run),
+    PathOperation("sweep of lost vectors", vectors_lost, reconcile, others=run, drifted=True),
+    PathOperation("sweep of orphan vectors", vectors_orphaned, reconcile, others=run, drifted=True),
 )
 
 PATH = {operation.name: operation for operation in _ALL}

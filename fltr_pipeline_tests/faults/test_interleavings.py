@@ -4,7 +4,6 @@ FLTR_FAULTS=long (`make test-faults`) runs many long schedules, `make test` a sh
 """
 
 import os
-import random
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
