@@ -10,16 +10,21 @@ from pydantic import SecretStr
 
 from fltr_pipeline.credits.ledger import Ledger
 from fltr_pipeline.pipeline.billing import Billing
-from fltr_pipeline.pipeline.services import Services, open_model
+from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.settings import Prices, Settings
 from fltr_pipeline.stores.blobs import BlobStore
 from fltr_pipeline.stores.database import engine_for
 from fltr_pipeline.stores.vectors import VectorStore
+from fltr_pipeline_tests.crashes.engine import DigestModel
 from fltr_pipeline_tests.world import World
 
-_COLLECTION = "fltr_crashes"
+COLLECTION = "fltr_crashes"
 
-PRICES = Prices(dataset_setup=2, embed_tokens=1)
+PRICES = Prices(dataset_setup=2, plan=1, embed_tokens=1)
+"""Each op costs something, and embedding a credit per token."""
+
+CHUNK_TOKENS = 16
+"""A sentence is a chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +53,10 @@ class Hands:
     @classmethod
     def at(cls, place: Place, name: str) -> "Hands":
         """`name`: by which the servers know its sessions. Everything connects when first used."""
-        settings = Settings(prices=PRICES)
+        settings, model = Settings(prices=PRICES, chunk_tokens=CHUNK_TOKENS), DigestModel()
         fltr, auth = (engine_for(SecretStr(f"{url}&application_name={name}")) for url in (place.fltr, place.auth))
-        vectors = VectorStore(place.milvus, None, collection=_COLLECTION, dimension=8)
-        services = Services(settings, fltr, Ledger(auth), vectors, BlobStore(str(place.blobs)), open_model(settings))
+        vectors = VectorStore(place.milvus, None, collection=COLLECTION, dimension=model.dimension)
+        services = Services(settings, fltr, Ledger(auth), vectors, BlobStore(str(place.blobs)), model)
         return cls(name, services, Billing(fltr, services.ledger, settings.prices, settings.charging))
 
     def close(self) -> None:

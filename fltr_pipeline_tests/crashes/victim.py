@@ -11,16 +11,17 @@ from multiprocessing.connection import Connection
 
 from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline_tests.crashes.hands import Hands, Place
-from fltr_pipeline_tests.crashes.points import Point, Probe, Step
+from fltr_pipeline_tests.crashes.points import First, Point, Probe, Step
 
 SESSION = "victim"
 """How the servers know it."""
 
 _DEADLINE = 60.0
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload([__name__, "fltr_pipeline_tests.crashes.operations"])
+_FORKS.set_forkserver_preload([__name__, "fltr_pipeline_tests.crashes.operations", "fltr_pipeline_tests.crashes.path"])
 
 Work = Callable[[Hands], object]
+Watch = Callable[[Probe, Hands], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,16 @@ class Outcome:
     unavailable: str | None = None
 
 
-def run(place: Place, work: Work, point: Point | None) -> Outcome:
-    """Do `work` in a process of its own that is hit at `point`; None: only count its steps."""
+def statements(probe: Probe, hands: Hands) -> None:
+    """Each statement on the two databases is a step."""
+    probe.watch(hands.services.fltr, "fltr")
+    probe.watch(hands.services.ledger.engine, "fltr_auth")
+
+
+def run(place: Place, work: Work, point: Point | First | None, watch: Watch = statements) -> Outcome:
+    """Do `work` in a process of its own that is hit at `point`, of the steps that `watch` sees; None: only count."""
     receiver, sender = _FORKS.Pipe(duplex=False)
-    process = _FORKS.Process(target=_main, args=(place, work, point, sender))
+    process = _FORKS.Process(target=_main, args=(place, work, point, watch, sender))
     process.start()
     sender.close()
     try:
@@ -52,10 +59,9 @@ def run(place: Place, work: Work, point: Point | None) -> Outcome:
     return outcome
 
 
-def _main(place: Place, work: Work, point: Point | None, sender: Connection) -> None:
+def _main(place: Place, work: Work, point: Point | First | None, watch: Watch, sender: Connection) -> None:
     hands, probe = Hands.at(place, SESSION), Probe(point)
-    probe.watch(hands.services.fltr, "fltr")
-    probe.watch(hands.services.ledger.engine, "fltr_auth")
+    watch(probe, hands)
     unavailable = None
     try:
         work(hands)

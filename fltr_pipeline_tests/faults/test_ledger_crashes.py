@@ -143,7 +143,7 @@ def test_a_death_costs_nobody_anything(site: Site, name: str, point: Point, reco
     try:
         outcome = site.kill(operation.work, scene, point)
         assert outcome.hit, f"never came to {point}"
-        if point.moment is Moment.LOST and point.step.database == "fltr_auth":
+        if point.moment is Moment.LOST and point.step.store == "fltr_auth":
             assert outcome.unavailable is None, "the ledger tries again by itself"
         site.an_hour_passes(scene)
         RECOVER[recovery](site, operation, scene)

