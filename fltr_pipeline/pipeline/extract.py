@@ -37,6 +37,16 @@ class _Upload:
         return self.found or 0
 
 
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A document that became ready although some of its pages have no text."""
+
+    filename: str
+    pages: int
+    without_text: tuple[int, ...]
+    """Their numbers, from 1."""
+
+
 class Extract:
     """Reads each upload once; unchanged bytes under an unchanged extractor are neither parsed nor charged."""
 
@@ -50,6 +60,7 @@ class Extract:
         self._extractor = extractor_fingerprint(settings.pdf_engine)
         self._most = settings.max_document_mb * 2**20
         self._uploads: dict[str, _Upload] = {}
+        self.gaps: list[Gap] = []
         self._pool = ParserPool(
             workers=settings.parse_workers, seconds=settings.parse_seconds, memory_mb=settings.parse_memory_mb,
             max_bytes=self._most, pdf_engine=settings.pdf_engine,
@@ -172,9 +183,7 @@ class Extract:
                 continue
             pages = pricing.counted_pages(staged.kind, staged.pages, len(staged.text))
             if staged.blank_pages:
-                _LOG.warning(
-                    "%s: no text on %d of %d pages", staged.claim.filename, len(staged.blank_pages), staged.pages
-                )
+                self.gaps.append(Gap(staged.claim.filename, staged.pages, staged.blank_pages))
             counts = {"pages": staged.pages, "blank_pages": len(staged.blank_pages)}
             results.append(Result(staged.claim, pricing.extract_units(prices, pages), pages, counts))
         return results

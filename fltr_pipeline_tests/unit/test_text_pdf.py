@@ -7,7 +7,7 @@ import pytest
 
 from fltr_pipeline.errors import Corrupt, DocumentError, Empty, Encrypted, NoTextLayer
 from fltr_pipeline.text.parse import parse
-from fltr_pipeline.text.parse.pdf import _rejoined
+from fltr_pipeline.text.parse.formats.pdf import _rejoined
 from fltr_pipeline_tests.pdfs import pdf
 
 

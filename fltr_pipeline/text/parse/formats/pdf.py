@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING
 
 from fltr_pipeline.errors import Corrupt, DocumentError, Empty, Encrypted, NoTextLayer
 from fltr_pipeline.text.clean import clean
-from fltr_pipeline.text.parse.extraction import Extraction
+from fltr_pipeline.text.parse.extraction import Extraction, Format
+from fltr_pipeline.text.parse.sample import Sample
 
 if TYPE_CHECKING:
     from pypdfium2 import PdfDocument
 
 Pages = list[str | None]
 """The text of each page; None where the engine failed on it."""
+
+_HEAD = 1024
+"""Bytes in which `%PDF-` stands, by the specification."""
 
 _JOINED = re.compile("\\b(\\w++)\ufffe\\s*(\\w+)")
 """pdfium puts U+FFFE where a word was divided at the end of its line, be it a hyphenated or a compound one."""
@@ -156,3 +160,15 @@ def _rejoined(pages: Sequence[str]) -> list[str]:
         return compound if hyphenated else left + right
 
     return [_JOINED.sub(join, page).replace("\ufffe", "-") for page in pages] if "\ufffe" in whole else list(pages)
+
+
+def _recognises(sample: Sample) -> bool:
+    """`%PDF-` at the head; behind other bytes only with a PDF's objects: a text may well quote those characters."""
+    data = sample.data
+    position = data.find(b"%PDF-", 0, _HEAD)
+    if position < 0 or not data[:position].strip(b"\xef\xbb\xbf \t\r\n\x00"):
+        return position >= 0
+    return b"endobj" in data
+
+
+FORMAT = Format(kind="pdf", title="PDF", suffixes=(".pdf",), extract=extract, recognises=_recognises)
