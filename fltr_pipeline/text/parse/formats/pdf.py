@@ -1,165 +1,140 @@
 """PDF: pypdf opens, decrypts, counts and judges; one engine reads the text and the other stands in where it fails.
 
-Belongs here: PDF to pages of text. Does not: OCR; a scan has no text layer and is told so.
+Belongs here: which engine's page is believed. Does not: the engines (`pdf_engines`); OCR: a page without text is
+known by its number.
 """
 
-import io
 import re
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
 
-from fltr_pipeline.errors import Corrupt, DocumentError, Empty, Encrypted, NoTextLayer
+from fltr_pipeline.errors import Corrupt, Empty, Encrypted, NoTextLayer, TooLarge
 from fltr_pipeline.text.clean import clean
 from fltr_pipeline.text.parse.extraction import Extraction, Format
+from fltr_pipeline.text.parse.garbage import badness, is_doubtful
+from fltr_pipeline.text.parse.pdf_engines import Engine, Pages, Pypdf, Pypdfium2, versioned
+from fltr_pipeline.text.parse.running_heads import without_running_heads
 from fltr_pipeline.text.parse.sample import Sample
-
-if TYPE_CHECKING:
-    from pypdfium2 import PdfDocument
-
-Pages = list[str | None]
-"""The text of each page; None where the engine failed on it."""
 
 _HEAD = 1024
 """Bytes in which `%PDF-` stands, by the specification."""
 
-_JOINED = re.compile("\\b(\\w++)\ufffe\\s*(\\w+)")
-"""pdfium puts U+FFFE where a word was divided at the end of its line, be it a hyphenated or a compound one."""
+_MOST_PAGES = 100_000
+
+_DIVIDED = re.compile("\\b(\\w++)(?:\ufffe\\s*|([-\u2010])\r?\n)(\\w+)")
+"""A word at the end of a line: pdfium puts U+FFFE where it was divided, hyphenated and compound words alike."""
+
+_MARKS = ("\ufffe", "-\n", "-\r", "\u2010\n", "\u2010\r")
+"""Without one of them, no word is divided."""
+
+_WORD = re.compile(r"\w+(?:-\w+)*")
 
 
 def extract(data: bytes, filename: str, *, engine: str = "pypdfium2") -> Extraction:
-    """The text of each page, read by `engine` (`pypdfium2` or `pypdf`); pages it fails on by the other one.
+    """The text of each page, read by `engine` (`pypdfium2` or `pypdf`); doubtful pages also by the other one.
 
     Raises:
         Encrypted: needs a password.
         Corrupt: neither engine can read it.
         Empty: has no pages.
+        TooLarge: has more pages than any document.
         NoTextLayer: has no text on any page.
     """
-    damage = _judge(data, filename)
-    engines = sorted(_ENGINES, key=lambda name: name != engine)
+    pypdf, damage = _judged(data, filename)
+    pypdfium2 = Pypdfium2(data)
+    engines: dict[str, Engine] = {"pypdfium2": pypdfium2} | ({"pypdf": pypdf} if pypdf else {})
     pages: Pages = []
     used: list[str] = []
-    for name in engines:
-        found = _attempt(_ENGINES[name], data)
-        merged = _merged(pages, found)
-        if merged != pages:
-            pages = merged
-            used.append(_versioned(name))
-        if _has_text(pages) and None not in pages:
+    for name in sorted(engines, key=lambda name: name != engine):
+        doubtful = _doubtful(pages)
+        if pages and not doubtful:
             break
+        better = _improved(pages, _attempt(engines[name], doubtful if pages else None))
+        if better != pages:
+            pages = better
+            used.append(versioned(name))
     if not pages or all(page is None for page in pages):
+        if pypdfium2.needs_password:
+            raise _encrypted(filename)
         reason = f" ({type(damage).__name__}: {damage})" if damage else ""
         raise Corrupt(f"{filename}: the PDF is damaged beyond reading{reason}; save it again and upload it anew")
-    texts = _rejoined([page or "" for page in pages])
-    if not _has_text(texts):
+    texts = [clean(page or "") for page in _rejoined(pages)]
+    if not any(text.strip() for text in texts):
         raise NoTextLayer(
             f"{filename}: none of its {len(pages)} pages has text, it is probably a scan; "
             "upload a version with a text layer (OCR)"
         )
-    return Extraction(texts, " + ".join(used))
+    return Extraction(without_running_heads(texts), " + ".join(used))
 
 
-def _judge(data: bytes, filename: str) -> Exception | None:
-    """What pypdf finds wrong; on malformed files it raises nearly any exception there is."""
-    from pypdf import PasswordType, PdfReader  # noqa: PLC0415
-
+def _judged(data: bytes, filename: str) -> tuple[Pypdf | None, Exception | None]:
+    """pypdf with the file opened, or what it finds wrong with it."""
     try:
-        reader = PdfReader(io.BytesIO(data), strict=False)
-        if reader.is_encrypted and reader.decrypt("") == PasswordType.NOT_DECRYPTED:
-            raise Encrypted(f"{filename}: needs a password; upload it without one")  # noqa: TRY301
-        if not len(reader.pages):
-            raise Empty(f"{filename}: the PDF has no pages")  # noqa: TRY301
-    except (DocumentError, MemoryError):
+        pypdf = Pypdf(data)
+        count = None if pypdf.needs_password else len(pypdf)
+    except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  any of pypdf's failures means the same: damaged
-        return error
-    return None
+        return None, error
+    if count is None:
+        raise _encrypted(filename)
+    if count == 0:
+        raise Empty(f"{filename}: the PDF has no pages")
+    if count > _MOST_PAGES:
+        raise TooLarge(f"{filename}: says that it has {count:,} pages, the most is {_MOST_PAGES:,}; split the file")
+    return pypdf, None
 
 
-def _attempt(read: Callable[[bytes], Pages], data: bytes) -> Pages:
+def _encrypted(filename: str) -> Encrypted:
+    return Encrypted(f"{filename}: needs a password; upload it without one")
+
+
+def _doubtful(pages: Pages) -> Sequence[int]:
+    """The pages to ask the other engine for; all of them, if there is no text at all."""
+    if not any(page and page.strip() for page in pages):
+        return range(len(pages))
+    return [index for index, page in enumerate(pages) if page is None or is_doubtful(page)]
+
+
+def _attempt(engine: Engine, wanted: Collection[int] | None) -> Pages:
     try:
-        return read(data)
+        return engine(wanted)
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001  the other engine may read it; `Corrupt` is raised when none does
         return []
 
 
-def _read_pypdfium2(data: bytes) -> Pages:
-    import pypdfium2  # noqa: PLC0415
-
-    document = pypdfium2.PdfDocument(data)
-    try:
-        return [_page_pypdfium2(document, index) for index in range(len(document))]
-    finally:
-        document.close()
+def _improved(pages: Pages, others: Pages) -> Pages:
+    """`pages`, with those of `others` that read better; page boundaries are those of `pages`, if it has any text."""
+    if len(pages) != len(others):
+        return pages if any(pages) or not others else others
+    return [other if _reads_better(other, page) else page for page, other in zip(pages, others, strict=True)]
 
 
-def _page_pypdfium2(document: "PdfDocument", index: int) -> str | None:
-    import pypdfium2  # noqa: PLC0415
-
-    try:
-        page = document[index]
-    except pypdfium2.PdfiumError:
-        return None
-    text = page.get_textpage()
-    try:
-        return str(text.get_text_range())
-    finally:
-        text.close()
-        page.close()
+def _reads_better(other: str | None, page: str | None) -> bool:
+    if page is None or other is None:
+        return other is not None
+    if not other.strip() or not page.strip():
+        return bool(other.strip())
+    return badness(other) < badness(page)
 
 
-def _read_pypdf(data: bytes) -> Pages:
-    from pypdf import PdfReader  # noqa: PLC0415
-
-    reader = PdfReader(io.BytesIO(data), strict=False)
-    if reader.is_encrypted:
-        reader.decrypt("")
-    pages: Pages = []
-    for page in reader.pages:
-        try:
-            pages.append(page.extract_text())
-        except MemoryError:
-            raise
-        except Exception:  # noqa: BLE001  one bad page does not take the others with it
-            pages.append(None)
-    return pages
-
-
-_ENGINES: dict[str, Callable[[bytes], Pages]] = {"pypdfium2": _read_pypdfium2, "pypdf": _read_pypdf}
-
-
-def _versioned(engine: str) -> str:
-    from importlib.metadata import version  # noqa: PLC0415
-
-    return f"{engine} {version(engine)}"
-
-
-def _merged(first: Pages, second: Pages) -> Pages:
-    """`first`, with what `second` knows where `first` has failed or, all in all, has nothing."""
-    if not _has_text(first) and _has_text(second):
-        return second
-    if len(first) != len(second):
-        return first or second
-    return [other if page is None else page for page, other in zip(first, second, strict=True)]
-
-
-def _has_text(pages: Sequence[str | None]) -> bool:
-    return any(page and clean(page).strip() for page in pages)
-
-
-def _rejoined(pages: Sequence[str]) -> list[str]:
+def _rejoined(pages: Sequence[str | None]) -> list[str]:
     """Words that were divided at the end of a line, as the document writes them elsewhere."""
-    whole = "\n".join(pages)
+    texts = [page or "" for page in pages]
+    if not any(mark in text for text in texts for mark in _MARKS):
+        return texts
+    words = {word for text in texts for word in _WORD.findall(text)}
 
     def join(match: re.Match[str]) -> str:
-        left, right = match[1], match[2]
-        compound = f"{left}-{right}"
-        hyphenated = compound in whole or (left + right not in whole and not (left + right).islower())
-        return compound if hyphenated else left + right
+        left, hyphen, right = match.groups()
+        joined, compound = left + right, f"{left}-{right}"
+        if hyphen:
+            return joined if joined in words and compound not in words else match[0]
+        hyphenated = compound in words or (joined not in words and not joined.islower())
+        return compound if hyphenated else joined
 
-    return [_JOINED.sub(join, page).replace("\ufffe", "-") for page in pages] if "\ufffe" in whole else list(pages)
+    return [_DIVIDED.sub(join, text).replace("\ufffe", "-") for text in texts]
 
 
 def _recognises(sample: Sample) -> bool:
