@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -27,6 +28,16 @@ _LOG = logging.getLogger(__name__)
 _FLUSH, _FLUSH_CHARACTERS = 50, 4_000_000  # texts kept in memory before they are staged
 
 
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A document that became ready although some of its pages have no text."""
+
+    filename: str
+    pages: int
+    without_text: tuple[int, ...]
+    """Their numbers, from 1."""
+
+
 class Extract:
     """Reads each upload once; unchanged bytes under an unchanged extractor are neither parsed nor charged.
 
@@ -46,6 +57,7 @@ class Extract:
         self._sources = Sources(services, self._extractor)
         self._uploads: Mapping[str, Upload] = {}
         self._known: Mapping[str, Known] = {}
+        self.gaps: list[Gap] = []
         self._pool = ParserPool(
             workers=settings.parse_workers, seconds=settings.parse_seconds, memory_mb=settings.parse_memory_mb,
             max_bytes=self._most, pdf_engine=settings.pdf_engine,
@@ -177,9 +189,7 @@ class Extract:
                 continue
             pages = pricing.counted_pages(staged.kind, staged.pages, len(staged.text))
             if staged.blank_pages:
-                _LOG.warning(
-                    "%s: no text on %d of %d pages", staged.claim.filename, len(staged.blank_pages), staged.pages
-                )
+                self.gaps.append(Gap(staged.claim.filename, staged.pages, staged.blank_pages))
             counts = {"pages": staged.pages, "blank_pages": len(staged.blank_pages)}
             results.append(Result(staged.claim, pricing.extract_units(prices, pages), pages, counts))
         return results

@@ -13,6 +13,7 @@ from fltr_pipeline.pipeline.reconcile import compare
 from fltr_pipeline.pipeline.search import search
 from fltr_pipeline.pipeline.stage import Result
 from fltr_pipeline.text.parse.pool import ParserPool
+from fltr_pipeline.text.parse.sample import OLE
 from fltr_pipeline_tests import pdfs
 from fltr_pipeline_tests.world import World
 
@@ -50,7 +51,7 @@ def test_documents_become_searchable_and_are_charged(world: World) -> None:
 
 BAD = {
     "picture.pdf": (b"\x89PNG\r\n\x1a\n" + bytes(64), "unsupported"),
-    "page.pdf": (b"<!doctype html><html><body><p>Not a PDF at all.</p></body></html>", "unsupported"),
+    "office.doc": (OLE + bytes(600), "unsupported"),
     "program.exe": (b"MZ\x90\x00" + bytes(200), "unsupported"),
     "empty.txt": (b"", "empty"),
     "blank.md": (b" \n\t\n ", "empty"),
@@ -63,11 +64,13 @@ BAD = {
 def test_bad_files_fail_for_their_own_reason_and_cost_nothing(world: World) -> None:
     payer = world.user(credits=30)
     dataset = world.dataset(payer)
-    world.upload(dataset, {name: data for name, (data, _) in BAD.items()} | {"good.txt": TREATY})
+    page = b"<!doctype html><html><body><p>Not a PDF at all.</p></body></html>"
+    good = {"good.txt": TREATY, "mislabelled.pdf": page}
+    world.upload(dataset, {name: data for name, (data, _) in BAD.items()} | good)
 
     _, extracted, *_ = world.process(dataset)
 
-    assert world.statuses(dataset) == dict.fromkeys(BAD, "failed") | {"good.txt": "ready"}
+    assert world.statuses(dataset) == dict.fromkeys(BAD, "failed") | dict.fromkeys(good, "ready")
     codes = dict(
         world.rows(
             "SELECT d.filename, p.error_code FROM documents d JOIN pipeline.documents p ON p.document_id = d.id"
@@ -78,10 +81,10 @@ def test_bad_files_fail_for_their_own_reason_and_cost_nothing(world: World) -> N
     assert {f.filename: f.code for f in extracted.failures} == codes
     assert all(f.filename in f.message for f in extracted.failures)
     statement = world.statement(payer)
-    assert (statement.charged, statement.held, statement.available) == (2, 0, 28)
+    assert (statement.charged, statement.held, statement.available) == (4, 0, 26)
     assert dict(world.rows("SELECT status, count(*) FROM processing_jobs GROUP BY 1")) == {
         "failed": len(BAD),
-        "completed": 1,
+        "completed": len(good),
     }
 
 
