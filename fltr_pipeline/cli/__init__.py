@@ -28,7 +28,7 @@ COMMANDS = {
     "reprocess": ("documents:reprocess", "Do a dataset's documents again."),
     "search": ("search:search", "Search a dataset."),
     "credits": ("credits:app", "Grant credits, show balances and statements, audit the ledger."),
-    "reconcile": ("reconcile:reconcile", "End what dead workers left behind."),
+    "reconcile": ("reconcile:reconcile", "End what is left over, sweep what is deleted, repair vectors."),
     "db": ("db:app", "Create, verify, rebuild and migrate the schemas of both databases."),
 }
 """Name → (`module:function` or `module:sub-app` in this package, the line that `--help` shows)."""

@@ -97,12 +97,13 @@ def live_pages(services: Services, dataset_id: str) -> Iterator[LivePage]:
 
 
 def missing(services: Services, dataset_id: str, keys: Collection[str]) -> set[str]:
-    """Those of the live keys that Milvus has not, and that are live all the same."""
+    """Those of the live keys that Milvus has not, also when asked again, and that are live all the same."""
     absent = set(keys) - services.vectors.present(sorted(keys), dataset_id)
-    if not absent:
-        return absent
-    with transaction(services.fltr) as tx:
-        return manifest.still_live(tx, absent)
+    if absent:
+        with transaction(services.fltr) as tx:
+            absent = manifest.still_live(tx, absent)
+        absent -= services.vectors.present(sorted(absent), dataset_id)
+    return absent
 
 
 def orphan_pages(services: Services, listed: Iterable[tuple[str, str]]) -> Iterator[dict[str, str]]:

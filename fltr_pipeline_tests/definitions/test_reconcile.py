@@ -20,6 +20,12 @@ def tick(instance: dg.DagsterInstance) -> dg.RunRequest | dg.SkipReason:
     return result
 
 
+def rows(value: dg.MetadataValue) -> list[dict[str, object]]:
+    """Of a table in a run's metadata."""
+    assert isinstance(value, dg.TableMetadataValue)
+    return [dict(record.data) for record in value.records]
+
+
 def test_the_probe_launches_a_run_when_a_lease_ran_out_and_the_run_leaves_nothing(
     world: World, instance: dg.DagsterInstance
 ) -> None:
@@ -46,6 +52,56 @@ def test_the_probe_launches_a_run_when_a_lease_ran_out_and_the_run_leaves_nothin
     assert world.rows("SELECT status FROM processing_jobs") == [("failed",)]
     world.process(dataset)
     assert world.statuses(dataset) == {"a.txt": "ready"}
+
+
+def test_drift_is_shown_by_the_check_and_then_repaired_by_the_job(world: World, instance: dg.DagsterInstance) -> None:
+    dataset = world.dataset(world.user(credits=20))
+    ids = world.upload(dataset, {"a.txt": b"Some text.", "b.txt": b"Other text."})
+    world.process(dataset)
+    world.sweep_all()  # what other tests left in Milvus
+    ((lost,),) = world.rows("SELECT key FROM pipeline.chunks WHERE document_id = %s", ids["a.txt"])
+    world.services.vectors.delete([lost])
+    world.change("DELETE FROM documents WHERE id = %s", ids["b.txt"])
+
+    def check() -> dg.AssetCheckEvaluation:
+        job = build_defs().resolve_job_def("verify")
+        result = job.execute_in_process(instance=instance, raise_on_error=False)
+        (found,) = [e for e in result.get_asset_check_evaluations() if e.check_name == "manifest_matches_milvus"]
+        return found
+
+    drifted = check()
+    assert not drifted.passed
+    figures = {name: drifted.metadata[name].value for name in ("missing", "orphans", "lost", "deleted_documents")}
+    assert figures == {"missing": 1, "orphans": 0, "lost": 0, "deleted_documents": 1}
+    (row,) = rows(drifted.metadata["datasets"])
+    assert (row["dataset"], row["missing keys"]) == (dataset.id, lost)
+
+    result = build_defs().resolve_job_def("reconcile").execute_in_process(instance=instance)
+    (output,) = [e for e in result.all_events if e.event_type == dg.DagsterEventType.STEP_OUTPUT]
+    metadata = output.step_output_data.metadata
+    assert (metadata["vectors_missing"].value, metadata["documents_deleted"].value) == (1, 1)
+    (receipt,) = rows(metadata["deletions"])
+    assert (receipt["document"], receipt["gone"], receipt["vectors"]) == (ids["b.txt"], "document", "1")
+    (summary,) = rows(metadata["deletions_by_dataset"])
+    assert (summary["dataset"], summary["documents"]) == (dataset.id, "1")
+    world.process(dataset)
+    assert check().passed
+
+
+def test_the_probe_launches_a_short_pass_for_a_deletion(world: World, instance: dg.DagsterInstance) -> None:
+    dataset = world.dataset(world.user(credits=20))
+    world.upload(dataset, {"a.txt": b"Some text."})
+    world.process(dataset)
+    assert isinstance(tick(instance), dg.SkipReason)
+    world.change("DELETE FROM documents")
+    request = tick(instance)
+    assert isinstance(request, dg.RunRequest)
+    result = (
+        build_defs().resolve_job_def("reconcile").execute_in_process(instance=instance, run_config=request.run_config)
+    )
+    assert result.success
+    assert world.keys(dataset) == set()
+    assert isinstance(tick(instance), dg.SkipReason)
 
 
 def test_a_database_that_does_not_answer_is_tried_again(world: World, instance: dg.DagsterInstance) -> None:

@@ -1,5 +1,7 @@
 """`fltr-pipeline reconcile`: what it says, and that the second time it has nothing to say."""
 
+from datetime import UTC
+
 from fltr_pipeline.models import Stage
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims
@@ -20,3 +22,25 @@ def test_what_a_dead_worker_left_is_ended_and_told(world: World) -> None:
         "documents_deleted": 0, "datasets_deleted": 0, "documents_ownerless": 0, "documents_restored": 0,
         "vectors_retired": 0, "vectors_orphaned": 0, "vectors_missing": 0, "documents_repaired": 0, "receipts": [],
     }  # fmt: skip
+
+
+def test_what_is_gone_from_milvus_is_told_with_its_receipt(world: World) -> None:
+    dataset = world.dataset(world.user(credits=20))
+    ids = world.upload(dataset, {"a.txt": b"Some text.", "b.txt": b"Other text."})
+    world.process(dataset)
+    world.sweep_all()  # what other tests left in Milvus
+    world.change("DELETE FROM documents WHERE id = %s", ids["a.txt"])
+    told = fltr_pipeline("reconcile").words
+    assert "1 document deleted: taken out of work and of the manifest" in told
+    assert "1 vector deleted from Milvus that nothing holds any more" in told
+    assert f"document {ids['a.txt']} is gone: 1 vector verified absent from dataset {dataset.id} at 20" in told
+    world.change("DELETE FROM datasets")
+    document = fltr_pipeline("reconcile", "--json").document
+    assert (document["documents_deleted"], document["datasets_deleted"]) == (1, 1)
+    ((at,),) = world.rows("SELECT verified_at FROM pipeline.deletions WHERE cause = 'dataset'")
+    assert document["receipts"] == [
+        {
+            "document_id": ids["b.txt"], "dataset_id": dataset.id, "cause": "dataset", "vectors": 1,
+            "verified_at": at.astimezone(UTC).isoformat(),
+        }
+    ]  # fmt: skip

@@ -14,7 +14,6 @@ from sqlalchemy import Connection, text
 
 from fltr_pipeline.stores.database import id_array
 from fltr_pipeline.stores.fltr.claims import close_jobs, lock_documents
-from fltr_pipeline.stores.fltr.generations import discard_others
 
 OWNER_GONE = "payer_gone"
 """Code of a failure: nobody is left to pay."""
@@ -99,6 +98,18 @@ _WITHDRAW = text("""
     WHERE document_id = ANY(:ids)
     RETURNING job_id
 """)
+
+# The primary keys' first column.
+_DISCARD = (
+    text("""
+        INSERT INTO pipeline.retired_keys (key, dataset_id, document_id)
+        SELECT c.key, p.dataset_id, p.document_id FROM pipeline.documents p JOIN pipeline.chunks c USING (document_id)
+        WHERE p.document_id = ANY(:ids) AND c.key IS NOT NULL
+        ON CONFLICT (key) DO NOTHING
+    """),
+    text("DELETE FROM pipeline.chunks WHERE document_id = ANY(:ids)"),
+    text("DELETE FROM pipeline.generations WHERE document_id = ANY(:ids)"),
+)
 
 # Index: pipeline.retired_keys_by_document.
 _RECORD = text("""
@@ -198,7 +209,8 @@ def withdraw(tx: Connection, document_ids: Sequence[str], message: str) -> int:
 def _withdraw(tx: Connection, ids: Sequence[str], job_status: str, *, owner_gone: bool) -> None:
     jobs = tx.execute(_WITHDRAW, {"ids": list(ids)}).scalars().all()
     close_jobs(tx, [job for job in jobs if job], job_status)
-    discard_others(tx, ids)
+    for statement in _DISCARD:
+        tx.execute(statement, {"ids": list(ids)})
     tx.execute(_RECORD, {"ids": list(ids), "owner_gone": owner_gone})
 
 

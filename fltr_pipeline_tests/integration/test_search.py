@@ -1,0 +1,97 @@
+"""Search shows what the manifest says, whatever lies in Milvus."""
+
+import pytest
+
+from fltr_pipeline.models import VectorRow
+from fltr_pipeline.pipeline.embed import Embed
+from fltr_pipeline.pipeline.plan import Plan
+from fltr_pipeline.pipeline.search import search
+from fltr_pipeline.stores.fltr.datasets import Dataset
+from fltr_pipeline_tests.world import World
+
+BREAD = "Flour, water, salt and yeast; knead, let it rise, bake at 220 degrees."
+
+
+@pytest.fixture
+def books(world: World) -> Dataset:
+    """One searchable document."""
+    dataset = world.dataset(world.user())
+    world.upload(dataset, {"bread.txt": BREAD.encode()})
+    world.process(dataset)
+    return dataset
+
+
+def found(world: World, dataset: Dataset, k: int = 10) -> list[str]:
+    return [h.place.text for h in search(world.services, dataset.id, "bread", k=k)]
+
+
+def insert(world: World, dataset_id: str, document_id: str, keys: list[str]) -> None:
+    """Into Milvus alone: better hits than all others."""
+    vector = world.services.model.encode(["bread"])[0]
+    world.services.vectors.insert([VectorRow(key, dataset_id, document_id, BREAD, vector) for key in keys])
+
+
+def test_a_hit_under_another_dataset_counts_in_neither(world: World, books: Dataset) -> None:
+    other = world.dataset(world.user(), "other")
+    world.upload(other, {"other.txt": BREAD.encode() + b" Of another customer."})
+    world.process(other)
+    ((key, document_id),) = world.rows(
+        "SELECT c.key, c.document_id FROM pipeline.chunks c JOIN pipeline.documents USING (document_id)"
+        " WHERE dataset_id = %s",
+        other.id,
+    )
+    assert found(world, other) == [BREAD + " Of another customer."]
+    world.services.vectors.delete([key])
+    insert(world, books.id, document_id, [key])
+    assert (found(world, books), found(world, other)) == ([BREAD], [])
+    world.services.vectors.delete([key])
+
+
+def test_better_hits_that_do_not_count_do_not_push_out_those_that_do(world: World, books: Dataset) -> None:
+    strays = [f"stray-{books.id}-{n}" for n in range(9)]
+    insert(world, books.id, "nobody", strays)
+    assert found(world, books, k=1) == [BREAD]
+    world.services.vectors.delete(strays)
+
+
+def test_retired_vectors_and_those_in_flight_do_not_count(world: World, books: Dataset) -> None:
+    def in_milvus() -> int:
+        return len(world.keys(books))
+
+    work = Embed(world.services)
+    finish = work.finish
+    seen: list[tuple[list[str], int]] = []
+
+    def looked_at(results: object) -> set[str]:
+        seen.append((found(world, books), in_milvus()))
+        return finish(results)  # type: ignore[arg-type]
+
+    work.finish = looked_at  # type: ignore[method-assign]
+    world.upload(books, {"bread.txt": b"Bread is baked in an oven."})
+    world.extract(books)
+    world.stage(Plan(world.services), books)
+    world.stage(work, books)
+    assert seen == [([BREAD], 2)]
+    assert (found(world, books), in_milvus()) == (["Bread is baked in an oven."], 2)
+
+
+@pytest.mark.parametrize("what", ["document", "dataset", "owner", "owner's balance"])
+def test_what_is_deleted_is_out_of_search_at_once(world: World, books: Dataset, what: str) -> None:
+    if what == "document":
+        world.change("DELETE FROM documents")
+    elif what == "dataset":
+        world.change("ALTER TABLE documents DROP CONSTRAINT documents_dataset_id_datasets_id_fk")
+        world.change("DELETE FROM datasets")
+    elif what == "owner":
+        world.change_auth("DELETE FROM users WHERE id = %s", books.user_id)
+    else:
+        world.change_auth("DELETE FROM user_credits WHERE user_id = %s", books.user_id)
+    assert found(world, books) == ([BREAD] if what == "owner's balance" else [])
+
+
+def test_a_document_that_was_moved_is_found_in_neither_dataset_until_it_is_uploaded_anew(
+    world: World, books: Dataset
+) -> None:
+    other = world.dataset(world.user(), "other")
+    world.change("UPDATE documents SET dataset_id = %s", other.id)
+    assert (found(world, books), found(world, other)) == ([], [])
