@@ -105,7 +105,7 @@ class Corrupt(DocumentError):
 
 
 class Unsupported(DocumentError):
-    """Of a kind that we don't read, or named as another kind than it is."""
+    """Of a kind that we don't read."""
 
     code = "unsupported"
 

@@ -67,7 +67,7 @@ class ParsedDocument:
     text: str
     pages: int
     kind: str
-    """pdf, html, markdown or text."""
+    """The format that it was read as: pdf, docx, html, text."""
     engine: str
     """What produced the text, with its version: `pypdfium2 5.15.2`, `lxml 6.1.3`, `utf-8`."""
     blank_pages: tuple[int, ...] = ()

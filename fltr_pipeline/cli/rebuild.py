@@ -99,15 +99,14 @@ def _tell_plan(found: Plan, *, as_json: bool) -> None:
 def _show_plan(found: Plan) -> None:
     table = Table("table", "rows", "", title=f"{found.survey.database}: would be lost", title_justify="left")
     for held in found.survey.tables:
-        table.add_row(
-            f"{held.schema}.{held.name}", f"{held.rows:,}", "" if held.specified else "not in the specification"
-        )
+        rows = "not readable" if held.rows is None else f"{held.rows:,}"
+        table.add_row(f"{held.schema}.{held.name}", rows, "" if held.specified else "not in the specification")
     print_table(table)
     lines = [f"also: {name}" for name in found.survey.others]
     lines += [
         f"{counted(found.vectors, 'vector')} in Milvus",
         f"{counted(found.holds, 'open hold')} in fltr_auth, of {counted(found.credits_held, 'credit')}: given back",
-        *(f"rights of {name} on tables here: to be granted again" for name in found.survey.roles),
+        *(f"to be granted again: {statement}" for statement in found.survey.rights),
     ]
     for line in lines:
         out().print(plain(line))

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fltr_pipeline.cli.output import AsJson, counted, out, plain, print_json, print_table, read_settings
+from fltr_pipeline.failures import advice
 from fltr_pipeline.models import DocumentStatus
 from fltr_pipeline.pipeline.services import open_services
 from fltr_pipeline.pipeline.status import Standing, overview, standing
@@ -46,6 +47,7 @@ def _standing_as_data(one: Standing) -> dict[str, object]:
     return {
         **asdict(one.status),
         "documents_per_second": one.throughput,
+        "failure_codes": {code: asdict(what) for code, what in advice(f.code for f in one.status.failures)},
         "outstanding": one.outstanding,
         "eta_seconds": one.eta_seconds,
         "in_flight": [asdict(w) for w in one.in_flight],
@@ -124,6 +126,9 @@ def _print_failures(console: Console, failures: Sequence[FailedDocument], total:
         console.print(plain(f"  {failure.code}: {words}"))
     if total > len(failures):
         console.print(f"  and {total - len(failures):,} more: `--all` shows them", markup=False)
+    console.print("what to do:")
+    for code, what in advice(failure.code for failure in failures):
+        console.print(plain(f"  {code}: {what.customer}\n    operator: {what.operator}"))
 
 
 def _duration(seconds: float) -> str:

@@ -227,14 +227,18 @@ class Ledger:
         Raises:
             StoreUnavailable: fltr_auth does not answer.
         """
-        found = self._retried(partial(rows.open_before, before=before.replace(tzinfo=None)))
-        holds = []
-        for row in found:
-            try:
-                holds.append(open_hold(row))
-            except LedgerConflict as error:
-                _LOG.error("%s: `fltr-pipeline credits audit` tells what is wrong", error)
+        holds, unreadable = self._open(before)
+        for error in unreadable.values():
+            _LOG.error("%s: `fltr-pipeline credits audit` tells what is wrong", error)
         return holds
+
+    def unreadable_holds(self, before: datetime) -> list[str]:
+        """Ids of rows that would be in `open_holds`, had nobody changed them. Reads the whole ledger.
+
+        Raises:
+            StoreUnavailable: fltr_auth does not answer.
+        """
+        return sorted(self._open(before)[1])
 
     def statement(self, payer: Payer) -> Statement:
         """Everything that the ledger did for the user, netted per hold, in one snapshot."""
@@ -270,6 +274,16 @@ class Ledger:
                 f"{amount:,} credits for {what}: an amount must be between 1 and {self.max_amount}; "
                 "where a price asks for more, look at FLTR_PRICES__*, or split the document"
             )
+
+    def _open(self, before: datetime) -> tuple[list[Hold], dict[str, LedgerConflict]]:
+        """The open holds, and by row id why others can't be read."""
+        holds, unreadable = [], {}
+        for row in self._retried(partial(rows.open_before, before=before.replace(tzinfo=None))):
+            try:
+                holds.append(open_hold(row))
+            except LedgerConflict as error:
+                unreadable[row.id] = error
+        return holds, unreadable
 
     def _reserve_pot(self, pot: Pot, holds: Sequence[Hold], leaving: int) -> dict[str, HoldState]:
         """Reserve what the pot covers; when it can't cover all, look again and take those that fit, in order."""

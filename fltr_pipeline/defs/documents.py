@@ -1,16 +1,34 @@
 """Asset `documents`: the text of every uploaded document, staged page by page."""
 
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
 import dagster as dg
 
 from fltr_pipeline.defs.datasets import datasets
-from fltr_pipeline.defs.op import ReprocessConfig, ingesting, metadata_of, run_stage, services_of
+from fltr_pipeline.defs.op import ReprocessConfig, ingesting, metadata_of, run_stage, services_of, table
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
-from fltr_pipeline.pipeline.extract import Extract
+from fltr_pipeline.pipeline.extract import Extract, Gap
 from fltr_pipeline.pipeline.reprocess import requeue
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 
+PAGES_CHECK = "pages_have_text"
+_GAPS_SHOWN = 200
 
-@dg.asset(partitions_def=DATASET_PARTITIONS, deps=[datasets], group_name="fltr", kinds={"postgres"})
+
+@dg.asset(
+    partitions_def=DATASET_PARTITIONS,
+    deps=[datasets],
+    group_name="fltr",
+    kinds={"postgres"},
+    check_specs=[
+        dg.AssetCheckSpec(
+            PAGES_CHECK,
+            asset="documents",
+            description="Every page of the documents that this run read has text; one that has none may be a scan.",
+        )
+    ],
+)
 def documents(
     context: dg.AssetExecutionContext,
     config: ReprocessConfig,
@@ -19,7 +37,7 @@ def documents(
     milvus: MilvusResource,
     embedder: EmbedderResource,
     blobs: BlobsResource,
-) -> dg.MaterializeResult[None]:
+) -> Iterator[dg.MaterializeResult[None]]:
     """Extracted text. First queues again what the mode names, then works on everything that waits."""
     with ingesting(context):
         services = services_of(fltr, credits, milvus, embedder, blobs)
@@ -33,4 +51,26 @@ def documents(
         )
         with Extract(services) as work:
             report = run_stage(context, services, billing, work, config.max_documents)
-    return dg.MaterializeResult(metadata=metadata_of(report, documents_requeued=requeued))
+    yield dg.MaterializeResult(
+        metadata=metadata_of(report, documents_requeued=requeued), check_results=[_check(work.gaps)]
+    )
+
+
+def _check(gaps: Sequence[Gap]) -> dg.AssetCheckResult:
+    shown = [(gap.filename, str(gap.pages), _ranges(gap.without_text)) for gap in gaps[:_GAPS_SHOWN]]
+    return dg.AssetCheckResult(
+        check_name=PAGES_CHECK,
+        passed=not gaps,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "documents": len(gaps),
+            "pages": sum(len(gap.without_text) for gap in gaps),
+            "without_text": table(("document", "pages", "without text"), shown),
+        },
+    )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`1, 4-6` for 1, 4, 5, 6."""
+    runs = (list(run) for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]))
+    return ", ".join(f"{run[0][1]}-{run[-1][1]}" if len(run) > 1 else str(run[0][1]) for run in runs)

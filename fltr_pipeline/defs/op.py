@@ -3,6 +3,7 @@
 Belongs here: the step from a Dagster context to a `pipeline` use case and back. Does not: what an op does.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -10,6 +11,7 @@ from functools import lru_cache
 import dagster as dg
 
 from fltr_pipeline.errors import FltrError, SchemaDrift, TransientError
+from fltr_pipeline.failures import advice
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.pipeline.services import Services
@@ -139,6 +141,11 @@ def metadata_of(report: Report, **more: int) -> dict[str, dg.MetadataValue]:
         shown = report.failures[:_FAILURES_SHOWN]
         metadata["failures"] = table(
             ("document", "code", "reason", "id"), [(f.filename, f.code, f.message, f.document_id) for f in shown]
+        )
+        counts = Counter(f.code for f in report.failures)
+        metadata["failure_codes"] = table(
+            ("code", "documents", "for the customer", "for the operator"),
+            [(code, str(counts[code]), a.customer, a.operator) for code, a in advice(counts)],
         )
     return metadata
 

@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from fltr_pipeline.credits import pricing
 from fltr_pipeline.errors import StoreUnavailable
@@ -20,7 +21,9 @@ from fltr_pipeline.stores.fltr.generations import FreshChunk
 
 _LOG = logging.getLogger(__name__)
 _SLICE = 512  # chunks embedded and inserted at a time: bounds memory, paces the progress log
-_GROUP_TOKENS = 20_000  # some ten seconds of a small model on two cores
+_INSERTS = 2  # at a time: the next slice is embedded, and put into a request, while Milvus works on the one before
+_GROUP_SECONDS = 10  # of work between two publishes, at the pace of the group before
+_GROUP_TOKENS = 20_000  # of the first group, and at least: some ten seconds of a small model on two cores
 _SWEEP = 1000  # keys deleted from Milvus at a time
 
 
@@ -34,12 +37,13 @@ class Embed:
     def __init__(self, services: Services) -> None:
         self.quarantine = Quarantine(services)
         self._services = services
+        self._group_tokens = _GROUP_TOKENS
 
     def groups(self, claimed: Sequence[Claim]) -> Sequence[Sequence[Claim]]:
-        """By tokens: a document is published when it and a few others are done, not when a whole batch is."""
+        """By tokens: a document is published when it and a few others are done, not when a whole slow batch is."""
         with transaction(self._services.fltr) as tx:
             tokens = generations.fresh_tokens(tx, claimed)
-        return grouped(claimed, tokens, _GROUP_TOKENS)
+        return grouped(claimed, tokens, self._group_tokens)
 
     def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
         """By the tokens to embed, known exactly."""
@@ -106,15 +110,24 @@ class Embed:
         # A document that somebody took over has no text of ours any more; the fence keeps it from the decision.
         fresh = [c for c in fresh if c.document_id in staged]
         done = 0
-        for part in _slices(fresh):
-            words = [staged[c.document_id][c.start : c.end] for c in part]
-            encoded = self._services.model.encode(words)
-            rows = zip(part, words, encoded, strict=True)
-            vectors.insert([VectorRow(c.key, dataset_id, c.document_id, w, v) for c, w, v in rows])
-            done += len(part)
-            progressed()
-            rate = done / max(time.monotonic() - started, 1e-9)
-            _LOG.info("embedded %d of %d chunks of %d documents (%.0f/s)", done, len(fresh), len(claimed), rate)
+        inserts: deque[Future[None]] = deque()
+        with ThreadPoolExecutor(_INSERTS, thread_name_prefix="insert") as threads:
+            for part in _slices(fresh):
+                words = [staged[c.document_id][c.start : c.end] for c in part]
+                encoded = self._services.model.encode(words)
+                chunks = zip(part, words, encoded, strict=True)
+                rows = [VectorRow(c.key, dataset_id, c.document_id, w, v) for c, w, v in chunks]
+                if len(inserts) == _INSERTS:
+                    inserts.popleft().result()
+                inserts.append(threads.submit(vectors.insert, rows))
+                done += len(part)
+                progressed()
+                rate = done / max(time.monotonic() - started, 1e-9)
+                _LOG.info("embedded %d of %d chunks of %d documents (%.0f/s)", done, len(fresh), len(claimed), rate)
+            while inserts:
+                inserts.popleft().result()
+        pace = sum(c.tokens for c in fresh) / max(time.monotonic() - started, 1e-9)
+        self._group_tokens = max(_GROUP_TOKENS, int(pace * _GROUP_SECONDS))
         return {c.key for c in fresh} - vectors.present([c.key for c in fresh], dataset_id)
 
 

@@ -12,36 +12,37 @@ from fltr_pipeline.errors import DocumentError, MissingUpload, NotFound, TooLarg
 from fltr_pipeline.models import Op, ParsedDocument, Stage
 from fltr_pipeline.pipeline.quarantine import Quarantine
 from fltr_pipeline.pipeline.services import Services
+from fltr_pipeline.pipeline.sources import Known, Sources, Upload
 from fltr_pipeline.pipeline.stage import Result
 from fltr_pipeline.pipeline.worker import progressed
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims, datasets, texts
+from fltr_pipeline.stores.fltr import claims, datasets, generations, texts
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.quarantine import Content
-from fltr_pipeline.stores.fltr.texts import LiveSource, StagedText
+from fltr_pipeline.stores.fltr.texts import StagedText
 from fltr_pipeline.text.fingerprint import extractor_fingerprint
 from fltr_pipeline.text.parse.pool import ParserPool
 
 _LOG = logging.getLogger(__name__)
-_FLUSH, _FLUSH_CHARACTERS = 16, 4_000_000  # texts kept in memory before they are staged
+_FLUSH, _FLUSH_CHARACTERS = 50, 4_000_000  # texts kept in memory before they are staged
 
 
 @dataclass(frozen=True, slots=True)
-class _Upload:
-    """Where a document's bytes are. `key` is None for inline text; `found` is None if there is nothing at all."""
+class Gap:
+    """A document that became ready although some of its pages have no text."""
 
-    key: str | None
-    found: int | None
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return self.found or 0
+    filename: str
+    pages: int
+    without_text: tuple[int, ...]
+    """Their numbers, from 1."""
 
 
 class Extract:
-    """Reads each upload once; unchanged bytes under an unchanged extractor are neither parsed nor charged."""
+    """Reads each upload once; unchanged bytes under an unchanged extractor are neither parsed nor charged.
+
+    If the rest of the configuration is unchanged, too, the live generation is what this attempt would make: it ends.
+    """
 
     op = Op.DOCUMENT_EXTRACT
     stage = Stage.EXTRACT
@@ -53,7 +54,10 @@ class Extract:
         self._services = services
         self._extractor = extractor_fingerprint(settings.pdf_engine)
         self._most = settings.max_document_mb * 2**20
-        self._uploads: dict[str, _Upload] = {}
+        self._sources = Sources(services, self._extractor)
+        self._uploads: Mapping[str, Upload] = {}
+        self._known: Mapping[str, Known] = {}
+        self.gaps: list[Gap] = []
         self._pool = ParserPool(
             workers=settings.parse_workers, seconds=settings.parse_seconds, memory_mb=settings.parse_memory_mb,
             max_bytes=self._most, pdf_engine=settings.pdf_engine,
@@ -73,21 +77,26 @@ class Extract:
         return [claimed]
 
     def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
-        """By the pages that a file of this size can have; the rest comes back. What is too large fails for free."""
-        prices, self._uploads = self._services.settings.prices, self._locate(claimed)
+        """By the pages that a file of this size can have; the rest comes back.
+
+        What is too large fails for free, and what is known already costs nothing.
+        """
+        prices, self._uploads = self._services.settings.prices, self._sources.locate(claimed)
+        self._known = self._sources.known(claimed, self._uploads)
         sizes = {c.document_id: self._uploads[c.document_id].size for c in claimed}
         pages = {c.document_id: pricing.estimated_pages(c.filename, sizes[c.document_id]) for c in claimed}
-        return {i: pricing.extract_units(prices, n) if sizes[i] <= self._most else 0 for i, n in pages.items()}
+        free = {i for i, size in sizes.items() if size > self._most or i in self._known}
+        return {i: 0 if i in free else pricing.extract_units(prices, n) for i, n in pages.items()}
 
     def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
         """Parse in the worker processes and stage the texts as they come."""
         by_id = {c.document_id: c for c in claimed}
-        with transaction(self._services.fltr) as tx:
-            live = texts.live_sources(tx, list(by_id))
+        results = self._unchanged(claimed)
+        known = {r.claim.document_id for r in results}
         sources: dict[str, Content] = {}
-        results: list[Result] = []
         pending: list[StagedText] = []
-        for document_id, parsed in self._pool.parse_all(self._sources(claimed, live, sources, results)):
+        changed = [c for c in claimed if c.document_id not in known]
+        for document_id, parsed in self._pool.parse_all(self._files(changed, sources, results)):
             progressed()
             claim = by_id[document_id]
             if isinstance(parsed, DocumentError):
@@ -101,24 +110,30 @@ class Extract:
         return results + self._stage(pending)
 
     def finish(self, results: Sequence[Result]) -> set[str]:
-        """Park the documents for planning."""
+        """Park the documents for planning; those that are what is live are done."""
+        done = [r.claim for r in results]
+        new = [c for c in done if not self._is_current(c)]
         with transaction(self._services.fltr) as tx:
-            return claims.advance(tx, [r.claim for r in results], Stage.PLAN)
+            confirmed = generations.confirm(tx, [c for c in done if self._is_current(c)])
+            return confirmed | (claims.advance(tx, new, Stage.PLAN) if new else set())
 
-    def _locate(self, claimed: Sequence[Claim]) -> dict[str, _Upload]:
-        """Where each document's bytes are, and how many: a blob, or text that was uploaded inline."""
-        blobs = self._services.blobs
-        keys = {c.document_id: blobs.find(c.dataset_id, c.document_id) for c in claimed}
+    def _is_current(self, claim: Claim) -> bool:
+        known = self._known.get(claim.document_id)
+        return known is not None and known.current
+
+    def _unchanged(self, claimed: Sequence[Claim]) -> list[Result]:
+        """The documents whose live text is the new generation's text, too."""
+        known = [c for c in claimed if c.document_id in self._known]
         with transaction(self._services.fltr) as tx:
-            inline = datasets.content_sizes(tx, [i for i, key in keys.items() if key is None])
-        return {i: _Upload(key, blobs.size(key) if key else inline.get(i)) for i, key in keys.items()}
+            reused = texts.reuse_texts(tx, [c for c in known if not self._is_current(c)])
+        return [
+            Result(c, counts={"pages": self._known[c.document_id].pages, "unchanged": 1})
+            for c in known
+            if self._is_current(c) or c.document_id in reused
+        ]
 
-    def _sources(
-        self,
-        claimed: Sequence[Claim],
-        live: Mapping[str, LiveSource],
-        sources: dict[str, Content],
-        results: list[Result],
+    def _files(
+        self, claimed: Sequence[Claim], sources: dict[str, Content], results: list[Result]
     ) -> Iterator[tuple[str, str, bytes]]:
         """What has to be parsed; the pool pulls from here, so only a few files are in memory at once."""
         poison = self.quarantine.among([self._uploads[c.document_id].size for c in claimed])
@@ -129,17 +144,13 @@ class Extract:
                 results.append(Result(claim, error=error))
                 continue
             digest = hashlib.sha256(data).hexdigest()
-            known = live.get(claim.document_id)
-            if known == LiveSource(self._extractor, digest) and (result := self._reuse(claim)):
-                results.append(result)
-                continue
             if digest in poison:
                 results.append(Result(claim, error=self.quarantine.turn_away(claim, poison[digest])))
                 continue
             sources[claim.document_id] = Content(digest, len(data))
             yield claim.document_id, filename, data
 
-    def _read(self, claim: Claim, upload: _Upload) -> tuple[str, bytes]:
+    def _read(self, claim: Claim, upload: Upload) -> tuple[str, bytes]:
         """(filename, bytes); inline text is plain text, whatever the document's name says."""
         if upload.found is None:
             raise MissingUpload(
@@ -157,11 +168,6 @@ class Extract:
         with transaction(self._services.fltr) as tx:
             content = datasets.content(tx, claim.document_id)
         return f"{claim.document_id}.txt", (content or "").encode()
-
-    def _reuse(self, claim: Claim) -> Result | None:
-        with transaction(self._services.fltr) as tx:
-            reused = texts.reuse_text(tx, claim)
-        return None if reused is None else Result(claim, counts={"pages": reused.pages, "unchanged": 1})
 
     def _staged(self, claim: Claim, parsed: ParsedDocument, source: Content) -> StagedText:
         return StagedText(
@@ -183,9 +189,7 @@ class Extract:
                 continue
             pages = pricing.counted_pages(staged.kind, staged.pages, len(staged.text))
             if staged.blank_pages:
-                _LOG.warning(
-                    "%s: no text on %d of %d pages", staged.claim.filename, len(staged.blank_pages), staged.pages
-                )
+                self.gaps.append(Gap(staged.claim.filename, staged.pages, staged.blank_pages))
             counts = {"pages": staged.pages, "blank_pages": len(staged.blank_pages)}
             results.append(Result(staged.claim, pricing.extract_units(prices, pages), pages, counts))
         return results

@@ -17,13 +17,13 @@ import psycopg
 from psycopg import IsolationLevel
 
 from fltr_pipeline.credits.holds import Close, CloseState
-from fltr_pipeline.errors import DatabaseBusy, RebuildRefused, StoreUnavailable
+from fltr_pipeline.errors import ConfigurationError, DatabaseBusy, RebuildRefused, StoreUnavailable
 from fltr_pipeline.pipeline.billing import hold_of
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores import schema
 from fltr_pipeline.stores.database import transaction as pooled_transaction
 from fltr_pipeline.stores.fltr import charges, datasets
-from fltr_pipeline.stores.schema import dump
+from fltr_pipeline.stores.schema import dump, rights
 from fltr_pipeline.stores.schema import survey as state
 from fltr_pipeline.stores.schema.connection import Connection, transaction
 from fltr_pipeline.stores.schema.specification import FLTR
@@ -56,6 +56,8 @@ class Rebuilt:
     holds: int
     credits_returned: int
     vectors: int
+    rights: tuple[str, ...]
+    """Statements that give other roles again what they had."""
 
 
 def plan(services: Services, unfinished_runs: UnfinishedRuns) -> Plan:
@@ -67,13 +69,14 @@ def plan(services: Services, unfinished_runs: UnfinishedRuns) -> Plan:
     snapshot = transaction(_url(services), isolation=IsolationLevel.REPEATABLE_READ, read_only=True)
     with schema.explained(FLTR.name), snapshot as connection:
         found = state.survey(connection)
+        no_dump = dump.obstacle(_url(services), connection)
     holds = services.ledger.open_holds(datetime.now(UTC))
     return Plan(
         survey=found,
         holds=len(holds),
         credits_held=sum(hold.amount for hold in holds),
         vectors=services.vectors.rows_by_dataset().total(),
-        refusals=tuple(_refusals(found, found.leases, unfinished_runs())),
+        refusals=(*_unable(found.lacking, no_dump), *_refusals(services, found, unfinished_runs())),
     )
 
 
@@ -83,9 +86,9 @@ def apply(
     """Rebuilds the database named `confirmed`; may be killed anywhere and run again. `tell` hears of each step done.
 
     Raises:
-        RebuildRefused: that is not its name, work is under way, or it is no `fltr`. Nothing was dropped.
+        RebuildRefused: that is not its name, work is under way, more than `fltr` would fall, or it is no `fltr`.
         DatabaseBusy: others wrote in it for too long. Nothing was dropped.
-        ConfigurationError: no `pg_dump` that is new enough, or the role may not drop a schema. Nothing was dropped.
+        ConfigurationError: no `pg_dump` that is new enough, or the role may not do all of it. Nothing was dropped.
         StoreUnavailable: a store does not answer; what was done stays so.
     """
     url, vectors = _url(services), services.vectors
@@ -94,16 +97,24 @@ def apply(
         found = state.survey(connection)
         if confirmed != found.database:
             raise RebuildRefused(f"the database is named {found.database!r}, not {confirmed!r}: nothing was dropped")
-        if refusals := list(_refusals(found, found.leases, unfinished_runs())):
-            raise RebuildRefused(f"{'; '.join(refusals)}: nothing was dropped")
+        if refusals := list(_refusals(services, found, unfinished_runs())):
+            raise RebuildRefused(f"nothing was dropped: {'; '.join(refusals)}")
         path = dump.dump(url, folder)
         tell(f"dump: {path}")
+        for statement in found.rights:  # told before they are lost, since nothing remembers them afterwards
+            tell(f"to be granted again: {statement}")
         holds, returned = _close_holds(services, found)
         tell(f"holds closed: {holds}, credits given back: {returned}")
         schema.recreate_fltr(connection)
     tell(f"{found.database}: dropped, created anew, as specified")
-    removed = sweep(services)
-    return Rebuilt(found.database, path, holds, returned, removed)
+    try:
+        removed = sweep(services)
+    except StoreUnavailable as error:
+        raise StoreUnavailable(
+            f"{found.database} was rebuilt, only vectors of what it held are left: `fltr-pipeline reconcile` deletes "
+            f"them ({error})"
+        ) from error
+    return Rebuilt(found.database, path, holds, returned, removed, found.rights)
 
 
 def sweep(services: Services) -> int:
@@ -121,9 +132,7 @@ def sweep(services: Services) -> int:
         services.vectors.delete(list(services.vectors.keys(dataset_id)))
     left = sum(n for dataset_id, n in services.vectors.rows_by_dataset().items() if dataset_id in gone)
     if left:
-        raise StoreUnavailable(
-            f"Milvus still shows {left} vectors of datasets that no longer exist: run `fltr-pipeline db rebuild` again"
-        )
+        raise StoreUnavailable(f"Milvus still shows {left} vectors of datasets that no longer exist")
     return sum(stored[dataset_id] for dataset_id in gone)
 
 
@@ -131,17 +140,37 @@ def _url(services: Services) -> str:
     return services.settings.endpoints.database_url.get_secret_value()
 
 
-def _refusals(found: Survey, leases: Sequence[tuple[str, int]], runs: Sequence[str]) -> Iterator[str]:
+def _unable(lacking: Sequence[str], no_dump: str | None) -> Iterator[str]:
+    if lacking:
+        yield (
+            f"the role in FLTR_DATABASE_URL lacks {', '.join(lacking)}: give the URL of the owner of the database and "
+            "of all in it, or an administrator's"
+        )
+    if no_dump:
+        yield no_dump
+
+
+def _refusals(services: Services, found: Survey, runs: Sequence[str]) -> Iterator[str]:
     if found.of_auth:
         yield (
             f"{found.database} has tables of fltr_auth, which is never rebuilt ({', '.join(found.of_auth)}): "
             "if they are there by mistake, drop them first"
         )
+    if found.outside:
+        yield (
+            f"this is not in public or pipeline and would fall with them ({', '.join(found.outside)}): drop it first, "
+            "or make it independent of them (ALTER EXTENSION ... SET SCHEMA, ALTER PUBLICATION ... DROP)"
+        )
     if runs:
         named = ", ".join(runs)
         yield f"Dagster has runs that are queued or at work ({named}): stop the sensors, then wait or end them"
-    for run_id, n in leases:
+    for run_id, n in found.leases:
         yield f"{run_id or 'a sweep'} works on {n} documents: its leases run out within FLTR_LEASE_SECONDS of its end"
+    if unreadable := services.ledger.unreadable_holds(datetime.now(UTC)):
+        yield (
+            f"rows of the ledger look like open holds, but were changed and can't be closed ({', '.join(unreadable)}): "
+            "`fltr-pipeline credits audit` says what is wrong with them; restore them first"
+        )
 
 
 @contextmanager
@@ -153,6 +182,8 @@ def _alone(url: str) -> Iterator[Connection]:
                 raise DatabaseBusy(
                     "another rebuild or `db init` is at work on this database: nothing was dropped, wait for its end"
                 )
+            if unable := list(_unable(rights.lacking(connection, state.SCHEMAS), dump.obstacle(url, connection))):
+                raise ConfigurationError(f"nothing was dropped: {'; '.join(unable)}")
             state.keep_writers_out(connection)
             yield connection
     except StoreUnavailable as error:

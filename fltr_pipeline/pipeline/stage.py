@@ -262,8 +262,8 @@ class StageRun:
         That is decided with the failure, under the fence: the work of those who took a document over is not ours to
         give back, and after a kill a sweep does what is left.
         """
-        ended = self._fail(failures, report, refund=True)
-        report.credits_returned += self.billing.give_up([(f.claim.document_id, f.claim.generation) for f in ended])
+        if ended := self._fail(failures, report, refund=True):
+            report.credits_returned += self.billing.give_up([(f.claim.document_id, f.claim.generation) for f in ended])
 
     def _fail(self, failures: Sequence[Failure], report: Report, *, refund: bool = False) -> list[Failure]:
         """End the attempts; returns those that were still ours to end."""

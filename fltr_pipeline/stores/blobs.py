@@ -42,6 +42,14 @@ def safe_filename(filename: str) -> str:
     return stem.decode("utf-8", "ignore") + suffix
 
 
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Where a document's bytes are, and how many."""
+
+    key: str
+    size: int
+
+
 @dataclass(frozen=True)
 class BlobStore:
     """The blob store at a folder or an fsspec URL. Opened at the first use; safe to share by threads.
@@ -109,19 +117,26 @@ class BlobStore:
 
     def find(self, dataset_id: str, document_id: str) -> str | None:
         """The key of the document's blob, the newest if there are several, None if there is none."""
+        blob = self.locate(dataset_id, document_id)
+        return None if blob is None else blob.key
+
+    def locate(self, dataset_id: str, document_id: str) -> Blob | None:
+        """The document's blob with its size, from one listing; the newest if there are several."""
         folder = _folder(dataset_id, document_id)
         path = self._path(folder)
         with self._translated(folder):
             self._fs.invalidate_cache(path)
             try:
-                files = [entry["name"] for entry in self._fs.ls(path, detail=True) if entry["type"] == "file"]
+                files = {e["name"]: int(e["size"]) for e in self._fs.ls(path, detail=True) if e["type"] == "file"}
             except FileNotFoundError:
                 self._refuse_missing_root()
                 return None
             if not files:
                 return None
-            newest = max(files, key=lambda name: (self._fs.modified(name), name))
-            return f"{folder}/{newest.rpartition('/')[2]}"
+            newest = next(iter(files))
+            if len(files) > 1:
+                newest = max(files, key=lambda name: (self._fs.modified(name), name))
+            return Blob(f"{folder}/{newest.rpartition('/')[2]}", files[newest])
 
     def delete_document(self, dataset_id: str, document_id: str) -> None:
         """Remove all blobs of a document; it is fine if there are none."""

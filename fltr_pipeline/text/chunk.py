@@ -29,6 +29,9 @@ _CHARACTERS_PER_TOKEN = 16
 _SMALLEST_SHARE = 3
 """A cut leaves at least 1/3 of the limit on either side where the atoms allow it, so that few chunks are tiny."""
 
+_SEPARATORS = frozenset(" \t\n\u00a0\u3000")
+"""White space to every tokenizer; other kinds are control characters to some, which join what they stand between."""
+
 Span = tuple[int, int]
 
 
@@ -78,6 +81,8 @@ class _Atom:
     """What is not cut: it begins at its boundary and ends at the next one."""
 
     begin: Boundary
+    tokens: int
+    """Special tokens not counted."""
     weight: int
     """Tokens, or more where the atom has very many characters per token."""
 
@@ -120,17 +125,31 @@ class _Cutter:
         )
 
     def _fitting(self, boundaries: list[Boundary], end: int, limit: int, allowed: int) -> Iterator[_Piece]:
-        """Divide by the atoms' sizes, then measure: the parts of a text need not add up to the whole's tokens."""
-        atoms = self._atoms(boundaries, end, limit)
-        starts = [atom.begin.position for atom in atoms] + [end]
-        spans = (self._stripped(starts[first], starts[last]) for first, last in _divided(self._text, atoms, limit))
-        for piece in self.measured([span for span in spans if span[0] < span[1]]):
+        """Divide by the atoms' sizes; where a piece turns out to have more tokens than allowed, divide it further."""
+        for piece in self._divided(self._atoms(boundaries, end, limit), end, limit):
             if piece.tokens - self._special <= allowed or limit == 1:
                 yield piece
             else:
                 inner = [b for b in boundaries if piece.start < b.position < piece.end]
                 whole = [Boundary(piece.start, Level.PAGE), *inner]
                 yield from self._fitting(whole, piece.end, max(1, limit * 3 // 4), allowed)
+
+    def _divided(self, atoms: Sequence[_Atom], end: int, limit: int) -> list[_Piece]:
+        """The pieces that are not blank, measured: the parts of a text need not add up to the whole's tokens."""
+        starts = [atom.begin.position for atom in atoms] + [end]
+        total = [0, *accumulate(atom.tokens for atom in atoms)]
+        sizes: dict[Span, int | None] = {}
+        for first, last in _divided(self._text, atoms, limit):
+            span = self._stripped(starts[first], starts[last])
+            if span[0] < span[1]:
+                adds_up = self._adds_up(starts[first + 1 : last])
+                sizes[span] = total[last] - total[first] + self._special if adds_up else None
+        pieces = iter(self.measured([span for span, tokens in sizes.items() if tokens is None]))
+        return [next(pieces) if tokens is None else _Piece(*span, tokens) for span, tokens in sizes.items()]
+
+    def _adds_up(self, inside: Sequence[int]) -> bool:
+        """Whether a piece that is cut at these places has as many tokens as its parts together."""
+        return self._tokenizer.word_by_word and all(self._text[place - 1] in _SEPARATORS for place in inside)
 
     def _atoms(self, boundaries: list[Boundary], end: int, limit: int) -> list[_Atom]:
         atoms = self._weighed(boundaries, end)
@@ -149,9 +168,10 @@ class _Cutter:
     def _weighed(self, boundaries: Sequence[Boundary], end: int) -> list[_Atom]:
         ends = [*(boundary.position for boundary in boundaries[1:]), end]
         texts = [self._text[boundary.position : stop] for boundary, stop in zip(boundaries, ends, strict=True)]
+        counts = (tokens - self._special for tokens in self._tokenizer.count(texts))
         return [
-            _Atom(boundary, max(tokens - self._special, -(-len(text) // _CHARACTERS_PER_TOKEN)))
-            for boundary, text, tokens in zip(boundaries, texts, self._tokenizer.count(texts), strict=True)
+            _Atom(boundary, tokens, max(tokens, -(-len(text) // _CHARACTERS_PER_TOKEN)))
+            for boundary, text, tokens in zip(boundaries, texts, counts, strict=True)
         ]
 
     def _stripped(self, start: int, end: int) -> Span:

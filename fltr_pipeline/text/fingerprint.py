@@ -13,7 +13,7 @@ from fltr_pipeline.text.clean import CLEANER_VERSION
 from fltr_pipeline.text.model import EmbeddingModel
 from fltr_pipeline.text.parse import PARSER_VERSION
 
-_LIBRARIES = ("charset-normalizer", "lxml", "pypdf", "pypdfium2")
+_LIBRARIES = ("charset-normalizer", "lxml", "pypdf", "pypdfium2", "python-calamine", "striprtf")
 
 
 def extractor_fingerprint(pdf_engine: str) -> str:

@@ -4,6 +4,7 @@ Belongs here: a thin wrapper that never truncates and never pads. Does not: the 
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 _BATCH = 512
@@ -25,6 +26,16 @@ class Tokenizer:
     def special_tokens(self) -> int:
         """Tokens that the model adds to every text."""
         return int(self._backend.num_special_tokens_to_add(is_pair=False))
+
+    @cached_property
+    def word_by_word(self) -> bool:
+        """Whether white space ends every token, and a word's tokens are the same wherever it stands, as with BERT."""
+        from tokenizers.models import WordPiece  # noqa: PLC0415
+        from tokenizers.normalizers import BertNormalizer  # noqa: PLC0415
+        from tokenizers.pre_tokenizers import BertPreTokenizer  # noqa: PLC0415
+
+        parts = (self._backend.normalizer, self._backend.pre_tokenizer, self._backend.model)
+        return all(map(isinstance, parts, (BertNormalizer, BertPreTokenizer, WordPiece)))
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special tokens included."""

@@ -6,8 +6,10 @@ import pytest
 from fltr_pipeline.definitions import build_defs
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.defs.schedules import nightly_backfill
+from fltr_pipeline.failures import ADVICE
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 from fltr_pipeline.stores.fltr.datasets import Dataset
+from fltr_pipeline_tests.pdfs import pdf
 from fltr_pipeline_tests.world import World
 
 ASSETS = ["datasets", "documents", "processing_jobs", "document_embeddings"]
@@ -55,6 +57,7 @@ def test_one_run_takes_a_dataset_from_upload_to_search(world: World, instance: d
     assert {c.check_name: c.passed for c in result.get_asset_check_evaluations()} == {
         "fltr_matches_specification": True,
         "fltr_auth_matches_specification": True,
+        "pages_have_text": True,
         "published_chunks_are_in_milvus": True,
     }
     assert world.statuses(dataset) == {"a.txt": "ready", "b.md": "ready", "c.pdf": "failed", "d.txt": "failed"}
@@ -84,11 +87,34 @@ def test_a_partition_materialised_by_hand_redoes_what_failed(world: World, insta
 def test_what_failed_stands_in_the_metadata_as_a_table(world: World, instance: dg.DagsterInstance) -> None:
     dataset = world.dataset(world.user(credits=10))
     world.upload(dataset, {"b.txt": b""})
-    failures = metadata(run(instance, "ingest", dataset), "documents")["failures"]
+    found = metadata(run(instance, "ingest", dataset), "documents")
+    failures, codes = found["failures"], found["failure_codes"]
     assert isinstance(failures, dg.TableMetadataValue)
     (row,) = [record.data for record in failures.records]
     assert (row["document"], row["code"]) == ("b.txt", "empty")
     assert "b.txt" in str(row["reason"])
+    assert isinstance(codes, dg.TableMetadataValue)
+    (row,) = [record.data for record in codes.records]
+    assert row == {
+        "code": "empty",
+        "documents": "1",
+        "for the customer": ADVICE["empty"].customer,
+        "for the operator": ADVICE["empty"].operator,
+    }
+
+
+def test_pages_without_text_are_named_and_warned_of(world: World, instance: dg.DagsterInstance) -> None:
+    dataset = world.dataset(world.user(credits=20))
+    world.upload(dataset, {"gaps.pdf": pdf(["words", "", "more", "", "", ""]), "whole.pdf": pdf(["words"])})
+    result = run(instance, "ingest", dataset)
+    assert result.success
+    assert world.statuses(dataset) == {"gaps.pdf": "ready", "whole.pdf": "ready"}
+    assert metadata(result, "documents")["blank_pages"] == 4
+    (check,) = [c for c in result.get_asset_check_evaluations() if c.check_name == "pages_have_text"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    pages = check.metadata["without_text"]
+    assert isinstance(pages, dg.TableMetadataValue)
+    assert [r.data for r in pages.records] == [{"document": "gaps.pdf", "pages": "6", "without text": "2, 4-6"}]
 
 
 def test_harmful_drift_stops_ingest_and_says_so(world: World, instance: dg.DagsterInstance) -> None:

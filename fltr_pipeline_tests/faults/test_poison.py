@@ -17,9 +17,11 @@ from fltr_pipeline.models import Chunk, ReprocessMode, Stage
 from fltr_pipeline.pipeline import plan
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import compare
+from fltr_pipeline.pipeline.reprocess import datasets_to_backfill, requeue
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims
 from fltr_pipeline.stores.fltr.datasets import Dataset
+from fltr_pipeline.text.chunk import chunk_text
 from fltr_pipeline.text.model import EmbeddingModel
 from fltr_pipeline.text.parse.pool import ParserPool
 from fltr_pipeline_tests.world import World
@@ -38,14 +40,13 @@ def _without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plan_and_die(world: World, dataset: Dataset) -> None:
     """A worker's process: plans until it meets the poison."""
-    chunk_text = plan.chunk_text
 
     def deadly(text: str, *arguments: Any, **named: Any) -> Iterator[Chunk]:
         if "POISON" in text:
             os.kill(os.getpid(), signal.SIGKILL)
         yield from chunk_text(text, *arguments, **named)
 
-    plan.chunk_text = deadly  # type: ignore[assignment]
+    setattr(plan, "chunk_text", deadly)  # noqa: B010 - not a name that the module exports
     world.stage(Plan(world.services), dataset)
     world.close()
 
@@ -192,3 +193,23 @@ def test_a_good_version_stays_when_the_new_one_is_poison(world: World) -> None:
     world.upload(dataset, {"a.txt": b"A good text."})
     world.process(dataset)
     assert world.statuses(dataset) == {"a.txt": "ready"}
+
+
+def test_a_stale_document_that_another_configuration_makes_poison_is_not_queued_night_after_night(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = world.dataset(world.user(credits=50))
+    world.upload(dataset, {"a.txt": POISON})
+    world.process(dataset)
+    monkeypatch.setenv("FLTR_CHUNK_TOKENS", "20")
+    del world.services
+    assert datasets_to_backfill(world.services) == [dataset.id]
+    requeue(world.services, dataset.id, ReprocessMode.stale, charge=False)
+    world.extract(dataset)
+    give_up(world, dataset)
+    assert world.statuses(dataset) == {"a.txt": "ready"}
+    assert datasets_to_backfill(world.services) == []
+    assert requeue(world.services, dataset.id, ReprocessMode.stale, charge=False) == 0
+    world.process(dataset, ReprocessMode.all)
+    assert datasets_to_backfill(world.services) == []
+    assert world.rows("SELECT fingerprint FROM pipeline.generations") == [(world.services.fingerprint,)]

@@ -1,5 +1,6 @@
 """The blob store on a real folder, and its other path on fsspec's memory file system."""
 
+import hashlib
 import os
 import uuid
 from pathlib import Path
@@ -24,6 +25,14 @@ def test_a_blob_is_read_back_by_its_key(blobs: BlobStore) -> None:
     assert blobs.read(key) == b"%PDF-1.7"
     assert blobs.size(key) == 8
     assert blobs.find("ds", "doc") == key
+
+
+def test_a_blob_is_digested_part_by_part(blobs: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fltr_pipeline.stores.blobs._PART", 3)
+    key = blobs.put("d", "x", "a.txt", b"ten bytes.")
+    assert blobs.digest(key) == (hashlib.sha256(b"ten bytes.").hexdigest(), 10)
+    with pytest.raises(NotFound):
+        blobs.digest("d/x/none.txt")
 
 
 def test_a_file_is_stored_without_reading_it_whole(blobs: BlobStore, tmp_path: Path) -> None:

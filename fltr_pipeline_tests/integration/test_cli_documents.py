@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fltr_pipeline.credits.holds import Payer
+from fltr_pipeline.failures import ADVICE
 from fltr_pipeline.models import DocumentStatus
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline_tests.command_line import fltr_pipeline, fltr_pipeline_process
@@ -60,6 +61,7 @@ def test_from_upload_to_search(world: World, files: Path) -> None:
     assert status["tokens"] > 20
     assert status["documents_per_second"] > 0
     assert [(f["filename"], f["code"]) for f in status["failures"]] == [("broken.pdf", "corrupt")]
+    assert status["failure_codes"]["corrupt"]["customer"] == ADVICE["corrupt"].customer
     shown = fltr_pipeline("status", "books").stdout
     assert "2 ready, 1 failed" in shown
     assert "corrupt: broken.pdf: " in shown

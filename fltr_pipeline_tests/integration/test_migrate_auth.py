@@ -1,4 +1,23 @@
-"""`fltr_auth`'s migration on a real server: each state, planned, applied, applied again, rolled back."""
+"""`fltr_auth`'s migration on a real server: each state, planned, applied, applied again, rolled back.
+
+Which test has a state and what is done to it. `partial`, `traffic` and `cli` are this file's siblings, `kills` is
+`faults/test_migrate_auth_kills.py`; "-" is where nothing runs, so that nothing can be killed or blocked:
+
+| state | plan; apply, and again | killed | blocked | rollback |
+| --- | --- | --- | --- | --- |
+| fresh | the_plan_of; apply_moves | kills: apply | traffic: tries_again | restores |
+| journal ahead of it | partial: ahead_of | as fresh | as fresh | restores |
+| journal elsewhere | partial: elsewhere | as fresh | as fresh | as fresh |
+| partial, with columns | partial: stopped 1, 2 | kills: apply | traffic: blocks | partial: diverged |
+| partial, with some | partial: stopped 3, 4 | as above | as above | partial: diverged |
+| partial, with none | partial: stopped 5 to 7 | as above | as above | partial: half_done |
+| partial, diverged | partial: diverged | - | - | partial: diverged |
+| done | apply_moves; cli: there_and_back | kills: rollback | traffic: blocks | restores |
+| done, balances lost | cli: without_an_account; loses_all | - | - | as done |
+| unknown | what_it_is_not_for | - | - | what_it_is_not_for |
+
+Sign-ups and purchases meanwhile are in `traffic`; what must go first in `uses`; who may do it in `rights`.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -274,6 +293,15 @@ def test_rollback_drops_nothing_that_others_use(old: str, tmp_path: Path) -> Non
     with pytest.raises(MigrationRefused, match="view rich depends on table user_credits"):
         migration.rollback(old, tmp_path, tell=silent)
     assert old_auth.fingerprint(old) == before
+
+
+def test_a_team_can_be_deleted_only_once_nobody_is_in_it(tidy: str, tmp_path: Path) -> None:
+    apply(tidy, tmp_path)
+    owned = "UPDATE teams SET owner_id = 'user-004' WHERE id = 'team-1'"
+    for deletion in ("DELETE FROM teams WHERE id = 'team-1'", f"{owned}; DELETE FROM users WHERE id = 'user-004'"):
+        with pytest.raises(psycopg.errors.ForeignKeyViolation, match="user_credits_team_id_teams_id_fk"):
+            old_auth.execute(tidy, deletion)
+        old_auth.execute(tidy, f"UPDATE user_credits SET team_id = NULL WHERE team_id = 'team-1'; {deletion}; ROLLBACK")
 
 
 # --- why it is not done by the document's SQL alone -------------------------------------------------------------------

@@ -143,3 +143,12 @@ def test_no_message_repeats_the_password(old: str, monkeypatch: pytest.MonkeyPat
 def test_wrong_usage_exits_2(old: str, arguments: list[str]) -> None:
     assert old
     assert migrate(*arguments).exit_code == 2
+
+
+def test_a_plan_says_that_no_dump_can_be_made(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fltr_pipeline.stores.schema.dump._programs", lambda: iter(()))
+    for how in ("--plan", "--apply"):
+        refused = migrate(how, "--null-orphan-teams")
+        assert refused.exit_code == 1
+        assert "needs a pg_dump as new (there is none on PATH)" in refused.words
+    assert "state: fresh" in migrate("--plan").stdout

@@ -78,6 +78,16 @@ def test_a_partial_run_that_has_diverged_is_refused_with_the_rows_that_differ(
     assert old_auth.fingerprint(tidy) == before
 
 
+@pytest.mark.parametrize("done", [5, 6])
+def test_what_was_half_done_can_be_rolled_back_once_the_columns_are_gone(tidy: str, tmp_path: Path, done: int) -> None:
+    old_auth.run_document(tidy, DOCUMENT[:done])
+    assert migration.rollback(tidy, tmp_path, tell=silent).state is State.FRESH
+    found = old_auth.rows(tidy, "SELECT id, credits, total_credits_purchased, team_id FROM users")
+    assert {row[0]: row[1:] for row in found} == old_auth.expected()
+    apply(tidy, tmp_path)
+    old_auth.assert_migrated(tidy, old_auth.expected())
+
+
 def test_an_account_of_nobody_is_a_difference(tidy: str, tmp_path: Path) -> None:
     old_auth.run_document(tidy, DOCUMENT[:2])
     old_auth.execute(

@@ -164,3 +164,18 @@ def test_what_has_nothing_to_do_with_the_columns_is_not_named(old: str) -> None:
     quiet = migration.plan(old).shape
     old_auth.execute(old, NOT_CONCERNED)
     assert migration.plan(old).shape == quiet
+
+
+def test_once_the_columns_are_gone_nothing_uses_them(old: str, tmp_path: Path) -> None:
+    """What the new application may do: give each user an account as they sign up."""
+    apply(old, tmp_path)
+    old_auth.execute(
+        old,
+        "CREATE FUNCTION welcome() RETURNS trigger LANGUAGE plpgsql "
+        "AS 'BEGIN INSERT INTO user_credits (user_id, credits) VALUES (NEW.id, 10); RETURN NEW; END'",
+        "CREATE TRIGGER welcome AFTER INSERT ON users FOR EACH ROW EXECUTE FUNCTION welcome()",
+        "DROP TABLE __drizzle_migrations",
+    )
+    plan = migration.plan(old)
+    assert (plan.state, plan.refusals(null_orphan_teams=False), plan.shape.notices) == (State.PARTIAL, (), ())
+    assert apply(old, tmp_path).state is State.DONE

@@ -12,6 +12,8 @@ from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import compare
 from fltr_pipeline.pipeline.search import search
 from fltr_pipeline.pipeline.stage import Result
+from fltr_pipeline.text.parse.pool import ParserPool
+from fltr_pipeline.text.parse.sample import OLE
 from fltr_pipeline_tests import pdfs
 from fltr_pipeline_tests.world import World
 
@@ -49,7 +51,7 @@ def test_documents_become_searchable_and_are_charged(world: World) -> None:
 
 BAD = {
     "picture.pdf": (b"\x89PNG\r\n\x1a\n" + bytes(64), "unsupported"),
-    "page.pdf": (b"<!doctype html><html><body><p>Not a PDF at all.</p></body></html>", "unsupported"),
+    "office.doc": (OLE + bytes(600), "unsupported"),
     "program.exe": (b"MZ\x90\x00" + bytes(200), "unsupported"),
     "empty.txt": (b"", "empty"),
     "blank.md": (b" \n\t\n ", "empty"),
@@ -62,11 +64,13 @@ BAD = {
 def test_bad_files_fail_for_their_own_reason_and_cost_nothing(world: World) -> None:
     payer = world.user(credits=30)
     dataset = world.dataset(payer)
-    world.upload(dataset, {name: data for name, (data, _) in BAD.items()} | {"good.txt": TREATY})
+    page = b"<!doctype html><html><body><p>Not a PDF at all.</p></body></html>"
+    good = {"good.txt": TREATY, "mislabelled.pdf": page}
+    world.upload(dataset, {name: data for name, (data, _) in BAD.items()} | good)
 
     _, extracted, *_ = world.process(dataset)
 
-    assert world.statuses(dataset) == dict.fromkeys(BAD, "failed") | {"good.txt": "ready"}
+    assert world.statuses(dataset) == dict.fromkeys(BAD, "failed") | dict.fromkeys(good, "ready")
     codes = dict(
         world.rows(
             "SELECT d.filename, p.error_code FROM documents d JOIN pipeline.documents p ON p.document_id = d.id"
@@ -77,10 +81,10 @@ def test_bad_files_fail_for_their_own_reason_and_cost_nothing(world: World) -> N
     assert {f.filename: f.code for f in extracted.failures} == codes
     assert all(f.filename in f.message for f in extracted.failures)
     statement = world.statement(payer)
-    assert (statement.charged, statement.held, statement.available) == (2, 0, 28)
+    assert (statement.charged, statement.held, statement.available) == (4, 0, 26)
     assert dict(world.rows("SELECT status, count(*) FROM processing_jobs GROUP BY 1")) == {
         "failed": len(BAD),
-        "completed": 1,
+        "completed": len(good),
     }
 
 
@@ -121,12 +125,80 @@ def test_the_same_file_again_costs_nothing_and_keeps_its_vectors(world: World) -
     world.upload(dataset, {"a.txt": TREATY})
     _, extracted, planned, embedded = world.process(dataset)
 
-    assert extracted.counts["unchanged"] == 1
-    assert (planned.counts["chunks_reused"], planned.counts["chunks_new"]) == (1, 0)
-    assert (embedded.done, embedded.counts["chunks_embedded"]) == (1, 0)
+    assert (extracted.done, extracted.counts["unchanged"]) == (1, 1)
+    assert (planned.claimed, embedded.claimed) == (0, 0), "it was done already"
+    assert extracted.credits_reserved == 0
     assert set(world.services.vectors.keys(dataset.id)) == before
     assert world.statement(payer).charged == 2
     assert world.statuses(dataset) == {"a.txt": "ready"}
+    assert set(world.rows("SELECT status FROM processing_jobs")) == {("completed",)}
+    assert world.rows("SELECT generation, live_generation, stage FROM pipeline.documents") == [(2, 1, None)]
+
+
+def test_the_same_file_again_needs_no_credits(world: World) -> None:
+    payer = world.user(credits=2)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": TREATY})
+    world.process(dataset)
+    assert world.statement(payer).available == 0
+    world.upload(dataset, {"a.txt": TREATY})
+    world.process(dataset)
+    assert world.statuses(dataset) == {"a.txt": "ready"}
+    assert len(world.auth_rows("SELECT id FROM credit_transactions WHERE type = 'usage'")) == 4  # two holds, closed
+
+
+def test_renaming_and_touching_embed_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    payer = world.user(credits=10)
+    dataset = world.dataset(payer)
+    ids = world.upload(dataset, {"a.txt": TREATY, "b.md": BREAD})
+    world.process(dataset)
+    before = set(world.services.vectors.keys(dataset.id))
+    monkeypatch.setattr(ParserPool, "parse_all", lambda _, items: [pytest.fail("it was parsed") for _ in items])
+
+    world.change("UPDATE documents SET filename = 'folder/c.txt', updated_at = now() WHERE id = %s", ids["a.txt"])
+    world.change("UPDATE documents SET filename = 'd.md', status = 'uploaded', updated_at = now() WHERE id = %s",
+                 ids["b.md"])  # fmt: skip
+    world.process(dataset)
+
+    assert world.statuses(dataset) == {"folder/c.txt": "ready", "d.md": "ready"}
+    assert set(world.services.vectors.keys(dataset.id)) == before
+    assert world.statement(payer).charged == 4
+    assert search(world.services, dataset.id, "treaty", k=1)[0].place.filename == "folder/c.txt"
+
+
+def test_unchanged_bytes_under_another_configuration_are_planned_but_not_parsed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = world.dataset(world.user(credits=10))
+    world.upload(dataset, {"a.txt": TREATY, "b.md": BREAD})
+    world.process(dataset)
+    monkeypatch.setattr(ParserPool, "parse_all", lambda _, items: [pytest.fail("it was parsed") for _ in items])
+    monkeypatch.setenv("FLTR_CHUNK_TOKENS", "20")
+    del world.services
+    world.upload(dataset, {"a.txt": TREATY, "b.md": BREAD})
+    _, extracted, planned, embedded = world.process(dataset)
+    assert (extracted.counts["unchanged"], planned.done, embedded.done) == (2, 2, 2)
+    assert compare(world.services, dataset.id).none
+
+
+def test_inline_text_that_comes_again_is_published_as_it_was(world: World) -> None:
+    """What is in `content` is then the upload, not the published text that was made from it."""
+    dataset = world.dataset(world.user(credits=10))
+    raw = "Trailing blanks are not kept.   \r\n\r\nA second paragraph.  \r\n"
+    world.blobs.mkdir(exist_ok=True)
+    world.change(
+        "INSERT INTO documents (id, dataset_id, filename, content, status) VALUES ('n-1', %s, 'note', %s, 'uploaded')",
+        dataset.id, raw,
+    )  # fmt: skip
+    world.process(dataset)
+    ((published,),) = world.rows("SELECT content FROM documents")
+    assert published != raw
+    world.change("UPDATE documents SET content = %s, status = 'uploaded', updated_at = now()", raw)
+    world.process(dataset)
+    assert world.rows("SELECT content FROM documents") == [(published,)]
+    for start, end, digest in world.rows("SELECT start_offset, end_offset, digest FROM pipeline.chunks"):
+        assert hashlib.sha256(published[start:end].encode()).hexdigest() == digest
+    assert compare(world.services, dataset.id).none
 
 
 def test_unchanged_text_is_not_chunked_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +209,7 @@ def test_unchanged_text_is_not_chunked_again(world: World, monkeypatch: pytest.M
     # The same text in other bytes (another line end) is read again, but goes no further.
     world.upload(dataset, {"a.txt": TREATY, "b.txt": BREAD.replace(b"\n", b"\r\n")})
     _, extracted, planned, embedded = world.process(dataset)
-    assert (extracted.counts["unchanged"], planned.counts["chunks_reused"], embedded.done) == (1, 2, 2)
+    assert (extracted.counts["unchanged"], planned.counts["chunks_reused"], embedded.done) == (1, 1, 1)
     assert compare(world.services, dataset.id).none
 
 
@@ -304,7 +376,7 @@ def test_modes_of_reprocessing(world: World, monkeypatch: pytest.MonkeyPatch) ->
     assert done(ReprocessMode.pending) == (0, 0, 0)
     assert done(ReprocessMode.failed) == (1, 0, 0)
     assert done(ReprocessMode.stale) == (1, 0, 0)
-    assert done(ReprocessMode.all) == (3, 2, 0)
+    assert done(ReprocessMode.all) == (3, 0, 0)
     # Another configuration: stale documents are made anew, at our expense, and searchable all the while.
     monkeypatch.setenv("FLTR_CHUNK_TOKENS", "20")
     del world.services

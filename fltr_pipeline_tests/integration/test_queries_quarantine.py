@@ -19,7 +19,7 @@ def ask(fltr: Fltr, query: Any, *arguments: object, **named: object) -> Any:
 
 
 def remember(fltr: Fltr, claim: Claim, content: Content = POISON, **changes: object) -> None:
-    how = {"tried_with": "now", "code": "time_limit", "tries": 1, "allowed": 2}
+    how: dict[str, Any] = {"tried_with": "now", "code": "time_limit", "tries": 1, "allowed": 2}
     ask(fltr, quarantine.remember, claim, content, **how | changes)
 
 
@@ -84,9 +84,9 @@ def test_the_content_of_inline_text_is_that_of_its_bytes(fltr: Fltr) -> None:
     assert ask(fltr, quarantine.inline_content, claim.document_id) == Content(digest, 4)
 
 
-def failed(fltr: Fltr, code: str, **remembered: object) -> Claim:
+def failed(fltr: Fltr, code: str, content: Content = POISON) -> Claim:
     claim = claimed(fltr)
-    remember(fltr, claim, tries=5, allowed=1, **remembered)
+    remember(fltr, claim, content, tries=5, allowed=1)
     ask(fltr, claims.fail, [Failure(claim, code, "")])
     return claim
 

@@ -16,10 +16,23 @@ from sqlalchemy import Connection, event, text
 
 from fltr_pipeline.models import Op, ReprocessMode, Stage
 from fltr_pipeline.stores.database import id_array
-from fltr_pipeline.stores.fltr import charges, claims, datasets, deleted, expired, generations, manifest, requeue, texts
+from fltr_pipeline.stores.fltr import (
+    charges,
+    claims,
+    datasets,
+    deleted,
+    expired,
+    generations,
+    manifest,
+    quarantine,
+    requeue,
+    texts,
+)
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.datasets import Dataset
+from fltr_pipeline.stores.fltr.generations import FreshChunk
+from fltr_pipeline.stores.fltr.quarantine import Content
 from fltr_pipeline_tests.queries import Copy, Fltr, staged, words
 
 Call = Callable[["Large", Connection], object]
@@ -76,10 +89,13 @@ INSERT INTO pipeline.charges (subject_id, op, generation, dataset_id, amount, us
 SELECT id, 'document_plan', 1, dataset_id, 1, 'u', 'user', 'u', 'v', 1, CASE kind WHEN 1 THEN 'open' ELSE 'settled' END
 FROM made WHERE kind > 0;
 
+INSERT INTO pipeline.quarantine (source_sha256, tried_with, source_bytes, code, tries, in_force)
+SELECT md5('q' || n), 't', n, 'gave_up', 5, n % 2 = 0 FROM made;
+
 INSERT INTO pipeline.upload_keys SELECT id, repeat('1', 64) FROM made WHERE kind < 1;
 """
 
-LARGE = {"documents", "processing_jobs", "generations", "chunks", "retired_keys", "charges"}
+LARGE = {"documents", "processing_jobs", "generations", "chunks", "retired_keys", "charges", "quarantine"}
 """Tables that grow with the documents, in either schema."""
 
 
@@ -185,6 +201,13 @@ def claiming(stage: Stage) -> Call:
     )
 
 
+def discarding(large: Large, tx: Connection) -> None:
+    """With something to discard: else it looks no further than at the generations."""
+    republished = "UPDATE pipeline.documents SET live_generation = 2, stage = NULL WHERE document_id = ANY(:ids)"
+    tx.execute(text(republished), {"ids": list(large.ids)})
+    generations.discard_others(tx, large.ids)
+
+
 def requeueing(mode: ReprocessMode, retryable: list[str] | None = None) -> Call:
     return lambda large, tx: requeue.requeue(
         tx, large.dataset.id, mode, fingerprint="new", tried_with="t", billable=False, retryable=retryable
@@ -206,13 +229,34 @@ CLAIMS: dict[str, tuple[set[str], Call]] = {
         {"documents_pkey"},
         lambda large, tx: claims.wait_for_credits(tx, [Wait(c, 1, "user", "u") for c in large.claims(2)]),
     ),
+    "claim suspects": (
+        {"documents_suspect"},
+        lambda large, tx: (claims.expire_runs(tx, ["run 0"]), claiming(Stage.EMBED)(large, tx)),
+    ),
+    "remember": (
+        {"documents_pkey"},
+        lambda large, tx: quarantine.remember(
+            tx, large.claims(1)[0], Content("s", 1), tried_with="t", code="c", tries=1, allowed=1
+        ),
+    ),
+    "inline_content": ({"documents_pkey"}, lambda large, tx: quarantine.inline_content(tx, large.ids[0])),
+    "of_claims": (
+        {"generations_pkey", "quarantine_pkey"},
+        lambda large, tx: quarantine.of_claims(tx, large.claims(1), "t"),
+    ),
+    "of_sizes": ({"quarantine_by_size"}, lambda _, tx: quarantine.of_sizes(tx, [1, 2], "t")),
+    "mark": ({"documents_pkey"}, lambda large, tx: quarantine.mark(tx, large.claims(1)[0], "s")),
+    "staged_content": (
+        {"generations_pkey"}, lambda large, tx: quarantine.staged_content(tx, large.claims(1)[0])
+    ),
+    "readmit": ({"documents_pkey"}, lambda large, tx: quarantine.readmit(tx, large.ids)),
     "heartbeat": ({"documents_leased"}, lambda _, tx: claims.heartbeat(tx, run_id="run 0", lease_seconds=60)),
     "expire_runs": ({"documents_leased"}, lambda _, tx: claims.expire_runs(tx, ["run 0", "run 7"])),
 }  # fmt: skip
 
 GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "live_sources": ({"generations_pkey"}, lambda large, tx: texts.live_sources(tx, large.ids)),
-    "reuse_text": ({"generations_pkey"}, lambda large, tx: texts.reuse_text(tx, large.claims(10)[0])),
+    "reuse_texts": ({"generations_pkey"}, lambda large, tx: texts.reuse_texts(tx, large.claims(10))),
     "stage_texts": ({"documents_pkey"}, lambda large, tx: texts.stage_texts(tx, [staged(large.claims(1)[0], "a")])),
     "staged_texts": ({"generations_pkey"}, lambda large, tx: texts.staged_texts(tx, large.claims(1))),
     "staged_sizes": ({"generations_pkey"}, lambda large, tx: texts.staged_sizes(tx, large.claims(1))),
@@ -226,13 +270,23 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
         lambda large, tx: generations.store_plan(tx, [(c, words("alpha beta")) for c in large.claims(1)], "f"),
     ),
     "assign_keys": ({"chunks_pkey"}, lambda large, tx: generations.assign_keys(tx, large.claims(2))),
+    "held": ({"documents_pkey"}, lambda large, tx: generations.held(tx, large.claims(2))),
+    "retire_inert": (
+        {"chunks_by_key"},
+        lambda large, tx: generations.retire_inert(
+            tx, large.dataset.id, [FreshChunk(large.ids[0], f"k{n}", 0, 1, 1) for n in range(9)]
+        ),
+    ),
     "decided": ({"generations_pkey"}, lambda large, tx: generations.decided(tx, large.claims(2))),
     "decide and publish": (
-        {"documents_pkey", "generations_pkey", "processing_jobs_pkey", "chunks_pkey"},
+        {"documents_pkey", "generations_pkey", "processing_jobs_pkey"},
         lambda large, tx: generations.publish(tx, [c for c in large.claims(2) if generations.decide(tx, [c])]),
     ),
+    "confirm": (
+        {"documents_pkey", "processing_jobs_pkey"}, lambda large, tx: generations.confirm(tx, large.claims(2))
+    ),
     "discard_others": (
-        {"chunks_pkey", "generations_pkey"}, lambda large, tx: generations.discard_others(tx, large.ids)
+        {"chunks_pkey", "generations_pkey"}, discarding
     ),
     "retired_keys": ({"retired_keys_by_dataset"}, lambda large, tx: manifest.retired_keys(tx, large.dataset.id, 1000)),
     "retired_keys of a large dataset": (
@@ -385,7 +439,18 @@ def test_only_the_views_over_everything_read_everything(large: Large) -> None:
 def test_every_named_query_on_documents_has_a_plan_here() -> None:
     functions = {
         name
-        for module in (claims, generations, texts, manifest, datasets, charges, expired, requeue, deleted)
+        for module in (
+            claims,
+            generations,
+            texts,
+            manifest,
+            datasets,
+            charges,
+            expired,
+            requeue,
+            deleted,
+            quarantine,
+        )
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     }

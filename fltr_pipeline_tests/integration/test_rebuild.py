@@ -20,20 +20,26 @@ from fltr_pipeline.stores.schema import connection as schema_connection
 from fltr_pipeline.stores.schema.catalog import Catalog
 from fltr_pipeline.stores.schema.connection import as_role
 from fltr_pipeline.stores.schema.verify import verify_auth, verify_fltr
-from fltr_pipeline_tests.rebuilding import CHARGED, GRANTED, HELD, Scene, client_program, no_runs, quiet, scene, script
+from fltr_pipeline_tests.rebuilding import (
+    CHARGED,
+    GRANTED,
+    HELD,
+    Scene,
+    client_program,
+    database,
+    no_runs,
+    quiet,
+    scene,
+    script,
+)
 from fltr_pipeline_tests.world import World
 
 NewDatabase = Callable[[], str]
 
 
-def database(world: World) -> str:
-    ((name,),) = world.rows("SELECT current_database()::text")
-    return str(name)
-
-
 def counts(world: World) -> dict[str, int]:
     with schema_connection.transaction(world.fltr_admin) as connection:
-        return {f"{t.schema}.{t.name}": t.rows for t in survey.survey(connection).tables}
+        return {f"{t.schema}.{t.name}": t.rows for t in survey.survey(connection).tables if t.rows is not None}
 
 
 def auth_schema(world: World) -> Catalog:
@@ -63,6 +69,7 @@ def test_the_plan_lists_what_would_be_lost_and_changes_nothing(world: World, set
     with psycopg.connect(world.fltr_admin) as connection:
         connection.execute("CREATE ROLE rebuilds_reader")
         connection.execute("GRANT SELECT ON documents TO rebuilds_reader")
+        connection.execute("GRANT SELECT ON users TO rebuilds_reader")
     before, ledger = counts(world), world.auth_rows("SELECT count(*) FROM credit_transactions")
     found = rebuild.plan(world.services, no_runs)
     rows = {f"{t.schema}.{t.name}": (t.rows, t.specified) for t in found.survey.tables}
@@ -72,7 +79,8 @@ def test_the_plan_lists_what_would_be_lost_and_changes_nothing(world: World, set
     assert rows["pipeline.chunks"] == (1, True)
     assert {'view "recent uploads"', "type mood", "function noop(integer)"} <= set(found.survey.others)
     assert found.survey.database == database(world)
-    assert found.survey.roles == ("rebuilds_reader",)
+    assert found.survey.rights == ("GRANT SELECT ON TABLE public.documents TO rebuilds_reader",)
+    assert (found.survey.outside, found.survey.lacking) == ((), ())
     assert (found.holds, found.credits_held) == (2, HELD)
     assert found.vectors >= 1
     assert found.refusals == ()

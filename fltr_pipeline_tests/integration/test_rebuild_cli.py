@@ -44,17 +44,29 @@ def typing(words: str, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> O
 
 def test_plan_shows_tables_rows_holds_and_vectors(world: World, name: str) -> None:
     set_scene_without_rogues(world)
+    script(world, "GRANT SELECT (id) ON documents TO fltr_pipeline")
     shown = fltr_pipeline("db", "rebuild", "--plan")
     assert shown.exit_code == 0, shown.output
     assert "not in the specification" in next(line for line in shown.stdout.splitlines() if "public.users" in line)
     assert f"2 open holds in fltr_auth, of {HELD} credits: given back" in shown.words
     assert "vector" in shown.words
+    assert "to be granted again: GRANT SELECT (id) ON TABLE public.documents TO fltr_pipeline" in shown.words
     document = fltr_pipeline("db", "rebuild", "--plan", "--json").document
     tables = {f"{t['schema']}.{t['name']}": (t["rows"], t["specified"]) for t in document["survey"]["tables"]}
     assert tables["public.users"] == (2, False)
     assert tables["public.documents"] == (2, True)
     assert (document["holds"], document["credits_held"], document["refusals"]) == (2, HELD, [])
     assert document["survey"]["database"] == name
+
+
+def test_what_others_would_lose_is_shown_and_stands_against_it(world: World, name: str) -> None:
+    script(world, "CREATE SCHEMA reports; CREATE VIEW reports.recent AS SELECT id FROM documents")
+    planned = fltr_pipeline("db", "rebuild", "--plan")
+    refused = fltr_pipeline("db", "rebuild", "--apply", "--confirm", name)
+    assert planned.exit_code == refused.exit_code == 1
+    for words in (planned.words, " ".join(refused.stderr.split())):
+        assert "would fall with them (view reports.recent): drop it first" in words
+    assert world.rows("SELECT count(*) FROM users") == [(2,)]
 
 
 def set_scene_without_rogues(world: World) -> None:

@@ -41,7 +41,7 @@ def test_leases_are_renewed_while_work_gets_on_and_run_out_while_it_does_not(
 
 def test_progress_is_counted_from_the_last_thing_finished(monkeypatch: pytest.MonkeyPatch, fltr: Fltr) -> None:
     now = 1000.0
-    monkeypatch.setattr(worker.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     progressed()  # outside of any worker: of no use, of no harm
     with Worker(fltr.engine, "mine", lease_seconds=3600).heartbeat():
         progress = worker._PROGRESS.get()

@@ -10,18 +10,21 @@ import pytest
 from pydantic import BaseModel
 
 from fltr_pipeline.cli import COMMANDS
+from fltr_pipeline.failures import ADVICE
 from fltr_pipeline.settings import Prices, Settings
+from fltr_pipeline.text.parse.formats import formats
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+FORMATS = (ROOT / "docs/formats.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DECISIONS = sorted((ROOT / "docs/decisions").glob("*.md"))
 PARTS = ("**Context.**", "**Decision.**", "**Consequences.**")
 
 
-def table(heading: str) -> Iterator[list[str]]:
+def table(heading: str, page: str = README) -> Iterator[list[str]]:
     """The cells of the first table below that heading, its head left out."""
-    section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    section = page.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
     rows = [line for line in section.splitlines() if line.startswith("|")]
     for row in rows[2:]:
         yield [cell.strip() for cell in re.split(r"(?<!\\)\|", row.strip("|"))]
@@ -37,6 +40,24 @@ def variables(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, s
             yield from variables(Prices, f"{prefix}PRICES__")
         else:
             yield f"{prefix}{name.upper()}", shown(field.default), field.description or ""
+
+
+# --- docs/formats.md --------------------------------------------------------------------------------------------------
+
+
+def test_the_formats_are_the_ones_that_are_read() -> None:
+    told = {
+        title: (kind.strip("`"), suffixes.replace("`", "").split())
+        for title, kind, suffixes, *_ in table("What is read", FORMATS)
+    }
+    assert told == {form.title: (form.kind, list(form.suffixes)) for form in formats()}
+
+
+def test_the_failures_are_the_ones_that_happen_with_their_advice() -> None:
+    told = {
+        code.strip("`"): (customer, operator) for code, customer, operator in table("When a document fails", FORMATS)
+    }
+    assert told == {code: (known.customer, known.operator) for code, known in ADVICE.items()}
 
 
 # --- README -----------------------------------------------------------------------------------------------------------

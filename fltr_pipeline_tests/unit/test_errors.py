@@ -8,6 +8,7 @@ import pytest
 
 from fltr_pipeline import errors
 from fltr_pipeline.errors import DocumentError, FltrError, TransientError
+from fltr_pipeline.failures import ADVICE, advice
 
 CLASSES = {
     name: value
@@ -54,6 +55,17 @@ def test_each_document_error_has_a_code_of_its_own() -> None:
 @pytest.mark.parametrize("name", sorted(CLASSES))
 def test_a_documents_own_failure_is_never_worth_a_retry(name: str) -> None:
     assert not (issubclass(CLASSES[name], DocumentError) and issubclass(CLASSES[name], TransientError))
+
+
+def test_each_document_error_has_advice() -> None:
+    codes = {
+        value.code for value in CLASSES.values() if issubclass(value, DocumentError) and value is not DocumentError
+    }
+    assert codes <= set(ADVICE)
+    assert [(code, known.customer) for code, known in advice(["empty", "of tomorrow", "empty"])] == [
+        ("empty", ADVICE["empty"].customer),
+        ("of tomorrow", "Processing failed."),
+    ]
 
 
 def test_only_the_parsers_death_and_what_was_not_tried_are_not_the_customers_fault() -> None:

@@ -56,6 +56,14 @@ def test_the_environment_is_read_with_the_prefix_and_prices_by_name(monkeypatch:
     assert settings.prices == Prices(embed=3, version="2027-01")
 
 
+def test_a_worker_is_not_taken_for_hung_while_a_document_may_be_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    put(monkeypatch, {"FLTR_PARSE_SECONDS": "1000", "FLTR_STALL_SECONDS": "2239"})
+    with pytest.raises(ValidationError, match="FLTR_STALL_SECONDS must be at least 2240"):
+        Settings()
+    put(monkeypatch, {"FLTR_STALL_SECONDS": "2240"})
+    assert Settings().stall_seconds == 2240
+
+
 def test_settings_do_not_change_once_read() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().batch_size = 3

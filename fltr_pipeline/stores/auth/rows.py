@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
+from fltr_pipeline.models import Op
 from fltr_pipeline.stores.database import id_array, recordset
 
 
@@ -91,10 +92,13 @@ _OF_USER = text(f"""
     SELECT {COLUMNS} FROM credit_transactions t WHERE t.user_id = ANY(:ids) ORDER BY t.created_at, t.id
 """)  # noqa: S608 - of constants
 
-# Reads the whole ledger: a hold is open while no row of kind `close` names it.
+# Reads the whole ledger: a hold is open while no row of kind `close` names it. One whose metadata was lost still has
+# our op, an amount below 0 and an id that we derived, which is a UUID of version 5: other programs' rows have not.
 _OPEN_BEFORE = text(f"""
     SELECT {COLUMNS} FROM credit_transactions t
-    WHERE t.type = 'usage' AND t.created_at < :before AND {KIND.format(t="t")} = 'reserve'
+    WHERE t.created_at < :before
+      AND (t.type = 'usage' AND {KIND.format(t="t")} = 'reserve'
+           OR t.amount < 0 AND t.operation = ANY(:ops) AND t.id::text ~ '^[0-9a-f]{{8}}-[0-9a-f]{{4}}-5')
       AND NOT EXISTS (SELECT FROM credit_transactions c
                       WHERE {KIND.format(t="c")} = 'close' AND {HOLD.format(t="c")} = t.id::text)
     ORDER BY t.created_at, t.id
@@ -144,7 +148,7 @@ def of_user(tx: Connection, user_id: str) -> list[StoredRow]:
 
 def open_before(tx: Connection, before: datetime) -> list[StoredRow]:
     """Holds without a close that were made before `before` (UTC, without a zone), oldest first."""
-    return [stored(r) for r in tx.execute(_OPEN_BEFORE, {"before": before})]
+    return [stored(r) for r in tx.execute(_OPEN_BEFORE, {"before": before, "ops": [op.value for op in Op]})]
 
 
 def sum_of_pot(tx: Connection, pot_kind: str, pot_id: str) -> int:

@@ -276,6 +276,8 @@ def _lock_parked(
     """What waits at a stage and nobody holds: id → whether its worker died, and id → filename, both rows locked."""
     while True:
         waiting = {r.document_id: r.taken_over for r in tx.execute(parked, parameters)}
+        if not waiting:
+            return {}, {}
         ids = id_array(waiting)
         free = {r.document_id: r for r in tx.execute(_LOCK_FREE, {"ids": ids})}
         names = {i: r.filename for i, r in free.items() if r.status != "uploaded"}

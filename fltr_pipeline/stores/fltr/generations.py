@@ -186,6 +186,23 @@ _SET_GENERATION_LIVE = text("""
 # A newer input waits as `uploaded` and is claimed anew (one that was claimed already took our fence).
 _SET_OVERTAKEN = text("UPDATE pipeline.documents SET stage = NULL, lease_until = NULL WHERE document_id = ANY(:ids)")
 
+# The input is what the live generation was made from: there is nothing to publish.
+_SET_READY = text("UPDATE public.documents SET status = 'ready' WHERE id = ANY(:ids) AND status = 'processing'")
+
+_SET_CONFIRMED = text("""
+    UPDATE pipeline.documents
+    SET stage = NULL, lease_until = NULL, attempts = 0, retries = 0, retry_at = NULL,
+        error_code = NULL, error_message = NULL, error_at = NULL
+    WHERE document_id = ANY(:ids)
+""")
+
+# Generations that are neither live nor in flight; every chunk has one. Most often there is none, and this is all.
+_HAVE_OTHERS = text("""
+    SELECT DISTINCT g.document_id FROM pipeline.documents p JOIN pipeline.generations g USING (document_id)
+    WHERE p.document_id = ANY(:ids)
+      AND g.generation IS DISTINCT FROM p.live_generation AND (p.stage IS NULL OR g.generation <> p.generation)
+""")
+
 # Keys that only generations other than the live one and the one in flight hold.
 _RETIRE_OTHERS = text("""
     INSERT INTO pipeline.retired_keys (key, dataset_id, document_id)
@@ -244,15 +261,14 @@ def store_plan(tx: Connection, plans: Sequence[tuple[Claim, Sequence[PlannedChun
     keyed = _keyed([claim for claim, _ in mine])
     _retire_attempts(tx, [claim for claim, _ in mine])
     tx.execute(_CLEAR_CHUNKS, {"rows": keyed})
-    for claim, chunks in mine:
-        rows = recordset(
-            {
-                "document_id": claim.document_id, "generation": claim.generation, "ordinal": c.ordinal, "key": c.key,
-                "digest": c.digest, "page": c.page, "start_offset": c.start, "end_offset": c.end, "tokens": c.tokens,
-            }
-            for c in chunks
-        )  # fmt: skip
-        tx.execute(_INSERT_CHUNKS, {"rows": rows})
+    rows = recordset(
+        {
+            "document_id": claim.document_id, "generation": claim.generation, "ordinal": c.ordinal, "key": c.key,
+            "digest": c.digest, "page": c.page, "start_offset": c.start, "end_offset": c.end, "tokens": c.tokens,
+        }
+        for claim, chunks in mine for c in chunks
+    )  # fmt: skip
+    tx.execute(_INSERT_CHUNKS, {"rows": rows})
     tx.execute(_SET_PLANNED, {"rows": keyed, "fingerprint": fingerprint})
     return held
 
@@ -342,15 +358,41 @@ def publish(tx: Connection, claims: Sequence[Claim]) -> set[str]:
     tx.execute(_SET_GENERATION_LIVE, {"ids": list(published)})
     tx.execute(_SET_LIVE, {"ids": list(published)})
     tx.execute(_CLEAR_ERRORS, {"ids": [i for i, status in statuses.items() if status != "failed"]})
-    overtaken = held - published
-    tx.execute(_SET_OVERTAKEN, {"ids": list(overtaken)})
     close_jobs(tx, [c.job_id for c in claims if c.document_id in published], "completed")
-    close_jobs(tx, [c.job_id for c in claims if c.document_id in overtaken], "canceled")
+    _set_overtaken(tx, [c for c in claims if c.document_id in held - published])
     discard_others(tx, list(held))
     return set(published)
 
 
+def confirm(tx: Connection, claims: Sequence[Claim]) -> set[str]:
+    """End the attempts whose input and configuration are those of the live generation: it stays as it is.
+
+    A document whose input changed meanwhile is left `uploaded`, one whose fence was lost is left alone. Returns the
+    documents that are `ready`.
+    """
+    if not claims:
+        return set()
+    statuses = lock_documents(tx, [c.document_id for c in claims])
+    held = _lock_fenced(tx, claims)
+    confirmed = {i for i in held if statuses.get(i) in {"processing", "ready"}}
+    tx.execute(_SET_READY, {"ids": id_array(confirmed)})
+    tx.execute(_SET_CONFIRMED, {"ids": list(confirmed)})
+    close_jobs(tx, [c.job_id for c in claims if c.document_id in confirmed], "completed")
+    _set_overtaken(tx, [c for c in claims if c.document_id in held - confirmed])
+    discard_others(tx, list(held))
+    return confirmed
+
+
+def _set_overtaken(tx: Connection, claims: Sequence[Claim]) -> None:
+    if claims:
+        tx.execute(_SET_OVERTAKEN, {"ids": [c.document_id for c in claims]})
+        close_jobs(tx, [c.job_id for c in claims], "canceled")
+
+
 def discard_others(tx: Connection, document_ids: Sequence[str]) -> None:
     """Drop what is neither live nor in flight; keys that nothing else holds are named for the sweep."""
+    having = list(tx.execute(_HAVE_OTHERS, {"ids": list(document_ids)}).scalars())
+    if not having:
+        return
     for statement in (_RETIRE_OTHERS, _DELETE_OTHER_CHUNKS, _DELETE_OTHER_GENERATIONS):
-        tx.execute(statement, {"ids": list(document_ids)})
+        tx.execute(statement, {"ids": having})

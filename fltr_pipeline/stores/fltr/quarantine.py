@@ -36,7 +36,7 @@ class Record:
 # Primary key.
 _REMEMBER = text("""
     INSERT INTO pipeline.quarantine AS q (source_sha256, tried_with, source_bytes, code, tries, in_force)
-    VALUES (:sha256, :tried_with, :size, :code, :tries, :tries >= :allowed)
+    VALUES (:sha256, :tried_with, :size, :code, CAST(:tries AS int), CAST(:tries AS int) >= :allowed)
     ON CONFLICT (source_sha256, tried_with) DO UPDATE SET
         code = excluded.code, tries = q.tries + excluded.tries, failed_at = now(),
         in_force = q.in_force OR q.tries + excluded.tries >= :allowed

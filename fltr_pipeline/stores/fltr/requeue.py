@@ -12,10 +12,16 @@ from fltr_pipeline.stores.database import id_array
 from fltr_pipeline.stores.fltr.claims import insert_jobs, lock_documents
 from fltr_pipeline.stores.fltr.quarantine import readmit
 
-# Quarantined under what is not used any more: it may be tried again.
-_READMITTED = """(p.error_code = 'quarantined' AND NOT EXISTS (
+# Primary key.
+_QUARANTINED = """EXISTS (
     SELECT FROM pipeline.quarantine q
-    WHERE q.source_sha256 = p.quarantine_sha256 AND q.tried_with = :tried_with AND q.in_force))"""
+    WHERE q.source_sha256 = {content} AND q.tried_with = :tried_with AND q.in_force)"""
+
+# Quarantined under what is not used any more: it may be tried again.
+_READMITTED = f"(p.error_code = 'quarantined' AND NOT {_QUARANTINED.format(content='p.quarantine_sha256')})"
+
+# Of another configuration, and not known to fail under this one.
+_STALE = f"(g.fingerprint IS DISTINCT FROM :fingerprint AND NOT {_QUARANTINED.format(content='g.source_sha256')})"
 
 # As everywhere, public rows are locked first and in id order.
 _LOCK_ENDED = text("""
@@ -33,7 +39,7 @@ _REQUEUE_FAILED = text(f"""
 """)  # noqa: S608 - of constants
 
 # Index: pipeline.documents_live. A document in flight or uploaded anew is on its way already.
-_REQUEUE_LIVE = text("""
+_REQUEUE_LIVE = text(f"""
     UPDATE pipeline.documents p
     SET stage = 'extract', generation = p.generation + 1, billable = :billable, input_version = d.updated_at::text,
         lease_until = NULL, retry_at = NULL, attempts = 0, retries = 0, credits_needed = NULL, job_id = NULL
@@ -41,9 +47,9 @@ _REQUEUE_LIVE = text("""
     WHERE p.dataset_id = :dataset_id AND p.live_generation IS NOT NULL AND p.stage IS NULL
       AND g.document_id = p.document_id AND g.generation = p.live_generation
       AND d.dataset_id = :of_dataset AND d.id::text = p.document_id AND d.status = 'ready'
-      AND (:everything OR g.fingerprint IS DISTINCT FROM :fingerprint)
+      AND (:everything OR {_STALE})
     RETURNING p.document_id
-""")
+""")  # noqa: S608 - of constants
 
 # What a nightly backfill is for: another configuration than today's, or a failure that was not the document's own.
 _BACKFILL = text(f"""
@@ -52,7 +58,7 @@ _BACKFILL = text(f"""
     LEFT JOIN pipeline.generations g ON g.document_id = p.document_id AND g.generation = p.live_generation
     JOIN public.documents d ON d.id::text = p.document_id
     WHERE p.stage IS NULL
-      AND ((d.status = 'ready' AND g.fingerprint IS DISTINCT FROM :fingerprint)
+      AND ((d.status = 'ready' AND {_STALE})
            OR (d.status = 'failed' AND (p.error_code = ANY(:retryable) OR {_READMITTED})))
     ORDER BY 1
 """)  # noqa: S608 - of constants
@@ -126,14 +132,14 @@ def requeue(
     failed = list(tx.execute(_REQUEUE_FAILED, {"dataset_id": dataset_id, **codes}).scalars())
     if mode is ReprocessMode.failed:
         return len(failed)
-    if mode is ReprocessMode.all:
-        readmit(tx, failed)
     parameters = {
         "dataset_id": dataset_id, "of_dataset": dataset_id, "billable": billable,
-        "fingerprint": fingerprint, "everything": mode is ReprocessMode.all,
+        "fingerprint": fingerprint, "tried_with": tried_with, "everything": mode is ReprocessMode.all,
     }  # fmt: skip
     live = list(tx.execute(_REQUEUE_LIVE, parameters).scalars())
     insert_jobs(tx, live, "queued")
+    if mode is ReprocessMode.all:
+        readmit(tx, failed + live)
     return len(failed) + len(live)
 
 

@@ -34,47 +34,55 @@ class LiveSource:
 
     extractor: str
     source_sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReusedText:
-    """Size of a text that was taken over unread."""
-
+    source_bytes: int
     pages: int
-    characters: int
+    fingerprint: str
+    """Of the configuration that made it; empty where a chunk of it has lost its vector."""
 
 
-# Primary keys.
+# Primary keys. Where `content` is not the live text (a new inline upload, an editor's hand), there is nothing to keep.
 _LIVE_SOURCES = text("""
-    SELECT g.document_id, g.extractor, g.source_sha256
+    SELECT g.document_id, g.extractor, g.source_sha256, g.source_bytes, g.pages,
+           CASE WHEN EXISTS (SELECT FROM pipeline.chunks c WHERE c.document_id = g.document_id
+                                                             AND c.generation = g.generation AND c.key IS NULL)
+                THEN '' ELSE g.fingerprint END AS fingerprint
     FROM pipeline.documents p
     JOIN pipeline.generations g ON g.document_id = p.document_id AND g.generation = p.live_generation
-    WHERE p.document_id = ANY(:ids)
+    JOIN public.documents d ON d.id = ANY(:public_ids) AND d.id::text = p.document_id
+    WHERE p.document_id = ANY(:ids) AND g.text_sha256 = encode(sha256(convert_to(d.content, 'UTF8')), 'hex')
 """)
 
-# Unchanged bytes under an unchanged extractor: the live text is the new generation's text, if it still is in `content`.
-_REUSE_TEXT = text("""
+# Unchanged bytes under an unchanged extractor: the live text is the new generation's text, if `content` still is it.
+_REUSE_TEXTS = text("""
     INSERT INTO pipeline.generations AS g
         (document_id, generation, state, extractor, source_sha256, source_bytes, kind, engine, text, text_sha256,
          pages, blank_pages)
     SELECT p.document_id, p.generation, 'staged', l.extractor, l.source_sha256, l.source_bytes, l.kind, l.engine,
            d.content, l.text_sha256, l.pages, l.blank_pages
-    FROM pipeline.documents p
+    FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
+    JOIN pipeline.documents p ON p.document_id = r.document_id AND p.fence = r.fence
     JOIN pipeline.generations l ON l.document_id = p.document_id AND l.generation = p.live_generation
-    JOIN public.documents d ON d.id = ANY(:ids)
-    WHERE p.document_id = :document_id AND p.fence = :fence
-      AND encode(sha256(convert_to(d.content, 'UTF8')), 'hex') = l.text_sha256
-    ON CONFLICT (document_id, generation) DO UPDATE SET state = 'staged', text = excluded.text
-    RETURNING g.pages, length(g.text) AS characters
+    JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = p.document_id
+    WHERE l.text_sha256 = encode(sha256(convert_to(d.content, 'UTF8')), 'hex')
+    ON CONFLICT (document_id, generation) DO UPDATE SET
+        state = 'staged', extractor = excluded.extractor, source_sha256 = excluded.source_sha256,
+        source_bytes = excluded.source_bytes, kind = excluded.kind, engine = excluded.engine, text = excluded.text,
+        text_sha256 = excluded.text_sha256, pages = excluded.pages, blank_pages = excluded.blank_pages
+    RETURNING g.document_id
 """)
 
-_STAGE_TEXT = text("""
+# Texts are elements of an array: as JSON, a large one would be escaped and parsed.
+_STAGE_TEXTS = text("""
     INSERT INTO pipeline.generations AS g
         (document_id, generation, state, extractor, source_sha256, source_bytes, kind, engine, text, text_sha256,
          pages, blank_pages)
-    SELECT p.document_id, p.generation, 'staged', :extractor, :source_sha256, :source_bytes, :kind, :engine, :text,
-           :text_sha256, :pages, :blank_pages
-    FROM pipeline.documents p WHERE p.document_id = :document_id AND p.fence = :fence
+    SELECT p.document_id, p.generation, 'staged', r.extractor, r.source_sha256, r.source_bytes, r.kind, r.engine,
+           t.text, r.text_sha256, r.pages, r.blank_pages
+    FROM json_to_recordset(:rows) AS r(ordinal bigint, document_id text, fence bigint, extractor text,
+                                       source_sha256 text, source_bytes bigint, kind text, engine text,
+                                       text_sha256 text, pages int, blank_pages int[])
+    JOIN unnest(CAST(:texts AS text[])) WITH ORDINALITY AS t(text, ordinal) USING (ordinal)
+    JOIN pipeline.documents p ON p.document_id = r.document_id AND p.fence = r.fence
     ON CONFLICT (document_id, generation) DO UPDATE SET
         state = 'staged', extractor = excluded.extractor, source_sha256 = excluded.source_sha256,
         source_bytes = excluded.source_bytes, kind = excluded.kind, engine = excluded.engine, text = excluded.text,
@@ -96,34 +104,37 @@ _STAGED_SIZES = text("""
 
 
 def live_sources(tx: Connection, document_ids: Sequence[str]) -> dict[str, LiveSource]:
-    """What the live generations were made from, by document; nothing for documents without one."""
+    """What the live generations were made from, by document; nothing for documents without one that stands."""
+    parameters = {"ids": list(document_ids), "public_ids": id_array(document_ids)}
     return {
-        r.document_id: LiveSource(r.extractor, r.source_sha256)
-        for r in tx.execute(_LIVE_SOURCES, {"ids": list(document_ids)})
+        r.document_id: LiveSource(r.extractor, r.source_sha256, r.source_bytes, r.pages, r.fingerprint)
+        for r in tx.execute(_LIVE_SOURCES, parameters)
     }
 
 
-def reuse_text(tx: Connection, claim: Claim) -> ReusedText | None:
-    """Stage the live text as the claimed generation's; None if the fence was lost, or it is no longer in `content`."""
-    parameters = {"ids": id_array([claim.document_id]), "document_id": claim.document_id, "fence": claim.fence}
-    row = tx.execute(_REUSE_TEXT, parameters).first()
-    return None if row is None else ReusedText(row.pages, row.characters)
+def reuse_texts(tx: Connection, claims: Sequence[Claim]) -> set[str]:
+    """Stage the live texts as the claimed generations', unread; returns the documents for which that was possible.
+
+    Not where the fence was lost, the document is gone, or its `content` is another text by now.
+    """
+    if not claims:
+        return set()
+    rows = recordset({"document_id": c.document_id, "fence": c.fence} for c in claims)
+    ids = id_array(c.document_id for c in claims)
+    return set(tx.execute(_REUSE_TEXTS, {"rows": rows, "ids": ids}).scalars())
 
 
 def stage_texts(tx: Connection, staged: Sequence[StagedText]) -> set[str]:
     """Store extracted texts under the claims' fences; returns the documents whose fence held."""
-    return {
-        document_id
-        for s in staged
-        for document_id in tx.execute(
-            _STAGE_TEXT,
-            {
-                "document_id": s.claim.document_id, "fence": s.claim.fence, "extractor": s.extractor,
-                "source_sha256": s.source_sha256, "source_bytes": s.source_bytes, "kind": s.kind, "engine": s.engine,
-                "text": s.text, "text_sha256": s.text_sha256, "pages": s.pages, "blank_pages": list(s.blank_pages),
-            },
-        ).scalars()
-    }  # fmt: skip
+    rows = recordset(
+        {
+            "ordinal": n, "document_id": s.claim.document_id, "fence": s.claim.fence, "extractor": s.extractor,
+            "source_sha256": s.source_sha256, "source_bytes": s.source_bytes, "kind": s.kind, "engine": s.engine,
+            "text_sha256": s.text_sha256, "pages": s.pages, "blank_pages": s.blank_pages,
+        }
+        for n, s in enumerate(staged, start=1)
+    )  # fmt: skip
+    return set(tx.execute(_STAGE_TEXTS, {"rows": rows, "texts": [s.text for s in staged]}).scalars())
 
 
 def staged_texts(tx: Connection, claims: Sequence[Claim]) -> dict[str, str]:

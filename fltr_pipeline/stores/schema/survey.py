@@ -1,13 +1,14 @@
 """What `fltr` holds at this moment: what a rebuild would take away, and who is at work there.
 
 Belongs here: counting and naming, which read only, and the lock that keeps writers out meanwhile. Does not: dropping
-anything (`stores.schema`), the ledger, vectors.
+anything (`stores.schema`), what others hang on it (`dependents`, `rights`), the ledger, vectors.
 """
 
 from dataclasses import dataclass
 
 from psycopg import sql
 
+from fltr_pipeline.stores.schema import dependents, rights
 from fltr_pipeline.stores.schema.connection import Connection
 from fltr_pipeline.stores.schema.specification import FLTR, FLTR_AUTH
 
@@ -15,13 +16,14 @@ SCHEMAS = ("public", "pipeline")
 """What a rebuild drops."""
 
 TABLES = """
-SELECT n.nspname::text, c.relname::text, c.relkind IN ('r', 'p')
+SELECT n.nspname::text, c.relname::text, c.relkind IN ('r', 'p'),
+       has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = ANY(%s) AND c.relkind IN ('r', 'p', 'f', 'm') AND NOT c.relispartition
 ORDER BY n.nspname DESC, c.relname
 """
 
-# What belongs to an extension goes with it.
+# What belongs to an extension is no obstacle of its own: the extension is.
 OTHERS = """
 WITH mine AS (SELECT oid, nspname FROM pg_namespace WHERE nspname = ANY(%s)),
      extended AS (SELECT objid FROM pg_depend WHERE deptype = 'e')
@@ -31,17 +33,6 @@ UNION ALL SELECT 'function ' || p.oid::regprocedure FROM pg_proc p JOIN mine ON 
     WHERE p.oid NOT IN (TABLE extended)
 UNION ALL SELECT 'type ' || format_type(t.oid, NULL) FROM pg_type t JOIN mine ON mine.oid = t.typnamespace
     WHERE t.typtype IN ('e', 'd') AND t.oid NOT IN (TABLE extended)
-UNION ALL SELECT 'extension ' || e.extname FROM pg_extension e JOIN mine ON mine.oid = e.extnamespace
-ORDER BY 1
-"""
-
-ROLES = """
-SELECT DISTINCT r.rolname::text
-FROM pg_class c
-JOIN pg_namespace n ON n.oid = c.relnamespace
-CROSS JOIN LATERAL (SELECT c.relowner UNION SELECT a.grantee FROM aclexplode(c.relacl) a) AS holder(oid)
-JOIN pg_roles r ON r.oid = holder.oid
-WHERE n.nspname = ANY(%s) AND c.relkind IN ('r', 'p', 'f', 'v', 'm') AND r.rolname <> current_user
 ORDER BY 1
 """
 
@@ -72,7 +63,8 @@ class HeldTable:
 
     schema: str
     name: str
-    rows: int
+    rows: int | None
+    """None: this role may not read them."""
     specified: bool
 
 
@@ -84,9 +76,13 @@ class Survey:
     """Its name on the server."""
     tables: tuple[HeldTable, ...]
     others: tuple[str, ...]
-    """Views, functions, types and extensions."""
-    roles: tuple[str, ...]
-    """Other roles that own tables or have rights on them, which new tables would not give them."""
+    """Views, functions and types."""
+    outside: tuple[str, ...]
+    """What is not in these schemas, but would fall with them: in another schema, an extension, published."""
+    lacking: tuple[str, ...]
+    """What this role may not do, and would have to."""
+    rights: tuple[str, ...]
+    """Statements that give other roles again what they have: new tables and schemas are this role's alone."""
     leases: tuple[tuple[str, int], ...]
     """Run id and number of documents in its hands."""
 
@@ -103,26 +99,24 @@ class Survey:
 
 def survey(connection: Connection) -> Survey:
     """Reads all of it, row counts included."""
-    known = {("public", table.name) for table in FLTR.tables}
+    known = [table.name for table in FLTR.tables]
     found = connection.execute(TABLES, (list(SCHEMAS),)).fetchall()
     tables = tuple(
-        HeldTable(schema, name, _rows(connection, schema, name), schema == "pipeline" or (schema, name) in known)
-        for schema, name, _ in found
+        HeldTable(
+            schema, name, _rows(connection, schema, name) if readable else None, schema == "pipeline" or name in known
+        )
+        for schema, name, _, readable in found
     )
+    leased = any((t.schema, t.name) == ("pipeline", "documents") and t.rows is not None for t in tables)
     return Survey(
         database=connection.info.dbname,
         tables=tables,
         others=tuple(name for (name,) in connection.execute(OTHERS, (list(SCHEMAS),))),
-        roles=tuple(name for (name,) in connection.execute(ROLES, (list(SCHEMAS),))),
-        leases=leases(connection),
+        outside=dependents.outside(connection, SCHEMAS),
+        lacking=rights.lacking(connection, SCHEMAS),
+        rights=rights.given(connection, SCHEMAS, known),
+        leases=tuple((run_id, n) for run_id, n in connection.execute(LEASES)) if leased else (),
     )
-
-
-def leases(connection: Connection) -> tuple[tuple[str, int], ...]:
-    """Run id and number of documents, of leases that have not run out."""
-    if connection.execute("SELECT to_regclass('pipeline.documents')").fetchall() == [(None,)]:
-        return ()
-    return tuple((run_id, n) for run_id, n in connection.execute(LEASES))
 
 
 def keep_writers_out(connection: Connection) -> None:
@@ -133,7 +127,7 @@ def keep_writers_out(connection: Connection) -> None:
     """
     connection.execute(PATIENCE)
     found = connection.execute(TABLES, (list(SCHEMAS),)).fetchall()
-    names = [sql.Identifier(schema, name) for schema, name, lockable in found if lockable]
+    names = [sql.Identifier(schema, name) for schema, name, lockable, _ in found if lockable]
     if names:
         connection.execute(sql.SQL("LOCK TABLE {} IN SHARE MODE").format(sql.SQL(", ").join(names)))
 

@@ -6,14 +6,14 @@ processes and limits (`pool`).
 
 from functools import partial
 
-from fltr_pipeline.errors import Empty
+from fltr_pipeline.errors import Corrupt, Empty
 from fltr_pipeline.models import PAGE_BREAK, ParsedDocument
 from fltr_pipeline.text.clean import clean
-from fltr_pipeline.text.parse import html, markdown, pdf, plain
-from fltr_pipeline.text.parse.detect import Kind, kind_of
+from fltr_pipeline.text.parse.detect import format_of
 from fltr_pipeline.text.parse.extraction import Extraction, Extractor
+from fltr_pipeline.text.parse.formats import pdf
 
-PARSER_VERSION = "1"
+PARSER_VERSION = "2"
 """Part of the extractor's fingerprint: raise it when the same file gives another text."""
 
 
@@ -22,7 +22,7 @@ def parse(data: bytes, filename: str, *, pdf_engine: str = "pypdfium2") -> Parse
 
     Args:
         data: the file's bytes.
-        filename: its name; the extension is its label, and messages say it.
+        filename: its name; messages say it, and its extension counts where the content shows no format.
         pdf_engine: `pypdfium2` or `pypdf`, what reads a PDF's text first.
 
     Raises:
@@ -30,17 +30,16 @@ def parse(data: bytes, filename: str, *, pdf_engine: str = "pypdfium2") -> Parse
     """
     if not data.strip():
         raise Empty(f"{filename}: the file is empty")
-    extractors: dict[Kind, Extractor] = {
-        Kind.PDF: partial(pdf.extract, engine=pdf_engine),
-        Kind.HTML: html.extract,
-        Kind.MARKDOWN: markdown.extract,
-        Kind.TEXT: plain.extract,
-    }
-    kind = kind_of(data, filename)
-    return _document(extractors[kind](data, filename), kind, filename)
+    form = format_of(data, filename)
+    extract: Extractor = partial(pdf.extract, engine=pdf_engine) if form is pdf.FORMAT else form.extract
+    try:
+        extraction = extract(data, filename)
+    except RecursionError:
+        raise Corrupt(f"{filename}: is nested too deep to be read") from None
+    return _document(extraction, form.kind, filename)
 
 
-def _document(extraction: Extraction, kind: Kind, filename: str) -> ParsedDocument:
+def _document(extraction: Extraction, kind: str, filename: str) -> ParsedDocument:
     pages = [clean(page.replace(PAGE_BREAK, "\n")) for page in extraction.pages]
     blank = tuple(number for number, page in enumerate(pages, start=1) if not page.strip())
     if len(blank) == len(pages):

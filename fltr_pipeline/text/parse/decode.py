@@ -37,10 +37,15 @@ _ISO_2022 = re.compile(rb"\x1b(?:\$[@B]|\([BJ])")
 
 def looks_like_text(data: bytes) -> bool:
     """Whether the bytes are text in some encoding, as opposed to binary data."""
-    if data.startswith(tuple(mark for mark, _ in _MARKS)) or _wide(data):
+    if unicode_encoding(data):
         return True
     head = data[:_HEAD]
     return len(head) - len(head.translate(None, _CONTROLS)) <= _MOST_CONTROLS * len(head)
+
+
+def unicode_encoding(data: bytes) -> str | None:
+    """What a byte order mark says, or else the zero bytes of wide characters."""
+    return next((name for mark, name in _MARKS if data.startswith(mark)), None) or _wide(data)
 
 
 def decode(data: bytes, filename: str, *, declared: str | None = None) -> tuple[str, str]:
@@ -49,7 +54,7 @@ def decode(data: bytes, filename: str, *, declared: str | None = None) -> tuple[
     Raises:
         Corrupt: no encoding fits.
     """
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None) or _wide(data)
+    encoding = unicode_encoding(data)
     if encoding:
         return data.decode(encoding, errors="replace"), encoding.removesuffix("-sig")
     if _ISO_2022.search(data[:_HEAD]):

@@ -1,59 +1,16 @@
-"""What a file is: its content decides, its name is only the label.
+"""What a file is: its content decides; its name only where content shows nothing, as among kinds of text.
 
-Belongs here: telling kinds apart, and saying so in words that a customer understands. Does not: reading any of them.
+Belongs here: choosing a format, and naming what is of none. Does not: how a format is recognised (its own module).
 """
 
-from enum import StrEnum
 from pathlib import PurePosixPath
 
-from fltr_pipeline.errors import Unsupported
+from fltr_pipeline.errors import Encrypted, Unsupported
 from fltr_pipeline.text.parse.decode import looks_like_text
+from fltr_pipeline.text.parse.extraction import Format
+from fltr_pipeline.text.parse.formats import formats, plain
+from fltr_pipeline.text.parse.sample import OLE, Sample
 
-READABLE = "PDF, HTML, Markdown and plain text files can be uploaded"
-
-_HEAD = 1024
-"""Bytes in which a kind shows itself; the PDF specification allows that much before `%PDF-`."""
-
-
-class Kind(StrEnum):
-    """What can be read; the values are `ParsedDocument.kind`."""
-
-    PDF = "pdf"
-    HTML = "html"
-    MARKDOWN = "markdown"
-    TEXT = "text"
-
-
-_LABELS = {
-    ".pdf": Kind.PDF,
-    ".html": Kind.HTML,
-    ".htm": Kind.HTML,
-    ".xhtml": Kind.HTML,
-    ".md": Kind.MARKDOWN,
-    ".markdown": Kind.MARKDOWN,
-    ".txt": Kind.TEXT,
-    ".text": Kind.TEXT,
-}
-_NAMES = {Kind.PDF: "a PDF", Kind.HTML: "an HTML page", Kind.MARKDOWN: "Markdown", Kind.TEXT: "text"}
-_BINARY_LABELS = {
-    **dict.fromkeys((".doc", ".docx", ".odt", ".rtf"), "a word processor's document"),
-    **dict.fromkeys((".xls", ".xlsx", ".ods"), "a spreadsheet"),
-    **dict.fromkeys((".ppt", ".pptx", ".odp"), "a presentation"),
-    **dict.fromkeys((".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ico"), "an image"),
-    **dict.fromkeys((".mp3", ".wav", ".ogg", ".flac", ".m4a"), "an audio file"),
-    **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm"), "a video"),
-    **dict.fromkeys((".zip", ".gz", ".tar", ".7z", ".rar", ".bz2", ".xz"), "an archive"),
-    **dict.fromkeys((".exe", ".dll", ".so"), "a program"),
-    ".epub": "an EPUB book",
-    ".msg": "an Outlook message",
-}
-_IN_ZIP = (
-    (b"word/document.xml", "a Word document (DOCX)"),
-    (b"xl/workbook.xml", "an Excel workbook (XLSX)"),
-    (b"ppt/presentation.xml", "a PowerPoint presentation (PPTX)"),
-    (b"application/epub+zip", "an EPUB book"),
-    (b"application/vnd.oasis.opendocument", "an OpenDocument file"),
-)
 _MAGIC = (
     (0, b"\x89PNG", "a PNG image"),
     (0, b"\xff\xd8\xff", "a JPEG image"),
@@ -75,62 +32,39 @@ _MAGIC = (
     (0, b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
     (0, b"Rar!", "a RAR archive"),
     (257, b"ustar", "a tar archive"),
-    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document (DOC, XLS, PPT or MSG)"),
+    (0, b"PK\x03\x04", "a ZIP archive"),
+    (0, OLE, "an Office document from before 2007 (DOC, PPT or MSG); save it as DOCX, PPTX or PDF"),
+    (0, b"%!PS", "a PostScript file"),
     (0, b"MZ", "a Windows program"),
     (0, b"\x7fELF", "a Linux program"),
     (0, b"\xca\xfe\xba\xbe", "a Java class or macOS program"),
     (0, b"SQLite format 3\x00", "an SQLite database"),
 )
+_CONTAINERS = (b"PK\x03\x04", OLE)
+"""What is so packed may be a damaged document, if its name says so."""
 
 
-def kind_of(data: bytes, filename: str) -> Kind:
-    """The kind of `data`. Within the text family the label decides (HTML, Markdown, text); without one the content.
+def format_of(data: bytes, filename: str) -> Format:
+    """The format that the bytes are of; of text that shows no sign, the one that its name says, else plain text.
 
     Raises:
-        Unsupported: not readable, or the label and the content are of different families.
+        Unsupported: of no format that is read.
+        Encrypted: an Office document in the container that a password puts around it.
     """
+    sample = Sample(data)
+    shown = next((form for form in formats() if form.recognises and form.recognises(sample)), None)
+    if shown:
+        return shown
+    if sample.has_ole_stream("EncryptedPackage"):
+        raise Encrypted(f"{filename}: needs a password; upload it without one")
     suffix = PurePosixPath(filename).suffix.lower()
-    label = _LABELS.get(suffix)
-    labelled = _NAMES[label] if label else _BINARY_LABELS.get(suffix)
-    kind, found = _content(data)
-    if kind is None and label is Kind.PDF and found is None:
-        return Kind.PDF  # damaged at its head: the PDF engines judge it
-    if kind is None:
-        also = f"is labelled as {labelled} but " if label else ""
-        raise Unsupported(f"{filename}: {also}holds {found or 'binary data of an unknown kind'}; {READABLE}")
-    if labelled and (label is None or (label is Kind.PDF) != (kind is Kind.PDF)):
-        raise Unsupported(
-            f"{filename}: mislabelled: the name says {labelled}, the content is {_NAMES[kind]}; "
-            "give it the extension of what it holds and upload it again"
-        )
-    return label or kind
-
-
-def _content(data: bytes) -> tuple[Kind | None, str | None]:
-    """The readable kind, or else what the bytes are known to be."""
-    if _is_pdf(data):
-        return Kind.PDF, None
-    head = data[:_HEAD].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if head.startswith(b"%!ps"):
-        return None, "a PostScript file"
-    if head.startswith(b"{\\rtf"):
-        return None, "an RTF document"
-    if not looks_like_text(data):
-        return None, _binary(data)
-    if head.startswith((b"<!doctype html", b"<html")) or (head.startswith(b"<") and b"<html" in head):
-        return Kind.HTML, None
-    return Kind.TEXT, None
-
-
-def _is_pdf(data: bytes) -> bool:
-    """`%PDF-` at the head; behind other bytes only with a PDF's objects: a text may well quote those characters."""
-    position = data.find(b"%PDF-", 0, _HEAD)
-    if position < 0 or not data[:position].strip(b"\xef\xbb\xbf \t\r\n\x00"):
-        return position >= 0
-    return b"endobj" in data
-
-
-def _binary(data: bytes) -> str | None:
-    if data.startswith(b"PK\x03\x04"):
-        return next((name for mark, name in _IN_ZIP if mark in data), "a ZIP archive")
-    return next((name for offset, magic, name in _MAGIC if data[offset:].startswith(magic)), None)
+    named = next((form for form in formats() if suffix in form.suffixes), None)
+    found = next((name for offset, magic, name in _MAGIC if data.startswith(magic, offset)), None)
+    if looks_like_text(data) and not data.startswith(b"%!PS"):
+        return named if named and named.is_text else plain.FORMAT
+    if named and not named.is_text and (found is None or data.startswith(_CONTAINERS)):
+        return named  # damaged at its head: the format itself judges it
+    raise Unsupported(
+        f"{filename}: holds {found or 'binary data of an unknown kind'}; "
+        f"what can be read: {', '.join(form.title for form in formats())}"
+    )

@@ -1,16 +1,18 @@
-"""What every format hands back, and the shape of the function that does it.
+"""What a format is: how it is recognised, what it is called, and the shape of the function that reads it.
 
 Belongs here: the seam between `parse` and the formats. Does not: anything about one format.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from fltr_pipeline.text.parse.sample import Sample
 
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """The raw text of each page, not yet cleaned."""
+    """The raw text of each page, not yet cleaned; a page without text is there, as an empty one."""
 
     pages: Sequence[str]
     engine: str
@@ -27,3 +29,19 @@ class Extractor(Protocol):
             DocumentError: the data can't be read, and why.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format, as its module in `formats` declares it under the name `FORMAT`."""
+
+    kind: str
+    """Its name in a document's metadata: `pdf`, `docx`."""
+    title: str
+    """What a customer calls it, in the plural: `Word documents (DOCX)`."""
+    suffixes: tuple[str, ...]
+    extract: Extractor
+    recognises: Callable[[Sample], bool] | None = None
+    """Whether the bytes show that they are of this format. None: nothing shows it, only its name tells (Markdown)."""
+    is_text: bool = False
+    """Whether text that shows no sign of any format is of this one where its name says so."""

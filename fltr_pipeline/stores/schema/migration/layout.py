@@ -51,6 +51,8 @@ class Layout:
     """The catalogue, as far as the migration is concerned. Without a table `users` nearly all of it is empty."""
 
     catalog: Catalog
+    present: tuple[str, ...]
+    """Those of the three columns that `users` still has."""
     taken: frozenset[str]
     """Names in `public` that a new table can't have."""
     rights: Rights
@@ -67,11 +69,6 @@ class Layout:
         return {column.name: column.type for column in table.columns} if table else {}
 
     @property
-    def present(self) -> tuple[str, ...]:
-        """Those of the three columns that `users` still has."""
-        return tuple(name for name in COLUMNS if name in self.types("users"))
-
-    @property
     def journal(self) -> Journal | None:
         """The one in `public`: the one that the web application is configured for."""
         return next((journal for journal in self.journals if journal.schema == "public"), None)
@@ -79,11 +76,15 @@ class Layout:
 
 def read(connection: Connection) -> Layout:
     """Reads the catalogue, and the journals' few rows."""
+    found = catalog.read(connection)
+    of_users = {column.name for table in found.tables if table.name == "users" for column in table.columns}
+    present = tuple(name for name in COLUMNS if name in of_users)
     return Layout(
-        catalog=catalog.read(connection),
+        catalog=found,
+        present=present,
         taken=frozenset(name for (name,) in connection.execute(TAKEN)),
         rights=rights.read(connection, TABLES),
-        uses=uses.read(connection, COLUMNS),
+        uses=uses.read(connection, present),
         journals=_journals(connection),
     )
 

@@ -4,10 +4,11 @@ Belongs here: what `shape` and `balances` know, put together; whether a run may 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fltr_pipeline.errors import MigrationRefused
 from fltr_pipeline.stores.schema.connection import Connection
+from fltr_pipeline.stores.schema.dump import obstacle
 from fltr_pipeline.stores.schema.migration import balances, layout
 from fltr_pipeline.stores.schema.migration.balances import Balances, Difference
 from fltr_pipeline.stores.schema.migration.layout import COLUMNS, Layout
@@ -30,6 +31,8 @@ class Plan:
     """None in the state `unknown`."""
     sessions: tuple[Session, ...]
     """Those that would be in the way now."""
+    no_dump: str | None = None
+    """Why none can be made here, where that was asked."""
 
     @property
     def state(self) -> State:
@@ -41,7 +44,8 @@ class Plan:
         if self.state is State.DONE:
             return ()
         found = self.balances
-        return (*self.shape.obstacles, *(_rows(found, self.layout, null_orphan_teams) if found else ()))
+        rows = _rows(found, self.layout, null_orphan_teams) if found else ()
+        return (*self.shape.obstacles, *rows, *([self.no_dump] if self.no_dump else []))
 
     def require(self, *, null_orphan_teams: bool) -> None:
         """Does nothing when `apply` may go on.
@@ -65,7 +69,7 @@ def plan(url: str) -> Plan:
         StoreUnavailable: the server does not answer.
     """
     with looking(url) as connection:
-        return look(connection)
+        return replace(look(connection), no_dump=obstacle(url, connection))
 
 
 def look(connection: Connection) -> Plan:

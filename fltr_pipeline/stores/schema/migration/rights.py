@@ -12,7 +12,7 @@ from fltr_pipeline.stores.schema.connection import Connection
 # Somebody who is not a superuser can give a table away only to a role that they could be, and that may create tables
 # there. From version 16 on, being a member is not enough for that.
 ROLE = """
-SELECT current_user::text, has_schema_privilege(n.oid, 'CREATE'),
+SELECT current_user::text, pg_is_in_recovery(), has_schema_privilege(n.oid, 'CREATE'),
        r.rolsuper OR has_schema_privilege(u.relowner, n.oid, 'CREATE'),
        pg_has_role(u.relowner, CASE WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER'
                                     ELSE 'SET' END)
@@ -36,9 +36,9 @@ WITH lists AS (
     UNION ALL SELECT c.oid, c.relowner, a.attname::text, a.attacl
     FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND NOT a.attisdropped
 )
-SELECT r.rolname::text, g.privilege_type, l.attname
+SELECT DISTINCT r.rolname::text, g.privilege_type, l.attname
 FROM lists l CROSS JOIN aclexplode(l.list) g LEFT JOIN pg_roles r ON r.oid = g.grantee
-WHERE l.oid = to_regclass(%(table)s) AND g.grantee <> l.relowner
+WHERE l.oid = to_regclass(%(table)s) AND g.grantee <> l.relowner AND (g.grantee = 0 OR r.oid IS NOT NULL)
   AND g.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
 ORDER BY 1, 2, 3
 """
@@ -94,6 +94,8 @@ class Rights:
     """What was found. Without a table `users` nearly all of it is empty."""
 
     role: str
+    standby: bool
+    """Whether the server only follows another one."""
     may_create: bool
     """Whether the connected role may create tables in `public`."""
     owner_may_create: bool
@@ -141,6 +143,8 @@ class Rights:
 
     def obstacles(self) -> Iterator[str]:
         """Why the connected role can neither change the tables nor dump the database."""
+        if self.standby:
+            yield "the server is a standby, which follows another: give the URL of the primary"
         for table in self.tables:
             if not table.ours:
                 yield (
@@ -183,13 +187,15 @@ class Rights:
 
 def read(connection: Connection, names: Collection[str]) -> Rights:
     """Reads the catalogue; any role may."""
-    role, may_create, owner_may_create, may_give = connection.execute(ROLE).fetchone() or ("", False, False, False)
+    about = connection.execute(ROLE).fetchone() or ("", False, False, False, False)
+    role, standby, may_create, owner_may_create, may_give = about
     grants = [
         tuple(Grant(*row) for row in connection.execute(GRANTS, {"table": f"public.{table}"}))
         for table in ("users", "user_credits")
     ]
     return Rights(
         role=role,
+        standby=standby,
         may_create=may_create,
         owner_may_create=owner_may_create,
         may_give=may_give,

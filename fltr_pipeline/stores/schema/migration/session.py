@@ -49,7 +49,8 @@ SELECT l.pid, coalesce(a.usename::text, a.backend_type, 'a prepared transaction'
 FROM pg_locks l
 JOIN pg_class c ON c.oid = l.relation
 LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND l.virtualtransaction = '-1/' || p.transaction
+LEFT JOIN (pg_locks x JOIN pg_prepared_xacts p ON p.transaction = x.transactionid)
+    ON l.pid IS NULL AND x.pid IS NULL AND x.virtualtransaction = l.virtualtransaction
 WHERE l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND l.granted
   AND l.relation IN (to_regclass('public.users'), to_regclass('public.teams'), to_regclass('public.user_credits'),
                      to_regclass('public.__drizzle_migrations'))

@@ -137,7 +137,9 @@ class Trigger:
 
 
 def read(connection: Connection, columns: Sequence[str]) -> Uses:
-    """Reads the catalogue; any role may."""
+    """Reads the catalogue; any role may. Without a column left to go there is nothing to find."""
+    if not columns:
+        return Uses((), ())
     names = {"columns": list(columns)}
     functions = [Function(*row) for row in connection.execute(FUNCTIONS)]
     triggers = [Trigger(*row) for row in connection.execute(TRIGGERS)]

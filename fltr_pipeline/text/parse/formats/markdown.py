@@ -5,10 +5,13 @@ finds its place in the customer's own file, and a title or tags that stand only 
 """
 
 from fltr_pipeline.text.parse.decode import decode
-from fltr_pipeline.text.parse.extraction import Extraction
+from fltr_pipeline.text.parse.extraction import Extraction, Format
 
 
 def extract(data: bytes, filename: str) -> Extraction:
     """The source, as one page."""
     text, encoding = decode(data, filename)
     return Extraction([text], encoding)
+
+
+FORMAT = Format(kind="markdown", title="Markdown", suffixes=(".md", ".markdown"), extract=extract, is_text=True)

@@ -1,0 +1,51 @@
+"""Documents to measure with: real ones where `FLTR_TEST_DATA` names a folder of them, else the packaged samples.
+
+Belongs here: reading, cutting and editing texts, all by seed. Does not: uploading them.
+"""
+
+import os
+import random
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from fltr_pipeline.samples import sample_files
+
+_SUFFIXES = {".txt", ".md"}
+_LONGEST_PARAGRAPH = 2_000
+
+
+def source() -> str:
+    """Where the texts come from, for the table's caption."""
+    return "real documents of FLTR_TEST_DATA" if "FLTR_TEST_DATA" in os.environ else "the packaged sample documents"
+
+
+@cache
+def texts() -> tuple[str, ...]:
+    """The texts, each as it was written."""
+    data = os.environ.get("FLTR_TEST_DATA")
+    if data is None:
+        files = [path for _, path in sample_files() if path.suffix in _SUFFIXES]
+    else:
+        roots = [Path(data, name) for name in ("demo", "extraction")]
+        files = [path for root in roots for path in sorted(root.rglob("*")) if path.suffix in _SUFFIXES]
+    return tuple(path.read_text(encoding="utf-8", errors="replace") for path in files)
+
+
+def paragraphs(text: str) -> list[str]:
+    """What stands between blank lines."""
+    return [part[:_LONGEST_PARAGRAPH] for part in text.split("\n\n") if part.strip()]
+
+
+def documents(count: int, characters: int, seed: int = 1) -> dict[str, str]:
+    """filename → text: real paragraphs in an order that no other document has, up to about `characters`."""
+    everything = [paragraph for text in texts() for paragraph in paragraphs(text)]
+    rng = random.Random(seed)
+    return {f"{number:05}.txt": _document(everything, characters, rng) for number in range(count)}
+
+
+def _document(everything: Sequence[str], characters: int, rng: random.Random) -> str:
+    parts: list[str] = []
+    while sum(map(len, parts)) < characters:
+        parts.append(rng.choice(everything))
+    return "\n\n".join(parts)

@@ -1,0 +1,86 @@
+"""Uploads before they are read: where their bytes are, how many, and whether they are those of the live generation.
+
+Belongs here: looking at the blob store, many documents at a time. Does not: parsing, staging (extract).
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from fltr_pipeline.errors import NotFound
+from fltr_pipeline.pipeline.services import Services
+from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.fltr import datasets, texts
+from fltr_pipeline.stores.fltr.claims import Claim
+
+_AT_ONCE = 8
+"""Requests to the blob store: a round trip to S3 takes some 30 ms, of which a batch needs hundreds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """Where a document's bytes are. `key` is None for inline text; `found` is None if there is nothing at all."""
+
+    key: str | None
+    found: int | None
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.found or 0
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An upload whose bytes the live generation was made from, by the extractor of today."""
+
+    pages: int
+    current: bool
+    """Whether the rest of the configuration is today's, too, and every chunk has its vector."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The uploads of one configuration."""
+
+    services: Services
+    extractor: str
+
+    def locate(self, claimed: Sequence[Claim]) -> dict[str, Upload]:
+        """Where each document's bytes are: in a blob, or in `content`, as text that was uploaded inline."""
+        blobs = self.services.blobs
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            found = list(threads.map(lambda c: blobs.locate(c.dataset_id, c.document_id), claimed))
+        by_id = {c.document_id: blob for c, blob in zip(claimed, found, strict=True)}
+        with transaction(self.services.fltr) as tx:
+            inline = datasets.content_sizes(tx, [i for i, blob in by_id.items() if blob is None])
+        return {i: Upload(blob.key, blob.size) if blob else Upload(None, inline.get(i)) for i, blob in by_id.items()}
+
+    def known(self, claimed: Sequence[Claim], uploads: Mapping[str, Upload]) -> dict[str, Known]:
+        """The documents whose bytes are the live ones; only uploads of the same length are read."""
+        with transaction(self.services.fltr) as tx:
+            live = texts.live_sources(tx, [c.document_id for c in claimed if c.live_generation is not None])
+        alike = {
+            i: uploads[i]
+            for i, source in live.items()
+            if (source.extractor, source.source_bytes) == (self.extractor, uploads[i].found)
+        }
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            digests = dict(zip(alike, threads.map(self._digest, alike, alike.values()), strict=True))
+        return {
+            i: Known(live[i].pages, live[i].fingerprint == self.services.fingerprint)
+            for i, digest in digests.items()
+            if digest == live[i].source_sha256
+        }
+
+    def _digest(self, document_id: str, upload: Upload) -> str | None:
+        """None if the upload is gone meanwhile."""
+        if upload.key is not None:
+            try:
+                return self.services.blobs.digest(upload.key)[0]
+            except NotFound:
+                return None
+        with transaction(self.services.fltr) as tx:
+            content = datasets.content(tx, document_id)
+        return None if content is None else hashlib.sha256(content.encode()).hexdigest()

@@ -1,0 +1,149 @@
+"""PDF: pypdf opens, decrypts, counts and judges; one engine reads the text and the other stands in where it fails.
+
+Belongs here: which engine's page is believed. Does not: the engines (`pdf_engines`); OCR: a page without text is
+known by its number.
+"""
+
+import re
+from collections.abc import Collection, Sequence
+
+from fltr_pipeline.errors import Corrupt, Empty, Encrypted, NoTextLayer, TooLarge
+from fltr_pipeline.text.clean import clean
+from fltr_pipeline.text.parse.extraction import Extraction, Format
+from fltr_pipeline.text.parse.garbage import badness, is_doubtful
+from fltr_pipeline.text.parse.pdf_engines import Engine, Pages, Pypdf, Pypdfium2, versioned
+from fltr_pipeline.text.parse.running_heads import without_running_heads
+from fltr_pipeline.text.parse.sample import Sample
+
+_HEAD = 1024
+"""Bytes in which `%PDF-` stands, by the specification."""
+
+_MOST_PAGES = 100_000
+
+_DIVIDED = re.compile("\\b(\\w++)(?:\ufffe\\s*|([-\u2010])\r?\n)(\\w+)")
+"""A word at the end of a line: pdfium puts U+FFFE where it was divided, hyphenated and compound words alike."""
+
+_MARKS = ("\ufffe", "-\n", "-\r", "\u2010\n", "\u2010\r")
+"""Without one of them, no word is divided."""
+
+_WORD = re.compile(r"\w+(?:-\w+)*")
+
+
+def extract(data: bytes, filename: str, *, engine: str = "pypdfium2") -> Extraction:
+    """The text of each page, read by `engine` (`pypdfium2` or `pypdf`); doubtful pages also by the other one.
+
+    Raises:
+        Encrypted: needs a password.
+        Corrupt: neither engine can read it.
+        Empty: has no pages.
+        TooLarge: has more pages than any document.
+        NoTextLayer: has no text on any page.
+    """
+    pypdf, damage = _judged(data, filename)
+    pypdfium2 = Pypdfium2(data)
+    engines: dict[str, Engine] = {"pypdfium2": pypdfium2} | ({"pypdf": pypdf} if pypdf else {})
+    pages: Pages = []
+    used: list[str] = []
+    for name in sorted(engines, key=lambda name: name != engine):
+        doubtful = _doubtful(pages)
+        if pages and not doubtful:
+            break
+        better = _improved(pages, _attempt(engines[name], doubtful if pages else None))
+        if better != pages:
+            pages = better
+            used.append(versioned(name))
+    if not pages or all(page is None for page in pages):
+        if pypdfium2.needs_password:
+            raise _encrypted(filename)
+        reason = f" ({type(damage).__name__}: {damage})" if damage else ""
+        raise Corrupt(f"{filename}: the PDF is damaged beyond reading{reason}; save it again and upload it anew")
+    texts = [clean(page or "") for page in _rejoined(pages)]
+    if not any(text.strip() for text in texts):
+        raise NoTextLayer(
+            f"{filename}: none of its {len(pages)} pages has text, it is probably a scan; "
+            "upload a version with a text layer (OCR)"
+        )
+    return Extraction(without_running_heads(texts), " + ".join(used))
+
+
+def _judged(data: bytes, filename: str) -> tuple[Pypdf | None, Exception | None]:
+    """pypdf with the file opened, or what it finds wrong with it."""
+    try:
+        pypdf = Pypdf(data)
+        count = None if pypdf.needs_password else len(pypdf)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  any of pypdf's failures means the same: damaged
+        return None, error
+    if count is None:
+        raise _encrypted(filename)
+    if count == 0:
+        raise Empty(f"{filename}: the PDF has no pages")
+    if count > _MOST_PAGES:
+        raise TooLarge(f"{filename}: says that it has {count:,} pages, the most is {_MOST_PAGES:,}; split the file")
+    return pypdf, None
+
+
+def _encrypted(filename: str) -> Encrypted:
+    return Encrypted(f"{filename}: needs a password; upload it without one")
+
+
+def _doubtful(pages: Pages) -> Sequence[int]:
+    """The pages to ask the other engine for; all of them, if there is no text at all."""
+    if not any(page and page.strip() for page in pages):
+        return range(len(pages))
+    return [index for index, page in enumerate(pages) if page is None or is_doubtful(page)]
+
+
+def _attempt(engine: Engine, wanted: Collection[int] | None) -> Pages:
+    try:
+        return engine(wanted)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001  the other engine may read it; `Corrupt` is raised when none does
+        return []
+
+
+def _improved(pages: Pages, others: Pages) -> Pages:
+    """`pages`, with those of `others` that read better; page boundaries are those of `pages`, if it has any text."""
+    if len(pages) != len(others):
+        return pages if any(pages) or not others else others
+    return [other if _reads_better(other, page) else page for page, other in zip(pages, others, strict=True)]
+
+
+def _reads_better(other: str | None, page: str | None) -> bool:
+    if page is None or other is None:
+        return other is not None
+    if not other.strip() or not page.strip():
+        return bool(other.strip())
+    return badness(other) < badness(page)
+
+
+def _rejoined(pages: Sequence[str | None]) -> list[str]:
+    """Words that were divided at the end of a line, as the document writes them elsewhere."""
+    texts = [page or "" for page in pages]
+    if not any(mark in text for text in texts for mark in _MARKS):
+        return texts
+    words = {word for text in texts for word in _WORD.findall(text)}
+
+    def join(match: re.Match[str]) -> str:
+        left, hyphen, right = match.groups()
+        joined, compound = left + right, f"{left}-{right}"
+        if hyphen:
+            return joined if joined in words and compound not in words else match[0]
+        hyphenated = compound in words or (joined not in words and not joined.islower())
+        return compound if hyphenated else joined
+
+    return [_DIVIDED.sub(join, text).replace("\ufffe", "-") for text in texts]
+
+
+def _recognises(sample: Sample) -> bool:
+    """`%PDF-` at the head; behind other bytes only with a PDF's objects: a text may well quote those characters."""
+    data = sample.data
+    position = data.find(b"%PDF-", 0, _HEAD)
+    if position < 0 or not data[:position].strip(b"\xef\xbb\xbf \t\r\n\x00"):
+        return position >= 0
+    return b"endobj" in data
+
+
+FORMAT = Format(kind="pdf", title="PDF", suffixes=(".pdf",), extract=extract, recognises=_recognises)
