@@ -7,7 +7,7 @@ crossed with who goes on. FLTR_FAULTS=long (`make test-faults`) runs all cases, 
 import os
 import random
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -100,6 +100,8 @@ class Undisturbed:
 
     steps: tuple[Step, ...]
     charged: int
+    jobs: Mapping[str, Sequence[str]]
+    """Statuses of its documents' jobs, by filename."""
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +118,19 @@ def measure(site: Site, name: str) -> Undisturbed:
         assert operation.leaves or runs.reconcile(site.hands).nothing
         settle_down(site, operation, story)
         assert wrong(site, story) == []
-        return Undisturbed(tuple(outcome.steps), Books.of(site.world, story.payer).net)
+        return Undisturbed(tuple(outcome.steps), Books.of(site.world, story.payer).net, jobs_of(site, story))
     finally:
         site.world.empty()
+
+
+def jobs_of(site: Site, story: Story) -> dict[str, Sequence[str]]:
+    return {filename: seen.jobs for filename, seen in truth.documents(site.world, story.dataset).items()}
+
+
+def surplus(jobs: Mapping[str, Sequence[str]], expected: Mapping[str, Sequence[str]]) -> list[str]:
+    """An attempt that was cut short has a job of its own, which failed; a result has exactly one."""
+    allowed = {f: (sorted(of_file), sorted([*of_file, "failed"])) for f, of_file in expected.items()}
+    return [f"{f}: jobs {of_file}" for f, of_file in jobs.items() if sorted(of_file) not in allowed[f]]
 
 
 def wrong(site: Site, story: Story) -> list[str]:
@@ -211,6 +223,7 @@ def test_a_death_on_the_way_loses_nothing(
         assert out_of_sight(site, story) == []
         settle_down(site, operation, story)
         assert wrong(site, story) == []
+        assert surplus(jobs_of(site, story), expected.jobs) == []
         assert Books.of(site.world, story.payer).net == expected.charged
     finally:
         site.world.empty()
