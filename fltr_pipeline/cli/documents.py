@@ -75,8 +75,7 @@ def reprocess(
 ) -> None:
     """Do a dataset's documents again. They are queued; the sensor launches the runs.
 
-    pending: what waits already. failed: what failed, too. stale: also what another configuration made. all: everything,
-    quarantined contents among it.
+    pending: what waits already. failed: what failed, too. stale: also what another configuration made. all: everything.
     """
     services = open_services(read_settings())
     found = uploads.find_dataset(services, dataset)

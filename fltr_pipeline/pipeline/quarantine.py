@@ -3,7 +3,7 @@
 Belongs here: when that is so, and what is told of it. Does not: who dies at what (stores.fltr.claims), SQL.
 
 A content is known by its bytes, so that another upload of them fails at once. Other bytes, another extractor, other
-limits, or a reprocessing of everything that a person asks for let it in again.
+limits, or a reprocessing that a person asks for let it in again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -97,5 +97,5 @@ def _told(claim: Claim, record: Record) -> Quarantined:
     return Quarantined(
         f"{claim.filename}: not tried, because a file of the same bytes failed {times}, last on "
         f"{record.failed_at:%Y-%m-%d}: {_WORDS.get(record.code, record.code)}; upload another version of it, or "
-        "mend the cause and reprocess the dataset with mode `all`"
+        "mend the cause and reprocess the dataset"
     )

@@ -121,7 +121,7 @@ def test_a_crash_between_reserve_and_settle_is_charged_once(world: World, monkey
                 with pytest.raises(Killed):
                     world.process(dataset)
             world.change(
-                "UPDATE pipeline.documents SET lease_until = now() - interval '1 s', attempts = 0"
+                "UPDATE pipeline.documents SET lease_until = now() - interval '1 s', attempts = 0, retry_at = NULL"
                 " WHERE lease_until IS NOT NULL"
             )
     world.process(dataset)

@@ -107,13 +107,13 @@ def test_a_backfill_tries_again_what_was_quarantined_under_another_configuration
         assert requeued(fltr, claim, ReprocessMode.stale, retryable=["gave_up"], tried_with=tried_with) == n
 
 
-def test_everything_again_lets_the_content_in_again_wherever_it_is(fltr: Fltr) -> None:
+def test_a_person_who_reprocesses_what_failed_lets_the_content_in_again_wherever_it_is(fltr: Fltr) -> None:
     claim, other = failed(fltr, "gave_up"), failed(fltr, "gave_up", content=Content("cd" * 32, 66))
-    for mode in (ReprocessMode.failed, ReprocessMode.stale):
-        assert requeued(fltr, claim, mode, retryable=None, tried_with="now") == (mode is ReprocessMode.failed)
+    assert requeued(fltr, claim, ReprocessMode.pending, retryable=None, tried_with="now") == 0
+    assert requeued(fltr, claim, ReprocessMode.stale, retryable=["gave_up"], tried_with="now") == 1
     fltr.change("UPDATE documents SET status = 'failed'")
     assert known(fltr).keys() == {POISON.sha256, "cd" * 32}
-    assert requeued(fltr, claim, ReprocessMode.all, retryable=None, tried_with="now") == 1
+    assert requeued(fltr, claim, ReprocessMode.failed, retryable=None, tried_with="now") == 1
     assert known(fltr).keys() == {"cd" * 32}
     assert fltr.statuses(Dataset(other.dataset_id, "", "")) == {"a": "failed"}
 

@@ -123,13 +123,16 @@ def requeue(
     """Queue documents again; each mode includes the ones before it: pending, failed, stale, all.
 
     Failed documents (of the codes in `retryable`, or all) become `uploaded`; ready ones stay ready and searchable while
-    a new generation is made. May be repeated: what is on its way is left alone. `all` readmits quarantined contents.
+    a new generation is made. May be repeated: what is on its way is left alone. Whoever asks for every
+    failure lets quarantined contents in again, and with `all` those of ready documents, too.
     """
     if mode is ReprocessMode.pending:
         return 0
     tx.execute(_LOCK_ENDED, {"dataset_id": dataset_id})
     codes = {"every_failure": retryable is None, "retryable": list(retryable or ()), "tried_with": tried_with}
     failed = list(tx.execute(_REQUEUE_FAILED, {"dataset_id": dataset_id, **codes}).scalars())
+    if retryable is None:
+        readmit(tx, failed)
     if mode is ReprocessMode.failed:
         return len(failed)
     parameters = {
@@ -139,7 +142,7 @@ def requeue(
     live = list(tx.execute(_REQUEUE_LIVE, parameters).scalars())
     insert_jobs(tx, live, "queued")
     if mode is ReprocessMode.all:
-        readmit(tx, failed + live)
+        readmit(tx, live)
     return len(failed) + len(live)
 
 
