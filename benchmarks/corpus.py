@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from fltr_pipeline.samples import sample_files
+from fltr_pipeline.text.parse import parse
 
 _SUFFIXES = {".txt", ".md"}
 _LONGEST_PARAGRAPH = 2_000
@@ -23,11 +24,10 @@ def source() -> str:
 @cache
 def texts() -> tuple[str, ...]:
     """The texts, each as it was written."""
-    data = os.environ.get("FLTR_TEST_DATA")
-    if data is None:
+    if "FLTR_TEST_DATA" not in os.environ:
         files = [path for _, path in sample_files() if path.suffix in _SUFFIXES]
     else:
-        roots = [Path(data, name) for name in ("demo", "extraction")]
+        roots = [_test_data(name) for name in ("demo", "extraction")]
         files = [path for root in roots for path in sorted(root.rglob("*")) if path.suffix in _SUFFIXES]
     return tuple(path.read_text(encoding="utf-8", errors="replace") for path in files)
 
@@ -42,6 +42,24 @@ def documents(count: int, characters: int, seed: int = 1) -> dict[str, str]:
     everything = [paragraph for text in texts() for paragraph in paragraphs(text)]
     rng = random.Random(seed)
     return {f"{number:05}.txt": _document(everything, characters, rng) for number in range(count)}
+
+
+def large_documents() -> dict[str, str]:
+    """Real documents of 200 to 1,500 chunks; the largest are others, one after the other."""
+    markdown = [path.read_text(encoding="utf-8") for name, path in sample_files() if path.suffix == ".md"]
+    found = {"manuals, Markdown": "\n\n".join(markdown)}
+    for name, path in sample_files():
+        if name.endswith("debian-fhs-3.0.en.pdf"):
+            found["standard, PDF"] = parse(path.read_bytes(), name).text
+    if "FLTR_TEST_DATA" in os.environ:
+        books = {p.stem: p.read_text(encoding="utf-8") for p in _test_data("extraction").rglob("debmake-doc.*.txt")}
+        found |= {f"{name}, text": books[name] for name in sorted(books)}
+        found["both and the manuals, text"] = "\n\n".join([*markdown, books["debmake-doc.en"], books["debmake-doc.de"]])
+    return found
+
+
+def _test_data(folder: str) -> Path:
+    return Path(os.environ["FLTR_TEST_DATA"], folder)
 
 
 def _document(everything: Sequence[str], characters: int, rng: random.Random) -> str:

@@ -17,7 +17,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle
@@ -27,10 +26,10 @@ from threading import Barrier
 from pydantic import SecretStr
 
 from benchmarks.machine import machine
+from benchmarks.servers import postgres
 from fltr_pipeline.credits.holds import Close, CloseState, Hold, HoldState, Payer, Pot
 from fltr_pipeline.credits.ledger import Ledger
 from fltr_pipeline.embedded.postgres import Cluster
-from fltr_pipeline.embedded.processes import spawn, wait_until_ready
 from fltr_pipeline.models import Op
 from fltr_pipeline.stores.schema import AUTH_ROLE, init_auth_copy
 from fltr_pipeline.stores.schema.connection import as_role
@@ -173,21 +172,6 @@ def pgbench_rate(cluster: Cluster, clients: int) -> float:
     if found is None:
         raise RuntimeError(f"pgbench said something new:\n{output}")
     return float(found[1])
-
-
-@contextmanager
-def postgres(home: Path) -> Iterator[Cluster]:
-    """A server of the embedded stack, without the rest of it."""
-    cluster = Cluster(home)
-    cluster.prepare()
-    spec, log = cluster.spec(), home / "postgres.log"
-    try:
-        wait_until_ready(spec, spawn(spec, log), log)
-        cluster.create_databases()
-        yield cluster
-    finally:
-        cluster.stop()
-        cluster.clean_up()
 
 
 def table(home: Path) -> str:

@@ -5,8 +5,14 @@ Belongs here: what several benchmarks do between two looks at the clock. Does no
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import psycopg
 
 from fltr_pipeline.embedded.postgres import SUPERUSER
 from fltr_pipeline.pipeline.billing import Billing
@@ -18,16 +24,50 @@ from fltr_pipeline.pipeline.setup import Ground, ground, set_up
 from fltr_pipeline.pipeline.stage import StageRun, StageWork
 from fltr_pipeline.pipeline.uploads import dataset_of, upload
 from fltr_pipeline.pipeline.worker import Report, Worker
+from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.fltr import datasets
+from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.stores.schema.connection import as_role
 from fltr_pipeline.stores.schema.development import add_user
 from fltr_pipeline.text.model import EmbeddingModel
 
 
 class ConstantModel(EmbeddingModel):
-    """The real tokenizer, a vector without work: what is left is the engine's own cost."""
+    """The real tokenizer, a vector without work: what is left is the engine's own cost.
+
+    One vector of a thousand, by the text: all the same would be a case of its own to Milvus' index.
+    """
 
     def encode(self, texts: Sequence[str]) -> list[list[float]]:
-        return [[1.0] + [0.0] * (self.dimension - 1)] * len(texts)
+        return [self._vectors[crc32(text.encode()) % len(self._vectors)] for text in texts]
+
+    @cached_property
+    def _vectors(self) -> list[list[float]]:
+        import numpy as np  # noqa: PLC0415
+
+        vectors = np.random.default_rng(1).normal(size=(1000, self.dimension))
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        made: list[list[float]] = vectors.tolist()
+        return made
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run did, and the seconds that it took, by stage; the sweep is a stage of its own here."""
+
+    stages: Mapping[str, tuple[Report, float]]
+
+    @property
+    def seconds(self) -> float:
+        return sum(seconds for _, seconds in self.stages.values())
+
+    @property
+    def charged(self) -> int:
+        """Credits."""
+        return sum(report.credits_charged for report, _ in self.stages.values())
+
+    def count(self, what: str) -> int:
+        return sum(report.counts[what] for report, _ in self.stages.values())
 
 
 def new_dataset(services: Services, files: Sequence[tuple[str, Path]]) -> Ground:
@@ -39,13 +79,33 @@ def new_dataset(services: Services, files: Sequence[tuple[str, Path]]) -> Ground
     return ground(services, dataset.id)
 
 
-def ingest(services: Services, base: Ground) -> dict[str, tuple[Report, float]]:
-    """By stage: what was done, and the seconds that it took. The sweep is a stage of its own here."""
+def store(services: Services, dataset: Dataset, documents: Mapping[str, str]) -> None:
+    """Upload texts by filename, all of them marked in one transaction."""
+    with transaction(services.fltr) as tx:
+        ids = datasets.find_documents(tx, dataset.id, list(documents))
+    for name, text in documents.items():
+        services.blobs.put(dataset.id, ids.setdefault(name, str(uuid.uuid4())), name, text.encode())
+    with transaction(services.fltr) as tx:
+        datasets.upload(tx, dataset.id, [(ids[name], name) for name in documents])
+
+
+def change(services: Services, statement: str, *parameters: Any) -> None:  # noqa: ANN401
+    """What the application does to `fltr`."""
+    url = services.settings.endpoints.database_url.get_secret_value().replace("+psycopg", "", 1)
+    with psycopg.connect(url) as connection:
+        connection.execute(statement.encode(), parameters)
+
+
+def ingest(services: Services, base: Ground, first: Callable[[], object] = lambda: None) -> Done:
+    """The work of a run, op by op; `first`: what its mode does before, timed with the set-up."""
     settings = services.settings
     worker = Worker(services.fltr, uuid.uuid4().hex, settings.lease_seconds)
     billing = Billing(services.fltr, services.ledger, settings.prices, settings.charging)
-    set_up(services, billing, worker, base)
     done: dict[str, tuple[Report, float]] = {}
+    started = time.perf_counter()
+    set_up(services, billing, worker, base)
+    first()
+    done["set-up"] = Report(), time.perf_counter() - started
     with Extract(services) as extract:
         works: list[StageWork] = [extract, Plan(services), Embed(services)]
         for work in works:
@@ -64,4 +124,4 @@ def ingest(services: Services, base: Ground) -> dict[str, tuple[Report, float]]:
     started = time.perf_counter()
     swept = Report(done=sweep(services, base.dataset.id))
     done["sweep"] = swept, time.perf_counter() - started
-    return done
+    return Done(done)

@@ -124,8 +124,11 @@ class Extract:
     def _unchanged(self, claimed: Sequence[Claim]) -> list[Result]:
         """The documents whose live text is the new generation's text, too."""
         known = [c for c in claimed if c.document_id in self._known]
-        with transaction(self._services.fltr) as tx:
-            reused = texts.reuse_texts(tx, [c for c in known if not self._is_current(c)])
+        stale = [c for c in known if not self._is_current(c)]
+        reused: set[str] = set()
+        if stale:
+            with transaction(self._services.fltr) as tx:
+                reused = texts.reuse_texts(tx, stale)
         return [
             Result(c, counts={"pages": self._known[c.document_id].pages, "unchanged": 1})
             for c in known

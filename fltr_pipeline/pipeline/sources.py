@@ -53,14 +53,19 @@ class Sources:
         with ThreadPoolExecutor(_AT_ONCE) as threads:
             found = list(threads.map(lambda c: blobs.locate(c.dataset_id, c.document_id), claimed))
         by_id = {c.document_id: blob for c, blob in zip(claimed, found, strict=True)}
-        with transaction(self.services.fltr) as tx:
-            inline = datasets.content_sizes(tx, [i for i, blob in by_id.items() if blob is None])
+        inline: dict[str, int] = {}
+        if without := [i for i, blob in by_id.items() if blob is None]:
+            with transaction(self.services.fltr) as tx:
+                inline = datasets.content_sizes(tx, without)
         return {i: Upload(blob.key, blob.size) if blob else Upload(None, inline.get(i)) for i, blob in by_id.items()}
 
     def known(self, claimed: Sequence[Claim], uploads: Mapping[str, Upload]) -> dict[str, Known]:
         """The documents whose bytes are the live ones; only uploads of the same length are read."""
+        published = [c.document_id for c in claimed if c.live_generation is not None]
+        if not published:
+            return {}
         with transaction(self.services.fltr) as tx:
-            live = texts.live_sources(tx, [c.document_id for c in claimed if c.live_generation is not None])
+            live = texts.live_sources(tx, published)
         alike = {
             i: uploads[i]
             for i, source in live.items()

@@ -30,6 +30,9 @@ class Tokenizer:
     @cached_property
     def word_by_word(self) -> bool:
         """Whether white space ends every token, and a word's tokens are the same wherever it stands, as with BERT."""
+        added = self._backend.get_added_tokens_decoder().values()
+        if any(char.isspace() for token in added for char in token.content):
+            return False
         from tokenizers.models import WordPiece  # noqa: PLC0415
         from tokenizers.normalizers import BertNormalizer  # noqa: PLC0415
         from tokenizers.pre_tokenizers import BertPreTokenizer  # noqa: PLC0415

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fltr_pipeline.errors import ConfigurationError, InvalidValue, NotFound, StoreUnavailable
-from fltr_pipeline.stores.blobs import FILENAME_BYTES, BlobStore, safe_filename
+from fltr_pipeline.stores.blobs import FILENAME_BYTES, Blob, BlobStore, safe_filename
 
 
 @pytest.fixture(params=["folder", "url", "object store"])
@@ -53,6 +53,8 @@ def test_a_second_put_replaces_the_first(blobs: BlobStore) -> None:
     key = blobs.put("ds", "doc", "a.txt", b"second")
     assert blobs.read(key) == b"second"
     assert blobs.size(key) == 6
+    assert blobs.locate("ds", "doc") == Blob(key, 6)
+    assert blobs.digest(key) == (hashlib.sha256(b"second").hexdigest(), 6)
 
 
 def test_deleting_a_document_leaves_the_others_and_can_be_repeated(blobs: BlobStore) -> None:
@@ -65,6 +67,9 @@ def test_deleting_a_document_leaves_the_others_and_can_be_repeated(blobs: BlobSt
         blobs.read(gone)
     with pytest.raises(NotFound):
         blobs.size(gone)
+    with pytest.raises(NotFound):
+        blobs.digest(gone)
+    assert blobs.locate("ds", "doc") is None
     assert blobs.read(kept) == b"2"
 
 

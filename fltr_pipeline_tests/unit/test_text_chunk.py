@@ -16,6 +16,15 @@ from fltr_pipeline.text.tokenizer import Tokenizer
 
 TOKENIZER = EmbeddingModel(DEFAULT_MODEL, batch_size=1, threads=1).tokenizer
 
+
+class WholeTextTokenizer(Tokenizer):
+    """One that can't be trusted word by word: every piece has to be measured."""
+
+    word_by_word = False
+
+
+WHOLE = WholeTextTokenizer(EmbeddingModel(DEFAULT_MODEL, batch_size=1, threads=1).folder / "tokenizer.json")
+
 PIECES = st.sampled_from(
     [
         *("word", "Überraschung", "naïveté", "x" * 300, "https://example.org/a/b?c=d", "3.14", "e.g.", "…", "—"),
@@ -156,6 +165,14 @@ def test_a_short_text_is_one_chunk() -> None:
 def test_no_chunk_crosses_a_page() -> None:
     chunks = chunk_text("one\f\ftwo three\ffour", TOKENIZER, max_tokens=64)
     assert [(chunk.page, chunk.text) for chunk in chunks] == [(1, "one"), (3, "two three"), (4, "four")]
+
+
+@given(TEXTS, st.integers(16, 60))
+@settings(deadline=None, max_examples=30)
+def test_pieces_whose_sizes_add_up_are_those_that_are_measured(text: str, max_tokens: int) -> None:
+    assert TOKENIZER.word_by_word
+    measured = chunk_text(text, WHOLE, max_tokens=max_tokens)
+    assert chunk_text(text, TOKENIZER, max_tokens=max_tokens) == measured
 
 
 def test_headings_begin_chunks_and_stay_with_their_text() -> None:

@@ -117,8 +117,6 @@ def reuse_texts(tx: Connection, claims: Sequence[Claim]) -> set[str]:
 
     Not where the fence was lost, the document is gone, or its `content` is another text by now.
     """
-    if not claims:
-        return set()
     rows = recordset({"document_id": c.document_id, "fence": c.fence} for c in claims)
     ids = id_array(c.document_id for c in claims)
     return set(tx.execute(_REUSE_TEXTS, {"rows": rows, "ids": ids}).scalars())
