@@ -15,6 +15,8 @@ _SOFT_HYPHEN = re.compile("\u00ad(?:[^\\S\n\f]*\n[^\\S\n\f]*)?")
 
 _LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"}
 _LIGATURE = re.compile("[ﬀ-ﬆ]")
+
+
 def clean(text: str) -> str:
     r"""`text` without NULs, lone surrogates, control characters and trailing blanks; every line ends in `\n`.
 
