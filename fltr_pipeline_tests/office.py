@@ -19,7 +19,7 @@ _OPEN = "urn:oasis:names:tc:opendocument:xmlns:"
 def archive(parts: Mapping[str, str | bytes]) -> bytes:
     """A ZIP file; `mimetype` should come first, as its formats demand."""
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
         for name, content in parts.items():
             file.writestr(name, content)
     return out.getvalue()

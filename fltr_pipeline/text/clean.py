@@ -15,8 +15,6 @@ _SOFT_HYPHEN = re.compile("\u00ad(?:[^\\S\n\f]*\n[^\\S\n\f]*)?")
 
 _LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"}
 _LIGATURE = re.compile("[ﬀ-ﬆ]")
-_TRAILING_BLANKS = re.compile(r"(?<![^\S\n\f])[^\S\n\f]++(?=[\n\f]|\Z)")
-"""Begins only where a run of blanks begins: else a long run within a line takes quadratic time."""
 
 
 def clean(text: str) -> str:
@@ -28,6 +26,7 @@ def clean(text: str) -> str:
     """
     text = _NEWLINE.sub("\n", text)
     text = _REMOVED.sub("", text)
-    text = _SOFT_HYPHEN.sub("", text)
-    text = _LIGATURE.sub(lambda match: _LIGATURES[match[0]], text)
-    return _TRAILING_BLANKS.sub("", text)
+    if not text.isascii():
+        text = _SOFT_HYPHEN.sub("", text)
+        text = _LIGATURE.sub(lambda match: _LIGATURES[match[0]], text)
+    return "\f".join("\n".join(line.rstrip() for line in page.split("\n")) for page in text.split("\f"))

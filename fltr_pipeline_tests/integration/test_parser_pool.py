@@ -99,7 +99,7 @@ def test_failures_keep_their_type_and_name_the_file() -> None:
         "locked.pdf": (pdf(["x"], password="p"), Encrypted),
         "scan.pdf": (pdf([""]), NoTextLayer),
         "broken.pdf": (b"%PDF-1.4 nothing", Corrupt),
-        "wrong.pdf": (b"GIF89a", Unsupported),
+        "wrong.pdf": (b"GIF89a" + bytes(64), Unsupported),
         "large.txt": (b"x" * (MB + 1), TooLarge),
     }
     with pool() as parsers:

@@ -138,7 +138,7 @@ def test_a_second_opinion_that_is_no_better_changes_nothing(monkeypatch: pytest.
 
 
 def test_more_pages_than_any_document_has_are_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Pypdf, "__len__", lambda _: 1_000_000)
+    monkeypatch.setattr(Pypdf, "count", lambda _: 1_000_000)
     with pytest.raises(TooLarge, match="1,000,000 pages"):
         parse(pdf(["x"]), "a.pdf")
 

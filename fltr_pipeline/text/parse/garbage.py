@@ -5,8 +5,11 @@ Belongs here: judging text by itself. Does not: getting a better one.
 
 import re
 
-_UNREADABLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ue000-\uf8ff\ufffd\U000f0000-\U0010ffff]|\\(cid:\\d+\\)")
+_UNREADABLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ue000-\uf8ff\ufffd\U000f0000-\U0010ffff]")
 """Controls, private use and replacement characters: a font without a map to Unicode."""
+
+_CID = re.compile(r"\(cid:\d+\)")
+"""The same, as some engines tell it."""
 
 _LONG = 22
 _FUSED = re.compile(
@@ -21,7 +24,7 @@ _DOUBTFUL = 0.25
 def badness(text: str) -> float:
     """The share of what is not white space that is unreadable or fused, from 0 to 1."""
     words = text.split()
-    bad = sum(len(match[0]) for match in _UNREADABLE.finditer(text))
+    bad = len(_UNREADABLE.findall(text)) + sum(map(len, _CID.findall(text)))
     if max(map(len, words), default=0) >= _LONG:
         bad += sum(len(match[0]) for match in _FUSED.finditer(text))
     return bad / sum(map(len, words)) if bad and words else 0.0

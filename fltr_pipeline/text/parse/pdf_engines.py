@@ -61,9 +61,11 @@ class Pypdf:
         self._reader: PdfReader = PdfReader(io.BytesIO(data), strict=False)
         self.needs_password = self._reader.is_encrypted and self._reader.decrypt("") == PasswordType.NOT_DECRYPTED
 
-    def __len__(self) -> int:
-        """How many pages it finds."""
-        return len(self._reader.pages)
+    def count(self) -> int:
+        """How many pages the file says that it has; counted, if it says none."""
+        tree = self._reader.root_object["/Pages"]
+        told = tree.get("/Count") if isinstance(tree, dict) else None
+        return int(told) if isinstance(told, int) and told > 0 else len(self._reader.pages)
 
     def __call__(self, wanted: Collection[int] | None = None) -> Pages:
         """A page on which it fails is None."""

@@ -3,8 +3,10 @@
 Belongs here: starting it, one request at a time, its deadline, and what its death means. Does not: sharing it out.
 """
 
+import logging
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -29,6 +31,11 @@ _START_SECONDS = 120.0
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV")
 """All that a parser gets to see of the environment: no credentials."""
 
+_LAST_WORDS = 2000
+_NO_MEMORY = ("memory allocation of", "bad_alloc", "out of memory", "cannot allocate memory", "memoryerror")
+"""What Rust, C++, C and Python say when they end for want of memory; pdfium aborts without a word."""
+
+_LOG = logging.getLogger(__name__)
 _ERRORS = {kind.code: kind for kind in DocumentError.__subclasses__()}
 
 
@@ -57,6 +64,7 @@ class ParserProcess:
     def __init__(self, limits: Limits) -> None:
         """Start the process; `wait_until_ready` before the first document."""
         self._limits = limits
+        self._noise: int | None = os.memfd_create("parser-stderr")
         # Linux lets a new process begin with the peak of the one that started it.
         self._inherited_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self._popen = subprocess.Popen(  # noqa: S603  our own module
@@ -66,6 +74,7 @@ class ParserProcess:
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self._noise,
             env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         )
         self._requests = cast(BinaryIO, self._popen.stdin)
@@ -79,7 +88,7 @@ class ParserProcess:
         """Wait for the process to have started.
 
         Raises:
-            ConfigurationError: it does not start; its own words are on standard error.
+            ConfigurationError: it does not start; the message has its last words.
         """
         try:
             with self._deadline(_START_SECONDS):
@@ -89,8 +98,8 @@ class ParserProcess:
             pass
         self.usable = False
         raise ConfigurationError(
-            f"the parser process does not start within {self._limits.memory_mb} MB (FLTR_PARSE_MEMORY_MB); "
-            "see its output"
+            f"the parser process does not start within {self._limits.memory_mb} MB (FLTR_PARSE_MEMORY_MB): "
+            f"{self._last_words()}"
         )
 
     def parse(self, filename: str, data: bytes) -> ParsedDocument:
@@ -129,6 +138,9 @@ class ParserProcess:
         with suppress(OSError):  # what was buffered for a dead process
             self._requests.close()
         self._answers.close()
+        if self._noise is not None:
+            os.close(self._noise)
+            self._noise = None
 
     @contextmanager
     def _deadline(self, seconds: float, late: threading.Event | None = None) -> Iterator[None]:
@@ -154,10 +166,19 @@ class ParserProcess:
         except ChildProcessError:  # reaped by another thread's `kill`
             return ParserCrash(f"{filename}: the parser process was ended")
         self._popen.returncode = code = os.waitstatus_to_exitcode(status)
+        words = self._last_words()
+        _LOG.warning("the parser process died with exit code %d on %s: %s", code, filename, words)
         half_of_limit = self._limits.memory_mb << 9  # KiB, as ru_maxrss
-        if usage.ru_maxrss > max(half_of_limit, self._inherited_peak):
+        refused = any(phrase in words.lower() for phrase in _NO_MEMORY) or (code == -signal.SIGABRT and not words)
+        if refused or usage.ru_maxrss > max(half_of_limit, self._inherited_peak):
             return MemoryLimit(f"{filename}: parsing needs more than {self._limits.memory_mb} MB of memory")
         return ParserCrash(f"{filename}: the parser process died with exit code {code}")
+
+    def _last_words(self) -> str:
+        if self._noise is None:
+            return ""
+        size = os.fstat(self._noise).st_size
+        return os.pread(self._noise, _LAST_WORDS, max(0, size - _LAST_WORDS)).decode(errors="replace").strip()
 
 
 def _document(answer: bytes, filename: str) -> ParsedDocument:

@@ -1,6 +1,7 @@
 """The parser process: reads files from its standard input, answers with their text, until the input ends.
 
-Belongs here: confinement (memory, time, output) around `parse`. Does not: parsing; deciding which process gets a file.
+Belongs here: the loop around `parse`, and its errors as answers. Does not: parsing; limits (`confinement`);
+deciding which process gets a file.
 
     python -m fltr_pipeline.text.parse.worker MEMORY_MB SECONDS PDF_ENGINE
 """
@@ -8,14 +9,15 @@ Belongs here: confinement (memory, time, output) around `parse`. Does not: parsi
 import json
 import logging
 import os
-import resource
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from fltr_pipeline.errors import DocumentError, MemoryLimit, ParserCrash
 from fltr_pipeline.text.parse import parse, wire
+from fltr_pipeline.text.parse.confinement import confine
 
 READY = b"ready"
 """The first frame: the process has started, the first file's time may run."""
@@ -27,8 +29,7 @@ _ORPHAN_SECONDS = 10
 def main(memory_mb: int, seconds: float, pdf_engine: str) -> None:
     """Answer frames (name, bytes) with one frame of JSON each: `{"document": …}` or `{"error": …, "message": …}`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
+    confine(memory_mb)
     logging.disable(logging.CRITICAL)  # parsers log every oddity of every file
     requests, answers = sys.stdin.buffer, _claimed_stdout()
     wire.send(answers, READY)
@@ -39,6 +40,7 @@ def main(memory_mb: int, seconds: float, pdf_engine: str) -> None:
         except EOFError:
             return
         signal.setitimer(signal.ITIMER_REAL, seconds + _ORPHAN_SECONDS)
+        _forget_noise()
         answer = _answer(data, filename, pdf_engine)
         del data
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -50,6 +52,13 @@ def _claimed_stdout() -> BinaryIO:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return answers
+
+
+def _forget_noise() -> None:
+    """Standard error is a file that may not grow for ever; what earlier documents caused there is of no use."""
+    with suppress(OSError):  # it may be a terminal, where somebody starts a worker by hand
+        os.ftruncate(2, 0)
+        os.lseek(2, 0, os.SEEK_SET)
 
 
 def _answer(data: bytes, filename: str, pdf_engine: str) -> bytes:

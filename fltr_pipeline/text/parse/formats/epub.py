@@ -45,7 +45,7 @@ def _chapters(archive: Archive, filename: str) -> Sequence[str]:
         if local(e.tag) == "item" and e.get("media-type") in _MARKUP and "nav" not in e.get("properties", "").split()
     }
     spine = [e.get("idref") for e in root.iter() if local(e.tag) == "itemref"]
-    return [items[reference] for reference in spine if reference in items]
+    return list(dict.fromkeys(items[reference] for reference in spine if reference in items))
 
 
 def _protected(archive: Archive) -> set[str]:

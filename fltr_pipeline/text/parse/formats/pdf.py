@@ -57,8 +57,8 @@ def extract(data: bytes, filename: str, *, engine: str = "pypdfium2") -> Extract
             raise _encrypted(filename)
         reason = f" ({type(damage).__name__}: {damage})" if damage else ""
         raise Corrupt(f"{filename}: the PDF is damaged beyond reading{reason}; save it again and upload it anew")
-    texts = [clean(page or "") for page in _rejoined(pages)]
-    if not any(text.strip() for text in texts):
+    texts = [text.replace("\r\n", "\n") for text in _rejoined(pages)]
+    if not any(clean(text).strip() for text in texts):
         raise NoTextLayer(
             f"{filename}: none of its {len(pages)} pages has text, it is probably a scan; "
             "upload a version with a text layer (OCR)"
@@ -70,7 +70,7 @@ def _judged(data: bytes, filename: str) -> tuple[Pypdf | None, Exception | None]
     """pypdf with the file opened, or what it finds wrong with it."""
     try:
         pypdf = Pypdf(data)
-        count = None if pypdf.needs_password else len(pypdf)
+        count = None if pypdf.needs_password else pypdf.count()
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  any of pypdf's failures means the same: damaged
