@@ -67,7 +67,7 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "quarantined": Advice(
         "Files with the same bytes made processing fail by our fault again and again; nothing was charged.",
-        "Keep the file for the parser's maintainers. A new extractor tries it again by itself, a person's reprocessing at once.",
+        "Keep the file for the parser's maintainers. It is tried again under a new extractor, or if a person asks.",
     ),
     "internal_error": Advice("Processing failed by our fault; nothing was charged.", _REPROCESS),
     "gave_up": Advice("Processing failed by our fault; nothing was charged.", _REPROCESS),
