@@ -65,6 +65,7 @@ def test_a_pdf_is_known_by_its_content(filename: str) -> None:
         ("a.txt", PNG, ["a PNG image"]),
         ("a.png", PNG, ["a PNG image", "PDF", "Word documents (DOCX)"]),
         ("a.zip", archive({"a.txt": "words"}), ["a ZIP archive"]),
+        ("a.zip", archive({"word/a.txt": "words"}), ["a ZIP archive"]),
         ("a.doc", OLE + bytes(600), ["before 2007", "save it as DOCX"]),
         ("a", b"\x1f\x8b\x08\x00\x00\x00\x00\x00", ["gzip"]),
         ("a.exe", b"MZ\x90\x00\x03\x00\x00\x00\x04\x00", ["Windows program"]),

@@ -61,7 +61,7 @@ def _version() -> str:
 
 def _recognises(sample: Sample) -> bool:
     return (
-        sample.has_folder("xl")
+        sample.is_office("xl")
         or sample.mimetype.startswith(_ODS)
         or sample.has_ole_stream("Workbook")
         or sample.has_ole_stream("Book")
