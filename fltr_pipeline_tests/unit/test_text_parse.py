@@ -185,6 +185,28 @@ def test_a_title_that_is_the_heading_stands_once() -> None:
     assert parse(data, "a.html").text == "# Same\n\nText"
 
 
+LONG = "<p>" + "Words of the content, many of them. " * 9 + "</p>"
+
+
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        (f'<div class="main-menu">Home</div><ul id="breadcrumbs"><li>Top</ul>{LONG}', "Words of the content"),
+        (
+            f'<div role="navigation">Home</div><div class="with-sidebar navigation-open">{LONG}</div>',
+            "Words of the content",
+        ),
+        (f"<header>Site: Home</header><main>{LONG}</main><footer>Home, imprint</footer>", "Words of the content"),
+        ("<div class='menu'><p>Soup of the day: Home made</p></div>", "Soup of the day"),
+        (f"<main>Home</main><div>{LONG}</div>", "Words of the content"),
+    ],
+)
+def test_the_content_is_read_without_its_menus_but_never_lost(body: str, kept: str) -> None:
+    text = parse(f"<html><body>{body}</body></html>".encode(), "a.html").text
+    assert kept in text
+    assert ("Home" in text) == ("Soup" in text or "<main>Home" in body)
+
+
 def test_html_declares_its_encoding() -> None:
     data = '<html><head><meta charset="iso-8859-1"></head><body>café</body></html>'.encode("latin-1")
     assert parse(data, "a.html").text == "café"
