@@ -16,12 +16,11 @@ from fltr_pipeline.pipeline.sources import Known, Sources, Upload
 from fltr_pipeline.pipeline.stage import Result
 from fltr_pipeline.pipeline.worker import progressed
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims, datasets, generations, texts
+from fltr_pipeline.stores.fltr import claims, datasets, generations, requeue, texts
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.quarantine import Content
 from fltr_pipeline.stores.fltr.texts import StagedText
-from fltr_pipeline.text.fingerprint import extractor_fingerprint
 from fltr_pipeline.text.parse.pool import ParserPool
 
 _LOG = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ class Extract:
         settings = services.settings
         self.quarantine = Quarantine(services)
         self._services = services
-        self._extractor = extractor_fingerprint(settings.pdf_engine)
+        self._extractor = services.extractor
         self._most = settings.max_document_mb * 2**20
         self._sources = Sources(services, self._extractor)
         self._uploads: Mapping[str, Upload] = {}
@@ -119,16 +118,17 @@ class Extract:
 
     def _is_current(self, claim: Claim) -> bool:
         known = self._known.get(claim.document_id)
-        return known is not None and known.current
+        return known is not None and known.current and not known.lost
 
     def _unchanged(self, claimed: Sequence[Claim]) -> list[Result]:
-        """The documents whose live text is the new generation's text, too."""
+        """The documents whose live text is the new generation's text, too; making lost vectors anew is free."""
         known = [c for c in claimed if c.document_id in self._known]
         stale = [c for c in known if not self._is_current(c)]
         reused: set[str] = set()
         if stale:
             with transaction(self._services.fltr) as tx:
                 reused = texts.reuse_texts(tx, stale)
+                requeue.make_free(tx, [c for c in stale if self._known[c.document_id].current])
         return [
             Result(c, counts={"pages": self._known[c.document_id].pages, "unchanged": 1})
             for c in known
