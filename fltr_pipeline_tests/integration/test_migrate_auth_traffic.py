@@ -300,3 +300,19 @@ def test_no_purchase_and_no_sign_up_is_lost_while_it_runs_there_and_back(old: st
     bought = sum(worker.bought for worker in workers)
     assert bought >= 30
     assert sum(credits for credits, _, _ in accounts.values()) == before + bought + 10 * len(signed_up)
+
+
+def test_the_next_run_need_not_wait_until_the_server_notices_the_end(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    transaction, free = session.transaction, []
+
+    @contextmanager
+    def not_yet_closed(url: str) -> Iterator[psycopg.Connection]:
+        with transaction(url) as connection:
+            yield connection
+            with psycopg.connect(old) as next_run:
+                free.append(next_run.execute(session._ADVISORY.encode()).fetchone())
+
+    monkeypatch.setattr(session, "transaction", not_yet_closed)
+    with session.only_run(old):
+        pass
+    assert free == [(True,)]

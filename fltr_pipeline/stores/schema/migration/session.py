@@ -5,7 +5,7 @@ Belongs here: locks, their limits, PostgreSQL's refusals in our words. Does not:
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import psycopg
@@ -28,6 +28,7 @@ IDLE_MS = 60_000
 """Should this process be suspended, the server takes everything back and gives the tables free after this time."""
 
 _ADVISORY = "SELECT pg_try_advisory_lock(hashtextextended('fltr_pipeline.stores.schema.migration', 0))"
+_RELEASE = _ADVISORY.replace("pg_try_advisory_lock", "pg_advisory_unlock")
 
 # Not every version has all of them.
 _SET = """
@@ -135,7 +136,12 @@ def only_run(url: str) -> Iterator[Connection]:
                 "another migrate-auth is at work on this database, so nothing was done: wait for its end"
             )
         connection.commit()
-        yield connection
+        try:
+            yield connection
+        finally:  # the server notices only a moment later that a connection is closed: the next run would be refused
+            with suppress(psycopg.OperationalError):
+                connection.rollback()
+                connection.execute(_RELEASE)
 
 
 @contextmanager
