@@ -15,6 +15,7 @@ import pytest
 
 from fltr_pipeline.errors import DatabaseBusy, MigrationRefused, StoreUnavailable
 from fltr_pipeline.stores.schema import migration
+from fltr_pipeline.stores.schema.connection import transaction
 from fltr_pipeline.stores.schema.migration import Outcome, Patience, State, change, session
 from fltr_pipeline.stores.schema.migration.plan import look
 from fltr_pipeline.stores.schema.migration.session import looking
@@ -303,7 +304,7 @@ def test_no_purchase_and_no_sign_up_is_lost_while_it_runs_there_and_back(old: st
 
 
 def test_the_next_run_need_not_wait_until_the_server_notices_the_end(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    transaction, free = session.transaction, []
+    free = []
 
     @contextmanager
     def not_yet_closed(url: str) -> Iterator[psycopg.Connection]:
