@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 from zlib import crc32
 
+import numpy as np
 import psycopg
 
 from fltr_pipeline.embedded.postgres import SUPERUSER
@@ -43,8 +43,6 @@ class ConstantModel(EmbeddingModel):
 
     @cached_property
     def _vectors(self) -> list[list[float]]:
-        import numpy as np  # noqa: PLC0415
-
         vectors = np.random.default_rng(1).normal(size=(1000, self.dimension))
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         made: list[list[float]] = vectors.tolist()
@@ -89,7 +87,7 @@ def store(services: Services, dataset: Dataset, documents: Mapping[str, str]) ->
         datasets.upload(tx, dataset.id, [(ids[name], name) for name in documents])
 
 
-def change(services: Services, statement: str, *parameters: Any) -> None:  # noqa: ANN401
+def change(services: Services, statement: str, *parameters: object) -> None:
     """What the application does to `fltr`."""
     url = services.settings.endpoints.database_url.get_secret_value().replace("+psycopg", "", 1)
     with psycopg.connect(url) as connection:

@@ -5,7 +5,6 @@ crossed with who goes on. FLTR_FAULTS=long (`make test-faults`) runs all cases, 
 """
 
 import os
-import random
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +19,9 @@ from fltr_pipeline.models import Stage
 from fltr_pipeline.pipeline.audit import audit_ledger
 from fltr_pipeline_tests.crashes import workers
 from fltr_pipeline_tests.crashes.books import Books
+from fltr_pipeline_tests.crashes.listing import cases
 from fltr_pipeline_tests.crashes.operations import OPENING, OPERATIONS, Operation
-from fltr_pipeline_tests.crashes.points import Moment, Point, Step
+from fltr_pipeline_tests.crashes.points import Moment, Point
 from fltr_pipeline_tests.crashes.site import BusyWorld, Site
 from fltr_pipeline_tests.crashes.workers import EMBEDDED, Scene
 from fltr_pipeline_tests.seed import SEED
@@ -39,35 +39,6 @@ class Recovery(StrEnum):
     SWEEP = "sweep"
     BOTH = "sweep and resume"
     TWO_SWEEPS = "two sweeps at once"
-
-
-Case = tuple[str, Point, Recovery]
-"""What is done, where it is killed, who goes on."""
-
-
-def listed() -> dict[str, list[Step]]:
-    """Operation → its steps, as the file has them."""
-    steps: dict[str, list[Step]] = {}
-    name = ""
-    for line in LISTED.read_text().splitlines():
-        if line.startswith(" "):
-            steps[name].append(Step.parse(line.strip()))
-        else:
-            name = line
-            steps[name] = []
-    return steps
-
-
-def cases() -> list[Case]:
-    """All of them, or some of them drawn from the seed."""
-    every = [
-        (name, Point(step, moment), recovery)
-        for name, steps in listed().items()
-        for step in steps
-        for moment in step.moments
-        for recovery in Recovery
-    ]
-    return every if LONG else random.Random(SEED).sample(every, SHORT)
 
 
 def resume(site: Site, operation: Operation, scene: Scene) -> None:
@@ -134,7 +105,8 @@ def test_every_statement_and_commit_is_listed(site: Site, tmp_path: Path) -> Non
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    ("name", "point", "recovery"), [pytest.param(*case, id=" / ".join(map(str, case))) for case in cases()]
+    ("name", "point", "recovery"),
+    [pytest.param(*case, id=" / ".join(map(str, case))) for case in cases(LISTED, Recovery, SHORT)],
 )
 def test_a_death_costs_nobody_anything(site: Site, name: str, point: Point, recovery: Recovery) -> None:
     print(f"FLTR_SEED={SEED}")

@@ -5,7 +5,6 @@ crossed with who goes on. FLTR_FAULTS=long (`make test-faults`) runs all cases, 
 """
 
 import os
-import random
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from fltr_pipeline.pipeline.audit import audit_ledger
 from fltr_pipeline_tests.crashes import path, runs, truth, writes
 from fltr_pipeline_tests.crashes.books import Books
 from fltr_pipeline_tests.crashes.engine import ParserHere
+from fltr_pipeline_tests.crashes.listing import cases
 from fltr_pipeline_tests.crashes.path import PATH, PathOperation, Story
 from fltr_pipeline_tests.crashes.points import Point, Step
 from fltr_pipeline_tests.crashes.site import BusyWorld, Site
@@ -40,35 +40,6 @@ class Recovery(StrEnum):
     WORKER = "worker"
     RECONCILER = "reconciler"
     BOTH = "both at once"
-
-
-Case = tuple[str, Point, Recovery]
-"""What is done, where it is killed, who goes on."""
-
-
-def listed() -> dict[str, list[Step]]:
-    """Operation → its steps, as the file has them."""
-    steps: dict[str, list[Step]] = {}
-    name = ""
-    for line in LISTED.read_text().splitlines():
-        if line.startswith(" "):
-            steps[name].append(Step.parse(line.strip()))
-        else:
-            name = line
-            steps[name] = []
-    return steps
-
-
-def cases() -> list[Case]:
-    """All of them, or some of them drawn from the seed."""
-    every = [
-        (name, Point(step, moment), recovery)
-        for name, steps in listed().items()
-        for step in steps
-        for moment in step.moments
-        for recovery in Recovery
-    ]
-    return every if LONG else random.Random(SEED).sample(every, min(SHORT, len(every)))
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +177,8 @@ def test_every_write_is_listed(undisturbed: Callable[[str], Undisturbed], tmp_pa
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    ("name", "point", "recovery"), [pytest.param(*case, id=" / ".join(map(str, case))) for case in cases()]
+    ("name", "point", "recovery"),
+    [pytest.param(*case, id=" / ".join(map(str, case))) for case in cases(LISTED, Recovery, SHORT)],
 )
 def test_a_death_on_the_way_loses_nothing(
     site: Site, undisturbed: Callable[[str], Undisturbed], name: str, point: Point, recovery: Recovery

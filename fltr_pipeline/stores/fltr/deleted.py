@@ -70,7 +70,7 @@ _GONE_DATASETS = text("""
     WHERE NOT EXISTS (SELECT FROM public.datasets s WHERE s.id::text = x.dataset_id)
 """)
 
-_FORGET_DATASETS = text(f"DELETE FROM pipeline.datasets WHERE dataset_id IN ({_GONE_DATASETS.text})")  # noqa: S608
+_FORGET_DATASETS = text(f"DELETE FROM pipeline.datasets WHERE dataset_id IN ({_GONE_DATASETS.text})")  # noqa: S608 - of constants
 
 # Indexes: pipeline.documents_live, pipeline.documents_by_stage.
 _AT_WORK_OR_LIVE = text("""
