@@ -14,7 +14,7 @@ from fltr_pipeline.pipeline.quarantine import Quarantine
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.sources import Known, Sources, Upload
 from fltr_pipeline.pipeline.stage import Result
-from fltr_pipeline.pipeline.worker import progressed
+from fltr_pipeline.pipeline.worker import progress, progressed
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, datasets, generations, texts
 from fltr_pipeline.stores.fltr.charges import Charge
@@ -52,8 +52,9 @@ class Extract:
         settings = services.settings
         self.quarantine = Quarantine(services)
         self._services = services
-        self._extractor = extractor_fingerprint(settings.pdf_engine)
+        self._extractor = extractor_fingerprint(settings)
         self._most = settings.max_document_mb * 2**20
+        self._ocr_pages = settings.ocr_max_pages if settings.ocr else 0
         self._sources = Sources(services, self._extractor)
         self._uploads: Mapping[str, Upload] = {}
         self._known: Mapping[str, Known] = {}
@@ -61,6 +62,7 @@ class Extract:
         self._pool = ParserPool(
             workers=settings.parse_workers, seconds=settings.parse_seconds, memory_mb=settings.parse_memory_mb,
             max_bytes=self._most, pdf_engine=settings.pdf_engine,
+            ocr_pages=self._ocr_pages,
         )  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -84,9 +86,17 @@ class Extract:
         prices, self._uploads = self._services.settings.prices, self._sources.locate(claimed)
         self._known = self._sources.known(claimed, self._uploads)
         sizes = {c.document_id: self._uploads[c.document_id].size for c in claimed}
-        pages = {c.document_id: pricing.estimated_pages(c.filename, sizes[c.document_id]) for c in claimed}
         free = {i for i, size in sizes.items() if size > self._most or i in self._known}
-        return {i: 0 if i in free else pricing.extract_units(prices, n) for i, n in pages.items()}
+        return {
+            c.document_id: 0
+            if c.document_id in free
+            else pricing.extract_units(
+                prices,
+                pricing.estimated_pages(c.filename, sizes[c.document_id]),
+                pricing.estimated_ocr_pages(c.filename, sizes[c.document_id], self._ocr_pages),
+            )
+            for c in claimed
+        }
 
     def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
         """Parse in the worker processes and stage the texts as they come."""
@@ -96,7 +106,7 @@ class Extract:
         sources: dict[str, Content] = {}
         pending: list[StagedText] = []
         changed = [c for c in claimed if c.document_id not in known]
-        for document_id, parsed in self._pool.parse_all(self._files(changed, sources, results)):
+        for document_id, parsed in self._pool.parse_all(self._files(changed, sources, results), on_page=progress()):
             progressed()
             claim = by_id[document_id]
             if isinstance(parsed, DocumentError):

@@ -39,7 +39,7 @@ from fltr_pipeline.text.parse import worker
 
 served = []
 
-def parse(data, filename, *, pdf_engine):
+def parse(data, filename, *, pdf_engine, recogniser):
     """A parser that does what the document says."""
     word = data.decode()
     if word == "hang":

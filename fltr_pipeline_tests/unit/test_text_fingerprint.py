@@ -13,7 +13,7 @@ MODEL = EmbeddingModel(DEFAULT_MODEL, batch_size=1, threads=1)
 
 
 def test_is_sixteen_hex_digits() -> None:
-    for digest in (extractor_fingerprint("pypdf"), pipeline_fingerprint(Settings(), MODEL), MODEL.fingerprint):
+    for digest in (extractor_fingerprint(Settings()), pipeline_fingerprint(Settings(), MODEL), MODEL.fingerprint):
         assert len(digest) == 16
         int(digest, 16)
 
