@@ -10,7 +10,7 @@ from fltr_pipeline.settings import Settings
 from fltr_pipeline.stores.blobs import BlobStore
 from fltr_pipeline.stores.database import engine_for
 from fltr_pipeline.stores.vectors import VectorStore
-from fltr_pipeline.text.fingerprint import attempt_fingerprint, pipeline_fingerprint
+from fltr_pipeline.text.fingerprint import attempt_fingerprint, extractor_fingerprint, pipeline_fingerprint
 from fltr_pipeline.text.model import EmbeddingModel
 
 
@@ -29,6 +29,11 @@ class Services:
     def fingerprint(self) -> str:
         """Of the configuration that makes a generation; another one means stale."""
         return pipeline_fingerprint(self.settings, self.model)
+
+    @cached_property
+    def extractor(self) -> str:
+        """Fingerprint of what turns files into text."""
+        return extractor_fingerprint(self.settings)
 
     @cached_property
     def tried_with(self) -> str:

@@ -9,11 +9,16 @@ import pytest
 from PIL import Image
 
 from fltr_pipeline.errors import Corrupt, DocumentError, NoTextLayer, TooLarge, Unsupported
-from fltr_pipeline.models import PAGE_BREAK, ParsedDocument
+from fltr_pipeline.models import PAGE_BREAK, ParsedDocument, ReprocessMode
+from fltr_pipeline.pipeline.reprocess import datasets_to_backfill, requeue
+from fltr_pipeline.pipeline.search import search
+from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.fltr import datasets
 from fltr_pipeline.text.parse.pool import ParserPool
 from fltr_pipeline_tests import scans
 from fltr_pipeline_tests.pdfs import pdf
 from fltr_pipeline_tests.seed import SEED
+from fltr_pipeline_tests.world import World
 
 TREATY = "The treaty of Westphalia ended the war in 1648.\nIt was signed in two cities on one day."
 LEFT = "The orchard lies above the river\nand its apples are picked late\nin the year, when frost has come."
@@ -133,3 +138,43 @@ def test_real_scans_are_read_on_every_page(parsers: ParserPool) -> None:
         assert [r.page for r in parsed.recognised] == list(range(1, parsed.pages + 1))
         assert all(r.confidence > 0.9 for r in parsed.recognised)
         assert all(len(words(page)) > 15 for page in parsed.text.split(PAGE_BREAK))
+
+
+def test_turning_it_on_reads_what_could_not_be_read_once_and_charges_what_was_found(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payer = world.user(credits=60)
+    dataset = world.dataset(payer)
+    scan = scans.bound(scans.saved([scans.page(TREATY)], "PDF"), pdf(["A page with text"]))
+    files = {
+        "scan.pdf": scans.saved([scans.page(TREATY)] * 2, "PDF"), "mixed.pdf": scan, "empty.pdf": pdf([""]),
+        "photo.png": scans.saved([scans.page(TREATY)], "PNG"), "tool.exe": b"MZ\x90\x00" + bytes(200),
+    }  # fmt: skip
+    ids = world.upload(dataset, files)
+    world.process(dataset)
+    without = dict.fromkeys(files, "failed") | {"mixed.pdf": "ready"}
+    assert world.statuses(dataset) == without
+    assert datasets_to_backfill(world.services) == []
+    spent = world.statement(payer).charged
+
+    monkeypatch.setenv("FLTR_OCR", "true")
+    monkeypatch.setenv("FLTR_PARSE_WORKERS", "1")
+    del world.services
+    assert datasets_to_backfill(world.services) == [dataset.id]
+    assert requeue(world.services, dataset.id, ReprocessMode.stale, charge=False, retryable_only=True) == len(files)
+    _, extracted, *_ = world.process(dataset)
+
+    assert world.statuses(dataset) == dict.fromkeys(files, "ready") | {"empty.pdf": "failed", "tool.exe": "failed"}
+    assert (extracted.counts["ocr_pages"], extracted.counts["blank_pages"]) == (4, 0)
+    assert world.statement(payer).held == 0
+    kept = dict(world.rows("SELECT document_id, ocr_pages FROM pipeline.generations"))
+    assert (kept[ids["scan.pdf"]], kept[ids["mixed.pdf"]], kept[ids["photo.png"]]) == ([1, 2], [1], [1])
+    assert world.statement(payer).charged - spent == 6, "two units of extraction and one of embedding for each of two"
+    best = search(world.services, dataset.id, "Where was the treaty signed?", k=1)[0].place
+    assert best.filename in {"scan.pdf", "mixed.pdf", "photo.png"}
+    with transaction(world.services.fltr) as tx:
+        status = datasets.status(tx, dataset)
+    assert status.ocr_pages == 4
+    assert status.ocr_confidence is not None
+    assert 0.9 < status.ocr_confidence <= 1
+    assert datasets_to_backfill(world.services) == []

@@ -210,7 +210,14 @@ def discarding(large: Large, tx: Connection) -> None:
 
 def requeueing(mode: ReprocessMode, retryable: list[str] | None = None) -> Call:
     return lambda large, tx: requeue.requeue(
-        tx, large.dataset.id, mode, fingerprint="new", tried_with="t", billable=False, retryable=retryable
+        tx,
+        large.dataset.id,
+        mode,
+        fingerprint="new",
+        tried_with="t",
+        extractor="e",
+        billable=False,
+        retryable=retryable,
     )
 
 
@@ -257,6 +264,7 @@ CLAIMS: dict[str, tuple[set[str], Call]] = {
 GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "live_sources": ({"generations_pkey"}, lambda large, tx: texts.live_sources(tx, large.ids)),
     "reuse_texts": ({"generations_pkey"}, lambda large, tx: texts.reuse_texts(tx, large.claims(10))),
+    "unreadable": ({"documents_pkey"}, lambda large, tx: texts.unreadable(tx, large.claims(1), "e")),
     "stage_texts": ({"documents_pkey"}, lambda large, tx: texts.stage_texts(tx, [staged(large.claims(1)[0], "a")])),
     "staged_texts": ({"generations_pkey"}, lambda large, tx: texts.staged_texts(tx, large.claims(1))),
     "staged_sizes": ({"generations_pkey"}, lambda large, tx: texts.staged_sizes(tx, large.claims(1))),
@@ -428,7 +436,7 @@ def test_only_the_views_over_everything_read_everything(large: Large) -> None:
     whole: dict[str, Call] = {
         "counts_of_all": lambda _, tx: datasets.counts_of_all(tx),
         "backfill_candidates": lambda _, tx: requeue.backfill_candidates(
-            tx, fingerprint="f", tried_with="t", retryable=["transient"]
+            tx, fingerprint="f", tried_with="t", extractor="e", retryable=["transient"]
         ),
         "payers_of_pots": lambda _, tx: charges.payers_of_pots(tx, [("user", "u")]),
     }
