@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from multiprocessing.connection import Connection as Pipe
@@ -103,6 +103,11 @@ def _run(work: Work, url: str, folder: Path, point: Point | None) -> list[str] |
         receiver.close()
 
 
+def _no_dump(_: str, folder: Path, *, without: Sequence[str]) -> Path:
+    """A pg_dump per point would take minutes."""
+    return folder / "none.dump"
+
+
 def _main(work: Work, url: str, folder: Path, point: Point | None, sender: Pipe) -> None:
     probe = _Probe(point)
 
@@ -112,7 +117,7 @@ def _main(work: Work, url: str, folder: Path, point: Point | None, sender: Pipe)
 
     with (
         patch.object(change, "exclusive", watched),
-        patch.object(change, "dump", lambda _, folder: folder / "none.dump"),  # a pg_dump per point would take minutes
+        patch.object(change, "dump", _no_dump),
         patch.object(psycopg.Connection, "execute", probe.watch(psycopg.Connection.execute)),
         patch.object(psycopg.Connection, "commit", probe.watch(psycopg.Connection.commit)),
     ):

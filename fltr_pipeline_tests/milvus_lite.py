@@ -51,7 +51,7 @@ class MilvusLite:
             )
         self._wait_for_answer()
 
-    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End the server: politely, or with SIGKILL as a crash would."""
         if self._process is not None:
             self._process.send_signal(how)

@@ -28,7 +28,7 @@ from fltr_pipeline.stores.schema.development import add_user
 
 CREDITS = 200
 PATIENCE_SECONDS = 300.0
-"""Without any progress for this long, the demo gives up."""
+"""When no document of any dataset has moved for this long, the demo gives up. Its runs may wait for others' first."""
 _POLL_SECONDS = 1.0
 _END_STATES = {DocumentStatus.READY, DocumentStatus.FAILED, DocumentStatus.AWAITING_CREDITS}
 _RUNS = """
@@ -106,14 +106,17 @@ def wait(
         DemoStalled: nothing moved for `PATIENCE_SECONDS`.
     """
     last: object = None
+    last_of_all: object = None
     since = time.monotonic()
     while True:
         with transaction(services.fltr) as tx:
-            status = datasets.status(tx, scene.dataset)
+            status, everything = datasets.status(tx, scene.dataset), datasets.counts_of_all(tx)
         runs = [run["status"] for run in _runs(state, scene.dataset)]
         if (status, runs) != last:
             last, since = (status, runs), time.monotonic()
             on_change(status, runs)
+        if everything != last_of_all:
+            last_of_all, since = everything, time.monotonic()
         ended = sum(n for name, n in status.documents.items() if name in _END_STATES)
         if ended == scene.files and runs and not _UNFINISHED & set(runs):
             return

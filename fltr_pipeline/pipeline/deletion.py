@@ -10,6 +10,7 @@ that names the keys to sweep, and a receipt is given only when the last of them 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fltr_pipeline.errors import ConfigurationError
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets, deleted, requeue
@@ -41,6 +42,7 @@ def withdraw(services: Services) -> Withdrawn:
     """Withdraw all that is gone and on which nobody works.
 
     Raises:
+        ConfigurationError: as `datasets_without_owner`; nothing was withdrawn.
         StoreUnavailable: a database does not answer; what was withdrawn stays so, the next pass goes on.
     """
     ownerless = datasets_without_owner(services)
@@ -88,11 +90,21 @@ def pages(services: Services) -> Iterator[Page]:
 
 
 def datasets_without_owner(services: Services) -> list[str]:
-    """Datasets whose owner has no account."""
+    """Datasets whose owner has no account.
+
+    Raises:
+        ConfigurationError: none of several owners has one, so `fltr_auth` is rather that of another deployment.
+    """
     with transaction(services.fltr) as tx:
         found = datasets.every(tx)
     owners = {d.user_id for d in found}
     gone = owners - services.ledger.existing_users(owners)
+    if len(gone) > 1 and gone == owners:
+        raise ConfigurationError(
+            f"none of the {len(gone)} owners of datasets has an account in fltr_auth, so nothing is swept: see "
+            "that FLTR_AUTH_DATABASE_URL and FLTR_DATABASE_URL belong together; if all of them are gone, delete "
+            "their datasets"
+        )
     return [d.id for d in found if d.user_id in gone]
 
 

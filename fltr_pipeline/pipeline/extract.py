@@ -16,7 +16,7 @@ from fltr_pipeline.pipeline.sources import Known, Sources, Upload
 from fltr_pipeline.pipeline.stage import Result
 from fltr_pipeline.pipeline.worker import progress, progressed
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims, datasets, generations, texts
+from fltr_pipeline.stores.fltr import claims, datasets, generations, requeue, texts
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.quarantine import Content
@@ -144,16 +144,17 @@ class Extract:
 
     def _is_current(self, claim: Claim) -> bool:
         known = self._known.get(claim.document_id)
-        return known is not None and known.current
+        return known is not None and known.current and not known.lost
 
     def _unchanged(self, claimed: Sequence[Claim]) -> list[Result]:
-        """The documents whose live text is the new generation's text, too."""
+        """The documents whose live text is the new generation's text, too; making lost vectors anew is free."""
         known = [c for c in claimed if c.document_id in self._known]
         stale = [c for c in known if not self._is_current(c)]
         reused: set[str] = set()
         if stale:
             with transaction(self._services.fltr) as tx:
                 reused = texts.reuse_texts(tx, stale)
+                requeue.make_free(tx, [c for c in stale if self._known[c.document_id].current])
         return [
             Result(c, counts={"pages": self._known[c.document_id].pages, "unchanged": 1})
             for c in known

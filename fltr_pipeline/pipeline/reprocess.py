@@ -20,9 +20,8 @@ def requeue(
     codes = RETRYABLE if retryable_only else None
     with transaction(services.fltr) as tx:
         return queue.requeue(
-            tx, dataset_id, mode, fingerprint=services.fingerprint, tried_with=services.tried_with,
-            extractor=services.extractor, billable=charge,
-            retryable=codes,
+            tx, dataset_id, mode, fingerprint=services.fingerprint, extractor=services.extractor,
+            tried_with=services.tried_with, billable=charge, retryable=codes,
         )  # fmt: skip
 
 
@@ -36,9 +35,6 @@ def datasets_to_backfill(services: Services) -> list[str]:
     """Datasets with stale or retryable documents."""
     with transaction(services.fltr) as tx:
         return queue.backfill_candidates(
-            tx,
-            fingerprint=services.fingerprint,
-            tried_with=services.tried_with,
-            extractor=services.extractor,
+            tx, fingerprint=services.fingerprint, extractor=services.extractor, tried_with=services.tried_with,
             retryable=RETRYABLE,
-        )
+        )  # fmt: skip

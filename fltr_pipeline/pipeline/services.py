@@ -32,7 +32,7 @@ class Services:
 
     @cached_property
     def extractor(self) -> str:
-        """Fingerprint of what turns files into text."""
+        """Fingerprint of what makes a file's text."""
         return extractor_fingerprint(self.settings)
 
     @cached_property

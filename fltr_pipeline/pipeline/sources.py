@@ -37,7 +37,9 @@ class Known:
 
     pages: int
     current: bool
-    """Whether the rest of the configuration is today's, too, and every chunk has its vector."""
+    """Whether the rest of the configuration is today's, too."""
+    lost: bool
+    """Whether a chunk has lost its vector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class Sources:
         with ThreadPoolExecutor(_AT_ONCE) as threads:
             digests = dict(zip(alike, threads.map(self._digest, alike, alike.values()), strict=True))
         return {
-            i: Known(live[i].pages, live[i].fingerprint == self.services.fingerprint)
+            i: Known(live[i].pages, live[i].fingerprint == self.services.fingerprint, live[i].lost)
             for i, digest in digests.items()
             if digest == live[i].source_sha256
         }

@@ -148,7 +148,7 @@ def _repair(services: Services) -> int:
     repaired, after = 0, ""
     while True:
         with transaction(services.fltr) as tx:
-            found = requeue.lost(tx, after, _BATCH)
+            found = requeue.lost(tx, after, _BATCH, tried_with=services.tried_with)
         if not found:
             return repaired
         with transaction(services.fltr) as tx:

@@ -86,8 +86,9 @@ def batch(site: Site) -> Scene:
 
 
 def poor_pot(site: Site) -> Scene:
-    """Enough for two, with a credit left for embedding each."""
-    return workers.claim(uploaded(site, files=3, credits=2 * (RESERVED + 1) - OPENING), site.hands)
+    """Enough for two, with a unit left for planning and one for embedding each."""
+    each = RESERVED + PRICES.plan + PRICES.embed
+    return workers.claim(uploaded(site, files=3, credits=2 * each - OPENING), site.hands)
 
 
 def reserved(site: Site, made: Callable[[Site], Scene] = new_pot) -> Scene:

@@ -51,6 +51,8 @@ class BusyWorld(World):
         super().close()
         self._fltr.close()
         self._auth.close()
+        if "_milvus" in vars(self):
+            self._milvus.close()
 
     def vectors(self, dataset: Dataset) -> list[dict[str, str]]:
         """The dataset's rows in Milvus: key, document_id, text."""

@@ -96,12 +96,18 @@ def set_up_dataset(scene: Scene, hands: Hands) -> None:
 
 
 def claim(scene: Scene, hands: Hands) -> Scene:
-    """The scene as of a worker that takes all its documents over."""
+    """The scene as of a worker that takes all its documents over; those at which others died come one by one."""
+    claimed: list[Claim] = []
+    while some := _claim_some(scene, hands):
+        claimed += some
+    return replace(scene, claims=claimed, charges={})
+
+
+def _claim_some(scene: Scene, hands: Hands) -> list[Claim]:
     with transaction(hands.services.fltr) as tx:
-        claimed = claims.claim(
+        return claims.claim(
             tx, dataset_id=scene.dataset.id, stage=scene.stage, run_id=hands.name, limit=100, lease_seconds=60
         )
-    return replace(scene, claims=claimed, charges={})
 
 
 def decide(scene: Scene, hands: Hands) -> None:

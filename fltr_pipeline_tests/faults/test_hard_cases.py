@@ -361,7 +361,7 @@ def test_a_backfill_leaves_the_documents_own_failures_alone(world: World) -> Non
     fingerprint = world.services.fingerprint
     with transaction(world.services.fltr) as tx:
         queued = requeue.requeue(
-            tx, dataset.id, ReprocessMode.stale, fingerprint=fingerprint, tried_with="", extractor="",
+            tx, dataset.id, ReprocessMode.stale, fingerprint=fingerprint, extractor="", tried_with="",
             billable=False, retryable=["gave_up"],
         )  # fmt: skip
     assert queued == 1

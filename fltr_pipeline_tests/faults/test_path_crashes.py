@@ -213,6 +213,7 @@ def test_a_death_on_the_way_loses_nothing(
 ) -> None:
     print(f"FLTR_SEED={SEED}")
     operation, expected = PATH[name], undisturbed(name)
+    assert point.step in expected.steps, f"{LISTED.name} is out of date: see test_every_write_is_listed"
     story = operation.scene(site)
     try:
         outcome = site.kill(operation.work, story, point, writes.watch)

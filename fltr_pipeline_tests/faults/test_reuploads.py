@@ -64,7 +64,7 @@ class Points:
 
 @dataclass
 class Desk:
-    """A worker that can be interrupted, and what it decided and published."""
+    """A worker that can be interrupted, and what it decided, and published or found to be live already."""
 
     world: World
     extract: Extract
@@ -125,7 +125,7 @@ def desk(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     event.listen(world.services.fltr, "checkin", points.here)
     with Extract(world.services) as extract:
         desk = Desk(world, extract, points)
-        for name, kept in (("decide", desk.decided), ("publish", desk.published)):
+        for name, kept in (("decide", desk.decided), ("publish", desk.published), ("confirm", desk.published)):
             write = getattr(generations, name)
 
             def and_remember(

@@ -280,7 +280,7 @@ def _dying(call: Callable[..., object], *, after: bool) -> Callable[..., object]
 
 WRITES = [
     (deleted, "forget"), (deleted, "forget_datasets"), (expiry, "sweep"), (VectorStore, "delete"),
-    (VectorStore, "present"), (manifest, "forget_retired"), (deleted, "verify"),
+    (VectorStore, "datasets_of"), (manifest, "forget_retired"), (deleted, "verify"),
 ]  # fmt: skip
 """Of a pass, in their order."""
 

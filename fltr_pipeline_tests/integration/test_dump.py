@@ -43,6 +43,16 @@ def test_a_dump_restores_to_the_same_database(
     assert old_auth.fingerprint(target) == old_auth.fingerprint(source)
 
 
+def test_schemas_can_be_left_out_and_only_these(new_database: NewDatabase, tmp_path: Path) -> None:
+    url = new_database()
+    names = ('it\'s "mine"', "mine*", "mineral", "Mine")
+    old_auth.execute(url, *('CREATE SCHEMA "{}" CREATE TABLE t ()'.format(name.replace('"', '""')) for name in names))
+    path = dump(url, tmp_path, without=names[:2])
+    (restore,) = [Path(p).with_name("pg_restore") for p in module._programs() if "pginstall18" in p]
+    listed = subprocess.run([restore, "--list", path], check=True, capture_output=True, text=True).stdout
+    assert [line.split()[5] for line in listed.splitlines() if " SCHEMA - " in line] == ["Mine", "mineral"]
+
+
 def test_each_dump_has_a_name_of_its_own(new_database: NewDatabase, tmp_path: Path) -> None:
     url = new_database()
     assert len({dump(url, tmp_path) for _ in range(3)}) == len(list(tmp_path.iterdir())) == 3

@@ -19,7 +19,7 @@ Which test has a state and what is done to it. `partial`, `traffic` and `cli` ar
 Sign-ups and purchases meanwhile are in `traffic`; what must go first in `uses`; who may do it in `rights`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psycopg
@@ -272,13 +272,13 @@ def test_a_hold_that_was_taken_during_the_dump_is_seen(
 ) -> None:
     apply(old, tmp_path)
 
-    def dump_while_the_pipeline_reserves(url: str, folder: Path) -> Path:
+    def dump_while_the_pipeline_reserves(url: str, folder: Path, *, without: Sequence[str]) -> Path:
         old_auth.execute(
             old,
             "INSERT INTO credit_transactions (id, user_id, amount, type, transaction_metadata) "
             """VALUES ('late', 'user-000', -7, 'usage', '{"kind": "reserve", "pot": "user:user-000"}')""",
         )
-        return dump(url, folder)
+        return dump(url, folder, without=without)
 
     monkeypatch.setattr(change, "dump", dump_while_the_pipeline_reserves)
     with pytest.raises(MigrationRefused, match="7 credits are in 1 open hold"):

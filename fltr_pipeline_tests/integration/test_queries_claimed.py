@@ -89,6 +89,7 @@ def test_a_good_version_stays_ready_and_a_newer_upload_stays_uploaded(
     (document,) = fltr.upload(dataset, "a")
     claimed = fltr.claim(dataset)
     fltr.change("UPDATE documents SET status = :status", status=status)
+    fltr.change("UPDATE pipeline.documents SET live_generation = 1")
     with fltr.transaction() as tx:
         assert write(tx, claimed) == {document}
     assert fltr.statuses(dataset) == {"a": status}

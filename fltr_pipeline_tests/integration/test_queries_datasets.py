@@ -327,7 +327,16 @@ def test_each_mode_requeues_what_the_ones_before_it_do_and_more(
         fltr.publish(of, "alpha", fingerprint=fingerprint)
     failed(fltr, dataset, "bad")
     fltr.upload(dataset, "new")
-    count = ask(fltr, requeue.requeue, dataset.id, mode, fingerprint=FINGERPRINT, tried_with="t", billable=False)
+    count = ask(
+        fltr,
+        requeue.requeue,
+        dataset.id,
+        mode,
+        fingerprint=FINGERPRINT,
+        extractor="extractor-1",
+        tried_with="t",
+        billable=False,
+    )
     assert count == len(queued)
     assert fltr.statuses(dataset)["fresh"] == fltr.statuses(dataset)["stale"] == "ready"
     assert {c.filename for c in fltr.claim(dataset)} == queued | {"new"}
@@ -339,7 +348,7 @@ def test_of_failures_only_those_of_the_codes_asked_for_are_requeued(fltr: Fltr) 
     failed(fltr, dataset, "bad", code="corrupt")
     failed(fltr, dataset, "unlucky", code="gave_up")
     mode = ReprocessMode.failed
-    asked = {"fingerprint": FINGERPRINT, "tried_with": "t", "billable": False}
+    asked = {"fingerprint": FINGERPRINT, "extractor": "extractor-1", "tried_with": "t", "billable": False}
     assert ask(fltr, requeue.requeue, dataset.id, mode, retryable=[], **asked) == 0
     assert ask(fltr, requeue.requeue, dataset.id, mode, retryable=["gave_up"], **asked) == 1
     assert fltr.statuses(dataset) == {"bad": "failed", "unlucky": "uploaded"}
@@ -351,7 +360,14 @@ def test_a_requeued_document_is_a_new_generation_with_a_job_that_waits(fltr: Flt
     (document,) = fltr.upload(dataset, "a")
     (old,) = fltr.publish(dataset, "alpha")
     ask(
-        fltr, requeue.requeue, dataset.id, ReprocessMode.all, fingerprint=FINGERPRINT, tried_with="t", billable=billable
+        fltr,
+        requeue.requeue,
+        dataset.id,
+        ReprocessMode.all,
+        fingerprint=FINGERPRINT,
+        extractor="extractor-1",
+        tried_with="t",
+        billable=billable,
     )
     assert sorted(fltr.jobs(document)) == ["completed", "queued"]
     (claim,) = fltr.claim(dataset)
@@ -367,7 +383,7 @@ def test_what_is_on_its_way_already_is_not_queued_again(fltr: Fltr) -> None:
     for claim in fltr.publish(dataset, "alpha"):
         if claim.filename == "b":
             fltr.upload_anew(dataset, claim.document_id)
-    again = {"fingerprint": FINGERPRINT, "tried_with": "t", "billable": False}
+    again = {"fingerprint": FINGERPRINT, "extractor": "extractor-1", "tried_with": "t", "billable": False}
     assert ask(fltr, requeue.requeue, dataset.id, ReprocessMode.all, **again) == 1
     assert ask(fltr, requeue.requeue, dataset.id, ReprocessMode.all, **again) == 0
     assert ask(fltr, requeue.requeue, UNKNOWN, ReprocessMode.all, **again) == 0
@@ -381,8 +397,41 @@ def test_a_backfill_is_for_stale_documents_and_for_failures_that_may_go_away(flt
     failed(fltr, retryable, "a", "b", code="gave_up")
     failed(fltr, permanent, "a", code="corrupt")
     fltr.upload(waiting, "a")
-    found = ask(fltr, requeue.backfill_candidates, fingerprint=FINGERPRINT, tried_with="t", retryable=["gave_up", "x"])
+    found = ask(
+        fltr,
+        requeue.backfill_candidates,
+        fingerprint=FINGERPRINT,
+        extractor="extractor-1",
+        tried_with="t",
+        retryable=["gave_up", "x"],
+    )
     assert found == sorted([stale.id, retryable.id])
-    assert ask(fltr, requeue.backfill_candidates, fingerprint=FINGERPRINT, tried_with="t", retryable=[]) == [stale.id]
-    ask(fltr, requeue.requeue, stale.id, ReprocessMode.stale, fingerprint=FINGERPRINT, tried_with="t", billable=False)
-    assert ask(fltr, requeue.backfill_candidates, fingerprint=FINGERPRINT, tried_with="t", retryable=[]) == []
+    assert ask(
+        fltr,
+        requeue.backfill_candidates,
+        fingerprint=FINGERPRINT,
+        extractor="extractor-1",
+        tried_with="t",
+        retryable=[],
+    ) == [stale.id]
+    ask(
+        fltr,
+        requeue.requeue,
+        stale.id,
+        ReprocessMode.stale,
+        fingerprint=FINGERPRINT,
+        extractor="extractor-1",
+        tried_with="t",
+        billable=False,
+    )
+    assert (
+        ask(
+            fltr,
+            requeue.backfill_candidates,
+            fingerprint=FINGERPRINT,
+            extractor="extractor-1",
+            tried_with="t",
+            retryable=[],
+        )
+        == []
+    )

@@ -99,15 +99,17 @@ def test_live_sources_are_those_of_published_documents(fltr: Fltr) -> None:
     with fltr.transaction() as tx:
         assert texts.live_sources(tx, []) == {}
         assert texts.live_sources(tx, [claim.document_id, waiting, UNKNOWN]) == {
-            claim.document_id: LiveSource("extractor-1", sha256(b"alpha beta").hexdigest(), 10, 1, FINGERPRINT)
+            claim.document_id: LiveSource(
+                "extractor-1", sha256(b"alpha beta").hexdigest(), 10, 1, FINGERPRINT, lost=False
+            )
         }
 
 
-def test_a_live_source_without_all_of_its_vectors_is_of_no_configuration(fltr: Fltr) -> None:
+def test_a_live_source_without_all_of_its_vectors_says_so(fltr: Fltr) -> None:
     _, claim = published(fltr, "alpha beta")
     fltr.change("UPDATE pipeline.chunks SET key = NULL WHERE ordinal = 1")
     with fltr.transaction() as tx:
-        assert texts.live_sources(tx, [claim.document_id])[claim.document_id].fingerprint == ""
+        assert texts.live_sources(tx, [claim.document_id])[claim.document_id].lost
 
 
 def test_a_live_source_whose_text_was_replaced_is_none(fltr: Fltr) -> None:

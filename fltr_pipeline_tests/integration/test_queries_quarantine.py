@@ -68,6 +68,8 @@ def test_extracted_documents_of_the_content_are_found_until_they_are_decided(flt
     content = ask(fltr, quarantine.staged_content, one)
     assert content == Content(staged(one, "alpha beta").source_sha256, 10)
     remember(fltr, one, content, allowed=1)
+    assert ask(fltr, quarantine.of_claims, [one, other], "now") == {}, "only parsers end at it: theirs is done"
+    remember(fltr, one, content, code="gave_up")
     assert ask(fltr, quarantine.of_claims, [one, other], "now").keys() == {one.document_id}
     assert ask(fltr, quarantine.of_claims, [one], "another") == ask(fltr, quarantine.of_claims, [], "now") == {}
     fltr.plan(one, words("alpha beta"))
@@ -93,8 +95,8 @@ def failed(fltr: Fltr, code: str, content: Content = POISON) -> Claim:
 
 def requeued(fltr: Fltr, claim: Claim, mode: ReprocessMode, *, retryable: list[str] | None, tried_with: str) -> int:
     n: int = ask(
-        fltr, requeue.requeue, claim.dataset_id, mode, fingerprint="f", tried_with=tried_with, billable=False,
-        retryable=retryable,
+        fltr, requeue.requeue, claim.dataset_id, mode, fingerprint="f", extractor="extractor-1",
+        tried_with=tried_with, billable=False, retryable=retryable,
     )  # fmt: skip
     return n
 
@@ -102,7 +104,14 @@ def requeued(fltr: Fltr, claim: Claim, mode: ReprocessMode, *, retryable: list[s
 def test_a_backfill_tries_again_what_was_quarantined_under_another_configuration(fltr: Fltr) -> None:
     claim = failed(fltr, "quarantined")
     for tried_with, n in (("now", 0), ("another", 1)):
-        found = ask(fltr, requeue.backfill_candidates, fingerprint="f", tried_with=tried_with, retryable=["gave_up"])
+        found = ask(
+            fltr,
+            requeue.backfill_candidates,
+            fingerprint="f",
+            extractor="extractor-1",
+            tried_with=tried_with,
+            retryable=["gave_up"],
+        )
         assert found == [claim.dataset_id] * n
         assert requeued(fltr, claim, ReprocessMode.stale, retryable=["gave_up"], tried_with=tried_with) == n
 

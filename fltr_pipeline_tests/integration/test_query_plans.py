@@ -214,8 +214,8 @@ def requeueing(mode: ReprocessMode, retryable: list[str] | None = None) -> Call:
         large.dataset.id,
         mode,
         fingerprint="new",
+        extractor="extractor-1",
         tried_with="t",
-        extractor="e",
         billable=False,
         retryable=retryable,
     )
@@ -400,8 +400,9 @@ DELETED: dict[str, tuple[set[str], Call]] = {
         {"retired_keys_by_document"}, lambda large, tx: (deleted.withdraw(tx, large.ids, "gone"), deleted.verify(tx))
     ),
     "deleted.overdue": ({"retired_keys_by_age"}, lambda _, tx: deleted.overdue(tx, age=60)),
-    "lost": ({"chunks_by_key"}, lambda _, tx: requeue.lost(tx, "", 100)),
+    "lost": ({"chunks_by_key"}, lambda _, tx: requeue.lost(tx, "", 100, tried_with="t")),
     "repair": ({"documents_pkey", "generations_pkey"}, lambda large, tx: requeue.repair(tx, large.ids)),
+    "make_free": ({"documents_pkey"}, lambda large, tx: requeue.make_free(tx, large.claims(2))),
     "restore": (
         {"documents_pkey"},
         lambda large, tx: (deleted.withdraw(tx, large.ids, "gone"), requeue.restore(tx, large.ids, but_of=[])),
@@ -436,7 +437,7 @@ def test_only_the_views_over_everything_read_everything(large: Large) -> None:
     whole: dict[str, Call] = {
         "counts_of_all": lambda _, tx: datasets.counts_of_all(tx),
         "backfill_candidates": lambda _, tx: requeue.backfill_candidates(
-            tx, fingerprint="f", tried_with="t", extractor="e", retryable=["transient"]
+            tx, fingerprint="f", extractor="extractor-1", tried_with="t", retryable=["transient"]
         ),
         "payers_of_pots": lambda _, tx: charges.payers_of_pots(tx, [("user", "u")]),
     }

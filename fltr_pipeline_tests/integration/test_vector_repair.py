@@ -1,6 +1,7 @@
 """The manifest and Milvus, key by key: what only one of them has is found, told, repaired once, and never in flight."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 
 import pytest
 
@@ -129,9 +130,15 @@ def test_vectors_of_an_attempt_in_flight_are_no_orphans(world: World, books: Dat
     assert (compare_all(world.services), world.sweep_all()) == ({}, NOTHING)
 
 
-def test_vectors_that_a_worker_inserts_after_it_lost_its_document_go_with_the_next_listing(
-    world: World, books: Dataset
+class Died(BaseException):
+    """The worker dies here."""
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_vectors_that_a_worker_inserts_after_it_lost_its_document_go_with_the_next_pass(
+    world: World, books: Dataset, *, dies: bool
 ) -> None:
+    """If it dies of it, they are in Milvus alone, and the next listing finds them; else it names them itself."""
     world.upload(books, {"new.txt": TREATY})
     world.extract(books)
     world.stage(Plan(world.services), books)
@@ -143,12 +150,15 @@ def test_vectors_that_a_worker_inserts_after_it_lost_its_document_go_with_the_ne
         assert world.sweep_all(list_keys=False).swept.documents == 1
         world.process(books)
         insert(self, rows)
+        if dies:
+            raise Died
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(VectorStore, "insert", slept)
-        assert world.stage(Embed(world.services), books).done == 0
-    assert len(compare(world.services, books.id).orphans) == 1
-    assert world.sweep_all().vectors == Vectors(vectors_orphaned=1)
+        with pytest.raises(Died) if dies else nullcontext():
+            assert world.stage(Embed(world.services), books).done == 0
+    assert len(compare(world.services, books.id).orphans) == dies
+    assert world.sweep_all().vectors == Vectors(vectors_orphaned=int(dies), vectors_retired=int(not dies))
     assert (compare_all(world.services), world.sweep_all()) == ({}, NOTHING)
 
 

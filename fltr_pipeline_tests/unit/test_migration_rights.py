@@ -17,6 +17,7 @@ ALL_RIGHT = Rights(
     users=(),
     accounts=(),
     unreadable=(),
+    closed=(),
 )
 
 

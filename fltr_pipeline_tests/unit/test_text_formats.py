@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import python_calamine
 
 from fltr_pipeline.errors import Corrupt, Empty, Encrypted, TooLarge
 from fltr_pipeline.text.parse import archive as archives
@@ -87,6 +88,18 @@ def test_xlsx_has_a_page_per_sheet_and_a_line_per_row() -> None:
 
 def test_an_empty_workbook_is_empty() -> None:
     with pytest.raises(Empty):
+        parse(xlsx({"One": ""}), "a.xlsx")
+
+
+def test_a_panic_of_calamine_is_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        pass
+
+    def panics(_: object) -> None:
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr(python_calamine, "load_workbook", panics)
+    with pytest.raises(Corrupt, match="index out of bounds"):
         parse(xlsx({"One": ""}), "a.xlsx")
 
 

@@ -65,6 +65,7 @@ def test_a_pdf_is_known_by_its_content(filename: str) -> None:
         ("a.txt", PNG, ["a PNG image"]),
         ("a.png", PNG, ["a PNG image", "PDF", "Word documents (DOCX)"]),
         ("a.zip", archive({"a.txt": "words"}), ["a ZIP archive"]),
+        ("a.zip", archive({"word/a.txt": "words"}), ["a ZIP archive"]),
         ("a.doc", OLE + bytes(600), ["before 2007", "save it as DOCX"]),
         ("a", b"\x1f\x8b\x08\x00\x00\x00\x00\x00", ["gzip"]),
         ("a.exe", b"MZ\x90\x00\x03\x00\x00\x00\x04\x00", ["Windows program"]),
@@ -182,6 +183,28 @@ def test_html_reads_as_text() -> None:
 def test_a_title_that_is_the_heading_stands_once() -> None:
     data = b"<html><head><title>Same</title></head><body><h1> Same </h1><p>Text</p></body></html>"
     assert parse(data, "a.html").text == "# Same\n\nText"
+
+
+LONG = "<p>" + "Words of the content, many of them. " * 9 + "</p>"
+
+
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        (f'<div class="main-menu">Home</div><ul id="breadcrumbs"><li>Top</ul>{LONG}', "Words of the content"),
+        (
+            f'<div role="navigation">Home</div><div class="with-sidebar navigation-open">{LONG}</div>',
+            "Words of the content",
+        ),
+        (f"<header>Site: Home</header><main>{LONG}</main><footer>Home, imprint</footer>", "Words of the content"),
+        ("<div class='menu'><p>Soup of the day: Home made</p></div>", "Soup of the day"),
+        (f"<main>Home</main><div>{LONG}</div>", "Words of the content"),
+    ],
+)
+def test_the_content_is_read_without_its_menus_but_never_lost(body: str, kept: str) -> None:
+    text = parse(f"<html><body>{body}</body></html>".encode(), "a.html").text
+    assert kept in text
+    assert ("Home" in text) == ("Soup" in text or "<main>Home" in body)
 
 
 def test_html_declares_its_encoding() -> None:

@@ -63,8 +63,9 @@ _LOCK_UPLOADED = text("""
     FOR UPDATE SKIP LOCKED
 """)
 
-# A new input is a new generation; the same input claimed again (its worker died before it got anywhere) is not. A
-# document that was deleted and comes back goes on after its charges: neither they nor its keys are used twice.
+# A new input is a new generation; the same input claimed again (its worker died before it got anywhere) is not, unless
+# its charges are those of a redo that was free. One that was deleted and comes back goes on after its charges: neither
+# they nor its keys are used twice. In another dataset nobody finds the vectors of this one: all are made anew.
 _TAKE_UPLOADED = text("""
     WITH input AS (
         SELECT * FROM json_to_recordset(:rows) AS r(document_id text, input_version text)
@@ -80,7 +81,9 @@ _TAKE_UPLOADED = text("""
     ORDER BY r.document_id
     ON CONFLICT (document_id) DO UPDATE SET
         dataset_id = excluded.dataset_id, input_version = excluded.input_version,
-        generation = p.generation + (p.stage IS NULL OR p.input_version <> excluded.input_version)::int,
+        generation = p.generation + (p.stage IS NULL OR p.input_version <> excluded.input_version
+                                     OR NOT p.billable)::int,
+        live_generation = CASE WHEN p.dataset_id = excluded.dataset_id THEN p.live_generation END,
         api_key_id = CASE WHEN p.input_version = excluded.input_version
                           THEN coalesce(excluded.api_key_id, p.api_key_id) ELSE excluded.api_key_id END,
         stage = 'extract', billable = true, fence = p.fence + 1,
@@ -198,7 +201,13 @@ _FAIL = text("""
         error_code = r.code, error_message = r.message, error_at = now()
     FROM json_to_recordset(:rows) AS r(document_id text, fence bigint, code text, message text)
     WHERE p.document_id = r.document_id AND p.fence = r.fence
-    RETURNING p.document_id
+    RETURNING p.document_id, p.live_generation
+""")
+
+# `ready` without a version that is live: it was withdrawn, and can't be made searchable again.
+_SET_FAILED = text("""
+    UPDATE public.documents SET status = 'failed'
+    WHERE id = ANY(:ids) AND (status IN ('processing', 'awaiting_credits') OR status = 'ready' AND id = ANY(:not_live))
 """)
 
 _WAIT = text("""
@@ -356,16 +365,17 @@ def retry_later(tx: Connection, claims: Sequence[Claim], message: str, run_id: s
 
 
 def fail(tx: Connection, failures: Sequence[Failure]) -> set[str]:
-    """End the attempts. A `ready` document that was being redone stays so; a newer upload stays `uploaded`."""
+    """End the attempts. A `ready` document stays so if it has a live version; a newer upload stays `uploaded`."""
     lock_documents(tx, [f.claim.document_id for f in failures])
     rows = recordset(
         {"document_id": f.claim.document_id, "fence": f.claim.fence, "code": f.code, "message": f.message}
         for f in failures
     )
-    done = set(tx.execute(_FAIL, {"rows": rows}).scalars())
-    tx.execute(_SET_STATUS, {"ids": id_array(done), "status": "failed", "before": ["processing", "awaiting_credits"]})
+    done = {r.document_id: r.live_generation for r in tx.execute(_FAIL, {"rows": rows})}
+    not_live = [i for i, generation in done.items() if generation is None]
+    tx.execute(_SET_FAILED, {"ids": id_array(done), "not_live": id_array(not_live)})
     close_jobs(tx, [f.claim.job_id for f in failures if f.claim.document_id in done], "failed")
-    return done
+    return set(done)
 
 
 def wait_for_credits(tx: Connection, waits: Sequence[Wait]) -> set[str]:

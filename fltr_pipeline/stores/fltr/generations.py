@@ -158,7 +158,8 @@ _JOBS_INDEXED = text("""
 
 # What failed stays so: its last good version was repaired, the newer input is still not in it.
 _PUBLISH = text("""
-    UPDATE public.documents d SET content = g.text, status = CASE d.status WHEN 'failed' THEN 'failed' ELSE 'ready' END
+    UPDATE public.documents d
+    SET content = g.text, status = CASE WHEN d.status = 'failed' THEN d.status ELSE 'ready' END  -- of the column's type
     FROM pipeline.documents p
     JOIN pipeline.generations g ON g.document_id = p.document_id AND g.generation = p.generation
     WHERE d.id = ANY(:ids) AND d.id::text = p.document_id AND p.document_id = ANY(:ids_text)

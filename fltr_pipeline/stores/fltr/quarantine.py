@@ -52,13 +52,13 @@ _OF_SIZES = text("""
     WHERE tried_with = :tried_with AND source_bytes = ANY(:sizes) AND in_force
 """)
 
-# Primary keys. What was decided only goes forward.
+# Primary keys. What was decided only goes forward, and what was extracted has its parser behind it.
 _OF_CLAIMS = text("""
     SELECT g.document_id, q.source_sha256, q.code, q.tries, q.failed_at
     FROM json_to_recordset(:rows) AS r(document_id text, generation int)
     JOIN pipeline.generations g USING (document_id, generation)
     JOIN pipeline.quarantine q ON q.source_sha256 = g.source_sha256 AND q.tried_with = :tried_with
-    WHERE q.in_force AND g.state <> 'indexed'
+    WHERE q.in_force AND q.code = 'gave_up' AND g.state <> 'indexed'
 """)
 
 # Primary keys.

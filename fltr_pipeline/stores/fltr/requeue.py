@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, text
 
 from fltr_pipeline.models import ReprocessMode
-from fltr_pipeline.stores.database import id_array
-from fltr_pipeline.stores.fltr.claims import insert_jobs, lock_documents
+from fltr_pipeline.stores.database import id_array, recordset
+from fltr_pipeline.stores.fltr.claims import Claim, insert_jobs, lock_documents
 from fltr_pipeline.stores.fltr.quarantine import readmit
 
 # Primary key.
@@ -24,8 +24,11 @@ _READMITTED = f"(p.error_code = 'quarantined' AND NOT {_QUARANTINED.format(conte
 _READABLE = """(p.error_code IN ('no_text_layer', 'unsupported')
                 AND p.error_extractor IS DISTINCT FROM :extractor)"""
 
-# Of another configuration, and not known to fail under this one.
-_STALE = f"(g.fingerprint IS DISTINCT FROM :fingerprint AND NOT {_QUARANTINED.format(content='g.source_sha256')})"
+# Of another configuration, and not known to fail under this one. The configuration may have changed between a
+# document's extraction and its plan, from which it has its fingerprint.
+_STALE = f"""(
+    (g.fingerprint IS DISTINCT FROM :fingerprint OR g.extractor <> :extractor)
+    AND NOT {_QUARANTINED.format(content="g.source_sha256")})"""
 
 # As everywhere, public rows are locked first and in id order.
 _LOCK_ENDED = text("""
@@ -62,19 +65,22 @@ _BACKFILL = text(f"""
     LEFT JOIN pipeline.generations g ON g.document_id = p.document_id AND g.generation = p.live_generation
     JOIN public.documents d ON d.id::text = p.document_id
     WHERE p.stage IS NULL
-      AND ((d.status = 'ready' AND {_STALE})
+      AND ((d.status = 'ready' AND p.live_generation IS NOT NULL AND {_STALE})
            OR (d.status = 'failed' AND (p.error_code = ANY(:retryable) OR {_READMITTED} OR {_READABLE})))
     ORDER BY 1
 """)  # noqa: S608 - of constants
 
-# Index: pipeline.chunks_by_key. A live chunk without a key has lost its vector.
-_LOST = text("""
+# Index: pipeline.chunks_by_key. A live chunk without a key has lost its vector. Where workers died at the content, a
+# repair would be turned away, pass after pass.
+_LOST = text(f"""
     SELECT DISTINCT p.document_id
     FROM pipeline.chunks c
     JOIN pipeline.documents p ON p.document_id = c.document_id AND p.live_generation = c.generation
+    JOIN pipeline.generations g ON g.document_id = c.document_id AND g.generation = c.generation
     WHERE c.key IS NULL AND p.stage IS NULL AND p.document_id > :after
+      AND NOT {_QUARANTINED.format(content="g.source_sha256 AND q.code = 'gave_up'")}
     ORDER BY p.document_id LIMIT :limit
-""")
+""")  # noqa: S608 - of constants
 
 _LOCK_IDLE = text("""
     SELECT document_id FROM pipeline.documents WHERE document_id = ANY(:ids) AND stage IS NULL
@@ -106,6 +112,13 @@ _START_AT = text("""
     RETURNING document_id
 """)
 
+# Primary key.
+_MAKE_FREE = text("""
+    UPDATE pipeline.documents p SET billable = false
+    FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
+    WHERE p.document_id = r.document_id AND p.fence = r.fence
+""")
+
 # Primary keys.
 _WITHDRAWN = text("""
     SELECT p.document_id
@@ -121,8 +134,8 @@ def requeue(
     mode: ReprocessMode,
     *,
     fingerprint: str,
-    tried_with: str,
     extractor: str,
+    tried_with: str,
     billable: bool,
     retryable: Sequence[str] | None = None,
 ) -> int:
@@ -149,7 +162,8 @@ def requeue(
         return len(failed)
     parameters = {
         "dataset_id": dataset_id, "of_dataset": dataset_id, "billable": billable,
-        "fingerprint": fingerprint, "tried_with": tried_with, "everything": mode is ReprocessMode.all,
+        "fingerprint": fingerprint, "extractor": extractor, "tried_with": tried_with,
+        "everything": mode is ReprocessMode.all,
     }  # fmt: skip
     live = list(tx.execute(_REQUEUE_LIVE, parameters).scalars())
     insert_jobs(tx, live, "queued")
@@ -159,21 +173,19 @@ def requeue(
 
 
 def backfill_candidates(
-    tx: Connection, *, fingerprint: str, tried_with: str, extractor: str, retryable: Sequence[str]
+    tx: Connection, *, fingerprint: str, extractor: str, tried_with: str, retryable: Sequence[str]
 ) -> list[str]:
     """Datasets with stale documents, or with failures of a code in `retryable`, or that may end otherwise today."""
-    parameters = {
-        "fingerprint": fingerprint,
-        "tried_with": tried_with,
-        "extractor": extractor,
-        "retryable": list(retryable),
-    }
-    return list(tx.execute(_BACKFILL, parameters).scalars())
+    parameters = {"fingerprint": fingerprint, "extractor": extractor, "tried_with": tried_with}
+    return list(tx.execute(_BACKFILL, parameters | {"retryable": list(retryable)}).scalars())
 
 
-def lost(tx: Connection, after: str, limit: int) -> list[str]:
-    """The next searchable documents behind that id that have lost vectors, and that nothing is done about yet."""
-    return list(tx.execute(_LOST, {"after": after, "limit": limit}).scalars())
+def lost(tx: Connection, after: str, limit: int, *, tried_with: str) -> list[str]:
+    """The next searchable documents behind that id that have lost vectors, and that nothing is done about yet.
+
+    Not those whose content workers died at under the configuration `tried_with`.
+    """
+    return list(tx.execute(_LOST, {"after": after, "limit": limit, "tried_with": tried_with}).scalars())
 
 
 def repair(tx: Connection, document_ids: Sequence[str]) -> int:
@@ -186,6 +198,13 @@ def repair(tx: Connection, document_ids: Sequence[str]) -> int:
     staged = set(tx.execute(_STAGE_LIVE_TEXT, {"ids": id_array(idle), "ids_text": idle}).scalars())
     from_the_file = [i for i in idle if i not in staged and statuses.get(i) == "ready"]
     return _start(tx, sorted(staged), "plan") + _start(tx, from_the_file, "extract")
+
+
+def make_free(tx: Connection, claims: Sequence[Claim]) -> None:
+    """What is still to be done for these is a repair, though the customer uploaded the file again."""
+    if claims:
+        rows = recordset({"document_id": c.document_id, "fence": c.fence} for c in claims)
+        tx.execute(_MAKE_FREE, {"rows": rows})
 
 
 def restore(tx: Connection, document_ids: Sequence[str], *, but_of: Sequence[str]) -> int:

@@ -39,15 +39,17 @@ class LiveSource:
     source_bytes: int
     pages: int
     fingerprint: str
-    """Of the configuration that made it; empty where a chunk of it has lost its vector."""
+    """Of the configuration that made it."""
+    lost: bool
+    """Whether a chunk of it has lost its vector."""
 
 
 # Primary keys. Where `content` is not the live text (a new inline upload, an editor's hand), there is nothing to keep.
 _LIVE_SOURCES = text("""
     SELECT g.document_id, g.extractor, g.source_sha256, g.source_bytes, g.pages,
-           CASE WHEN EXISTS (SELECT FROM pipeline.chunks c WHERE c.document_id = g.document_id
-                                                             AND c.generation = g.generation AND c.key IS NULL)
-                THEN '' ELSE g.fingerprint END AS fingerprint
+           g.fingerprint, EXISTS (SELECT FROM pipeline.chunks c WHERE c.document_id = g.document_id
+                                                                  AND c.generation = g.generation
+                                                                  AND c.key IS NULL) AS lost
     FROM pipeline.documents p
     JOIN pipeline.generations g ON g.document_id = p.document_id AND g.generation = p.live_generation
     JOIN public.documents d ON d.id = ANY(:public_ids) AND d.id::text = p.document_id
@@ -121,7 +123,7 @@ def live_sources(tx: Connection, document_ids: Sequence[str]) -> dict[str, LiveS
     """What the live generations were made from, by document; nothing for documents without one that stands."""
     parameters = {"ids": list(document_ids), "public_ids": id_array(document_ids)}
     return {
-        r.document_id: LiveSource(r.extractor, r.source_sha256, r.source_bytes, r.pages, r.fingerprint)
+        r.document_id: LiveSource(r.extractor, r.source_sha256, r.source_bytes, r.pages, r.fingerprint, r.lost)
         for r in tx.execute(_LIVE_SOURCES, parameters)
     }
 

@@ -8,13 +8,13 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
-from psycopg import conninfo
+from psycopg import conninfo, sql
 
 from fltr_pipeline.errors import ConfigurationError, StoreUnavailable
 from fltr_pipeline.stores.schema.connection import Connection, libpq_url, transaction
@@ -38,8 +38,10 @@ def obstacle(url: str, connection: Connection) -> str | None:
     return None
 
 
-def dump(url: str, folder: Path) -> Path:
-    """Dumps the database into a new file of that folder, in `pg_restore`'s custom format, and returns its path.
+def dump(url: str, folder: Path, *, without: Sequence[str] = ()) -> Path:
+    """Dumps the database, `without` some schemas, into a new file of that folder, and returns its path.
+
+    The format is `pg_restore`'s custom one.
 
     Only this user may read the file. A dump that failed or was killed never has the name that a whole one has.
 
@@ -57,7 +59,7 @@ def dump(url: str, folder: Path) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             try:
-                _run(program, parameters, password, file)
+                _run(program, [f"--dbname={parameters}", *map(_excluded, without)], password, file)
                 unfinished.rename(path)
             finally:
                 unfinished.unlink(missing_ok=True)
@@ -79,9 +81,14 @@ def _handed_over(url: str) -> tuple[str, str]:
     return conninfo.make_conninfo("", **parts), password
 
 
-def _run(program: str, parameters: str, password: str, file: IO[bytes]) -> None:
+def _excluded(schema: str) -> str:
+    """Quoted, its name is no pattern."""
+    return "--exclude-schema=" + sql.Identifier(schema).as_string(None)
+
+
+def _run(program: str, arguments: Sequence[str], password: str, file: IO[bytes]) -> None:
     result = subprocess.run(  # noqa: S603 - the program was found by us, the arguments are no shell's
-        [program, "--format=custom", f"--lock-wait-timeout={LOCK_WAIT_MS}", f"--dbname={parameters}"],
+        [program, "--format=custom", f"--lock-wait-timeout={LOCK_WAIT_MS}", *arguments],
         env={**os.environ, **({"PGPASSWORD": password} if password else {})},
         stdout=file,
         stderr=subprocess.PIPE,

@@ -56,9 +56,9 @@ class Sample:
         """Whether an OLE container names such a stream in its directory."""
         return self.data.startswith(OLE) and name.encode("utf-16-le") + b"\x00\x00" in self.data
 
-    def has_folder(self, name: str) -> bool:
-        """Whether a ZIP file has entries under `name`."""
-        return any(entry.startswith(f"{name}/") for entry in self.entries)
+    def is_office(self, folder: str) -> bool:
+        """Whether a ZIP file is an Office document with its parts under `folder`."""
+        return "[Content_Types].xml" in self.entries and any(name.startswith(f"{folder}/") for name in self.entries)
 
     @cached_property
     def _archive(self) -> zipfile.ZipFile | None:

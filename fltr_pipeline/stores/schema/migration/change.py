@@ -50,7 +50,7 @@ def apply(
         if before.state is State.DONE:
             return Outcome(before.place, before.state)
         before.require(null_orphan_teams=null_orphan_teams)
-        saved = _dump(url, dumps, tell)
+        saved = _dump(url, dumps, before, tell)
         with exclusive(connection, patience, tell):
             now = look(connection)
             now.require(null_orphan_teams=null_orphan_teams)
@@ -79,7 +79,7 @@ def rollback(url: str, dumps: Path, *, patience: Patience = PATIENCE, tell: Tell
             if before.state is State.FRESH:
                 return Outcome(before.place, before.state)
             _require_reversible(looked, before)
-        saved = _dump(url, dumps, tell)
+        saved = _dump(url, dumps, before, tell)
         with exclusive(connection, patience, tell):
             now = look(connection)
             _require_reversible(connection, now)
@@ -89,9 +89,10 @@ def rollback(url: str, dumps: Path, *, patience: Patience = PATIENCE, tell: Tell
     return Outcome(now.place, State.FRESH, saved, tuple(step.words for step in steps), after.users)
 
 
-def _dump(url: str, dumps: Path, tell: Tell) -> Path:
-    path = dump(url, dumps)
-    tell(f"dump: {path}")
+def _dump(url: str, dumps: Path, found: Plan, tell: Tell) -> Path:
+    left_out = found.layout.rights.closed
+    path = dump(url, dumps, without=left_out)
+    tell(f"dump: {path}" + (f", without {', '.join(left_out)}" if left_out else ""))
     return path
 
 

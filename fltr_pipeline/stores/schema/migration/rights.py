@@ -43,15 +43,16 @@ WHERE l.oid = to_regclass(%(table)s) AND g.grantee <> l.relowner AND (g.grantee 
 ORDER BY 1, 2, 3
 """
 
-# What pg_dump must read: rows of tables and materialized views, the state of sequences. Policies make it fail.
+# What pg_dump must read: rows of tables, the state of sequences. Policies make it fail. Of materialized views it writes
+# how to fill them.
 UNREADABLE = """
-SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p', 'm', 'S') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+SELECT n.nspname::text, c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p', 'S') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
   AND (NOT has_schema_privilege(n.oid, 'USAGE') OR NOT has_table_privilege(c.oid, 'SELECT')
        OR row_security_active(c.oid))
   AND NOT EXISTS (SELECT FROM pg_depend d
                   WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
-ORDER BY 1
+ORDER BY 1, 2
 """
 
 _SHOWN = 10
@@ -106,7 +107,9 @@ class Rights:
     users: tuple[Grant, ...]
     accounts: tuple[Grant, ...]
     unreadable: tuple[str, ...]
-    """What a dump needs and the connected role may not read."""
+    """What a dump of `public` needs and the connected role may not read."""
+    closed: tuple[str, ...]
+    """Other schemas, as a managed server's own, in which it may not read everything: a dump must leave them out."""
 
     def table(self, name: str) -> OwnedTable | None:
         """The table of this name in `public`, if there is one."""
@@ -160,6 +163,11 @@ class Rights:
 
     def notices(self) -> Iterator[str]:
         """What an administrator should look at."""
+        if self.closed:
+            yield (
+                f"a dump by {self.role} leaves out {'schema' if len(self.closed) == 1 else 'schemas'} "
+                f"{', '.join(self.closed)}, where it can't read everything: nothing there is changed"
+            )
         accounts = self.table("user_credits")
         if self.row_security and (accounts is None or accounts.row_security):
             yield (
@@ -193,6 +201,7 @@ def read(connection: Connection, names: Collection[str]) -> Rights:
         tuple(Grant(*row) for row in connection.execute(GRANTS, {"table": f"public.{table}"}))
         for table in ("users", "user_credits")
     ]
+    unreadable = connection.execute(UNREADABLE).fetchall()
     return Rights(
         role=role,
         standby=standby,
@@ -202,5 +211,6 @@ def read(connection: Connection, names: Collection[str]) -> Rights:
         tables=tuple(OwnedTable(*row) for row in connection.execute(TABLES, {"tables": list(names)})),
         users=grants[0],
         accounts=grants[1],
-        unreadable=tuple(name for (name,) in connection.execute(UNREADABLE)),
+        unreadable=tuple(name for schema, name in unreadable if schema == "public"),
+        closed=tuple(sorted({schema for schema, _ in unreadable} - {"public"})),
     )

@@ -238,9 +238,11 @@ def _explained() -> Iterator[None]:
     except psycopg.OperationalError:
         raise
     except psycopg.errors.InsufficientPrivilege as error:
+        said = ". ".join(filter(None, (error.diag.message_primary, error.diag.message_hint)))
         raise ConfigurationError(
-            f"the role in the URL may not do this, nothing was changed ({error.diag.message_primary}): give the URL of "
-            "the owner of users, teams, user_credits and the journal, or of an administrator"
+            f"the role in the URL may not do this, nothing was changed ({said}): give the URL of the owner of users, "
+            "teams, user_credits and the journal, or of an administrator or, where policies are why, of a role with "
+            "BYPASSRLS"
         ) from error
     except psycopg.Error as error:
         raise _refused(error) from error

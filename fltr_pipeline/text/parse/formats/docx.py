@@ -144,5 +144,5 @@ FORMAT = Format(
     title="Word documents (DOCX)",
     suffixes=(".docx", ".docm", ".dotx"),
     extract=extract,
-    recognises=lambda sample: sample.has_folder("word"),
+    recognises=lambda sample: sample.is_office("word"),
 )

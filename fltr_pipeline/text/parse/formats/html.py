@@ -23,9 +23,9 @@ _DROPPED = frozenset(
 )
 _DROPPED_ROLES = frozenset({"navigation", "search", "menu", "menubar", "dialog", "alertdialog", "toolbar"})
 _MENUS = re.compile(
-    r"(?:^|[\s_-])(?:nav|navbar|navigation|navheader|navfooter|menu|sidebar|breadcrumbs?|cookies?|skip-link|"
-    r"share|social|mw-jump-link|mw-editsection|noprint|navbox|catlinks|printfooter)(?:$|[\s_-])",
-    re.I,
+    r"(?<!\S)(?!(?:has|with|no)[_-])(?:\S*[_-])?(?:nav|navbar|navigation|navheader|navfooter|menu|sidebar|breadcrumbs?|"
+    r"cookies?|skip-link|mw-jump-link|mw-editsection|noprint|navbox|catlinks|printfooter)(?!\S)",
+    re.IGNORECASE,
 )
 """Classes and ids by which sites name what surrounds the content."""
 
@@ -42,7 +42,7 @@ _BREAKS = {
 """Newlines before and after an element; 2 make a paragraph."""
 
 _LEAST_SHARE = 0.25
-"""Share of a page's text below which its "main" part is not believed to be the content."""
+"""Share of a page's text below which a part of it is not believed to be the content."""
 
 _DECLARED = re.compile(
     rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]{2,40})|<\?xml[^>]{0,100}encoding=["']([\w.:-]{2,40})""", re.I
@@ -101,7 +101,11 @@ def _declared(data: bytes) -> str | None:
 
 
 def _text(root: "_Element") -> str:
+    """The content, unless what is left of the page is so little that it can't be it."""
+    everything = _walked(root, menus=True)
     whole = _walked(root)
+    if len(whole) < _LEAST_SHARE * len(everything):
+        return everything
     content = _content(root)
     if content is None:
         return whole
@@ -121,7 +125,7 @@ def _content(root: "_Element") -> "_Element | None":
     return None
 
 
-def _walked(root: "_Element") -> str:
+def _walked(root: "_Element", *, menus: bool = False) -> str:
     from lxml import etree  # noqa: PLC0415
 
     lines = _Page()
@@ -134,7 +138,7 @@ def _walked(root: "_Element") -> str:
     for event, element in walk:
         if event == "start":
             lines.open(element)
-            if element is not root and _is_dropped(element):
+            if element is not root and _is_dropped(element, menus=menus):
                 walk.skip_subtree()
             else:
                 lines.add(element.text, verbatim=lines.verbatim > 0)
@@ -154,9 +158,13 @@ def _has_heading(root: "_Element", title: str) -> bool:
     return heading is not None and "".join(heading.itertext()).split() == title.split()
 
 
-def _is_dropped(element: "_Element") -> bool:
+def _is_dropped(element: "_Element", *, menus: bool) -> bool:
     tag = element.tag
-    if tag in _DROPPED or element.get("role") in _DROPPED_ROLES or element.get("hidden") is not None:
+    if tag in _DROPPED:
+        return True
+    if menus:
+        return False
+    if element.get("role") in _DROPPED_ROLES or element.get("hidden") is not None:
         return True
     names = f"{element.get('class', '')} {element.get('id', '')}"
     return len(names) > 1 and tag not in {"body", "html", "main", "article"} and _MENUS.search(names) is not None

@@ -112,5 +112,5 @@ FORMAT = Format(
     title="PowerPoint presentations (PPTX)",
     suffixes=(".pptx", ".pptm", ".ppsx", ".potx"),
     extract=extract,
-    recognises=lambda sample: sample.has_folder("ppt"),
+    recognises=lambda sample: sample.is_office("ppt"),
 )

@@ -30,8 +30,16 @@ def extract(data: bytes, filename: str) -> Extraction:
     except calamine.PasswordError:
         raise Encrypted(f"{filename}: needs a password; upload it without one") from None
     except calamine.CalamineError as error:
-        raise Corrupt(f"{filename}: the workbook is damaged ({error}); save it again and upload it anew") from None
+        raise _damaged(filename, error) from None
+    except BaseException as error:  # a panic of Rust is no Exception, lest programs go on after it; this one may
+        if type(error).__name__ != "PanicException":
+            raise
+        raise _damaged(filename, error) from None
     return Extraction([page for page in pages if page] or [""], f"python-calamine {_version()}")
+
+
+def _damaged(filename: str, error: BaseException) -> Corrupt:
+    return Corrupt(f"{filename}: the workbook is damaged ({error}); save it again and upload it anew")
 
 
 def _page(sheet: "CalamineSheet") -> str:
@@ -61,7 +69,7 @@ def _version() -> str:
 
 def _recognises(sample: Sample) -> bool:
     return (
-        sample.has_folder("xl")
+        sample.is_office("xl")
         or sample.mimetype.startswith(_ODS)
         or sample.has_ole_stream("Workbook")
         or sample.has_ole_stream("Book")

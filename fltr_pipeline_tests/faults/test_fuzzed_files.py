@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 
 from fltr_pipeline.errors import DocumentError, ParserCrash
 from fltr_pipeline.models import ParsedDocument
@@ -21,7 +22,7 @@ from fltr_pipeline_tests.processes import children
 
 MB = 1 << 20
 LONG = os.environ.get("FLTR_FAULTS") == "long"
-SEED = int(os.environ.get("FLTR_SEED", random.SystemRandom().randrange(10**6)))
+SEED = int(os.environ.get("FLTR_SEED") or random.SystemRandom().randrange(10**6))
 MUTANTS = 10_000 if LONG else 400
 SMALL_DOCUMENTS = 5_000 if LONG else 1_500
 MOST_BYTES = 300_000
@@ -66,6 +67,7 @@ def mutants(rng: random.Random) -> Iterator[Item]:
         yield str(number), name, bytes(data)
 
 
+@pytest.mark.timeout(3_600)
 def test_damaged_files_give_text_or_a_type() -> None:
     print(f"FLTR_SEED={SEED}")
     with ParserPool(2, 60, 1024, 64 * MB) as pool:

@@ -7,7 +7,7 @@ import pytest
 from fltr_pipeline.errors import DocumentError
 from fltr_pipeline.models import ParsedDocument
 from fltr_pipeline.text.parse.pool import ParserPool
-from fltr_pipeline_tests.bombs import BOMBS
+from fltr_pipeline_tests.faults.bombs import BOMBS
 from fltr_pipeline_tests.processes import children
 
 MB = 1 << 20
