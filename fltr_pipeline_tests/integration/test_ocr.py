@@ -108,6 +108,7 @@ def test_what_says_nothing_fails_for_its_reason(parsers: ParserPool) -> None:
         "cut.png": (png[: len(png) // 2], Corrupt),
         "head.jpg": (b"\xff\xd8\xff\xe0" + bytes(40), Corrupt),
         "bomb.png": (_bomb(), TooLarge),
+        "bare.tif": (b"II*\x00\x08" + bytes(9), Corrupt),
         "long.pdf": (scans.saved([scans.page(f"Page {n}") for n in range(5)], "PDF"), TooLarge),
     }
     got = {name: type(outcome(parsers, name, data)) for name, (data, _) in files.items()}

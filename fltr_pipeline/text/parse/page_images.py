@@ -89,7 +89,7 @@ def of_file(data: bytes, filename: str) -> Iterator["Picture"]:
         raise TooLarge(f"{filename}: {error}; save the picture with fewer pixels") from None
     except MemoryError:
         raise
-    except (OSError, ValueError, SyntaxError, IndexError, EOFError) as error:
+    except Exception as error:  # noqa: BLE001  Pillow raises nearly anything on damaged files
         raise Corrupt(f"{filename}: the picture is damaged ({error}); save it again and upload it anew") from None
 
 
