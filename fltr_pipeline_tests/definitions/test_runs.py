@@ -132,6 +132,7 @@ def test_harmful_drift_stops_ingest_and_says_so(world: World, instance: dg.Dagst
 
 
 def test_drift_between_manifest_and_milvus_fails_the_daily_check(world: World, instance: dg.DagsterInstance) -> None:
+    world.sweep_all()  # what other tests left in Milvus
     dataset = world.dataset(world.user(credits=10))
     world.upload(dataset, {"a.txt": b"Alpha and omega."})
     assert run(instance, "ingest", dataset).success

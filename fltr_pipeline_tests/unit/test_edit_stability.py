@@ -14,9 +14,9 @@ import pytest
 from benchmarks import corpus
 from benchmarks.edits import EDITS, edited, new_chunks
 from fltr_pipeline.text.model import DEFAULT_MODEL, EmbeddingModel
+from fltr_pipeline_tests.seed import SEED
 
 LONG = os.environ.get("FLTR_FAULTS") == "long"
-SEED = int(os.environ.get("FLTR_SEED") or random.SystemRandom().randrange(10**6))
 TIMES = 100 if LONG else 4
 MODEL = EmbeddingModel(DEFAULT_MODEL, batch_size=1, threads=1)
 DOCUMENTS = corpus.large_documents()
