@@ -10,7 +10,7 @@
 PYTHON ?= python3
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 TORCH_INDEX ?=
-REQUIREMENTS ?= -e '.[embedded,dev]'
+REQUIREMENTS ?= -e '.[embedded,dev,ocr]'
 VENV ?= .venv
 ARGS ?=
 # A file's tests stay together, since some share a scene. Each worker has a PostgreSQL and a Milvus of its own.

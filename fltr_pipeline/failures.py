@@ -28,7 +28,8 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "empty": Advice("There is no text in the file: upload the one that was meant.", _NOTHING),
     "no_text_layer": Advice(
-        "The file holds only pictures of pages: upload a version with a text layer (OCR).", _NOTHING
+        "The file holds only pictures of pages: upload a version with a text layer (OCR).",
+        "Nothing, or turn `FLTR_OCR` on: `nightly_backfill` then tries these files again.",
     ),
     "too_large": Advice(
         "The file, or the text in it, is too large: split it.",

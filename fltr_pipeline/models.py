@@ -61,6 +61,16 @@ class ReprocessMode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Recognition:
+    """A page whose text was read from its picture (OCR)."""
+
+    page: int
+    """Its number, from 1."""
+    confidence: float
+    """The engine's own, mean over the characters: from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
 class ParsedDocument:
     """A document's text. `text` separates its `pages` pages by `PAGE_BREAK`; it holds no NUL and no lone surrogate."""
 
@@ -72,6 +82,8 @@ class ParsedDocument:
     """What produced the text, with its version: `pypdfium2 5.15.2`, `lxml 6.1.3`, `utf-8`."""
     blank_pages: tuple[int, ...] = ()
     """1-based numbers of the pages without text."""
+    recognised: tuple[Recognition, ...] = ()
+    """The pages whose text is OCR's."""
 
 
 @dataclass(frozen=True, slots=True)

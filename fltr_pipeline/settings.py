@@ -16,6 +16,9 @@ from fltr_pipeline.errors import ConfigurationError
 STACK_FILE = "stack.json"
 """Written under `FLTR_HOME` by the embedded stack while it runs."""
 
+OCR_MEMORY_MB = 1800
+"""Address space that the OCR engine takes for a full page, and some for the document (measured: 1.4 GB)."""
+
 
 class Endpoints(BaseModel):
     """Where the stores are. All five come from the environment, or all five from the embedded stack."""
@@ -37,6 +40,9 @@ class Prices(BaseModel):
         default=100, ge=1, description="Pages in a unit of extraction; 3,000 characters where a format has no pages."
     )
     plan: int = Field(default=0, ge=0, description="Credits per document chunked.")
+    ocr_pages: int = Field(
+        default=10, ge=1, description="Pages in a further unit of extraction, where OCR read their text."
+    )
     embed: int = Field(default=1, ge=0, description="Credits per `embed_tokens` tokens begun.")
     embed_tokens: int = Field(
         default=100_000, ge=1, description="Tokens in a unit of embedding; only what is really embedded counts."
@@ -80,8 +86,15 @@ class Settings(BaseSettings):
     )
 
     pdf_engine: Literal["pypdfium2", "pypdf"] = Field(default="pypdfium2", description="What reads a PDF's text first.")
+    ocr: bool = Field(
+        default=False,
+        description="Read images, and a PDF's pages without text, by OCR; needs the extra `ocr` and 2 GB per parser.",
+    )
+    ocr_max_pages: int = Field(default=1000, ge=1, description="A document with more pages to read by OCR fails.")
     parse_workers: int = Field(default=2, ge=1, description="Parser processes per run.")
-    parse_seconds: float = Field(default=120.0, gt=0, description="Wall-clock limit per document.")
+    parse_seconds: float = Field(
+        default=120.0, gt=0, description="Wall-clock limit per document, and per page read by OCR."
+    )
     parse_memory_mb: int = Field(default=2048, ge=256, description="Memory limit of a parser process.")
     max_document_mb: int = Field(default=200, ge=1, description="Larger files fail as `too_large`.")
 
@@ -121,6 +134,12 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"FLTR_STALL_SECONDS must be at least {least:g}: a document may take twice FLTR_PARSE_SECONDS and more"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _ocr_has_room(self) -> Self:
+        if self.ocr and self.parse_memory_mb < OCR_MEMORY_MB:
+            raise ValueError(f"FLTR_PARSE_MEMORY_MB must be at least {OCR_MEMORY_MB} with FLTR_OCR")
         return self
 
     @property

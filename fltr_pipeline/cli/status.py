@@ -92,6 +92,8 @@ def _print_standing(console: Console, one: Standing) -> None:
         "content",
         ", ".join((counted(status.pages, "page"), counted(status.chunks, "chunk"), counted(status.tokens, "token"))),
     )
+    if status.ocr_confidence is not None:
+        _line(console, "read by OCR", f"{counted(status.ocr_pages, 'page')}, confidence {status.ocr_confidence:.2f}")
     if one.pace is not None:
         over = _duration(one.pace.seconds)
         _line(

@@ -14,6 +14,11 @@ CHARACTERS_PER_PAGE = 3000
 PDF_BYTES_PER_PAGE = 2000
 """A dense page of text compresses to about this; the estimate is meant to be high, the rest comes back at settle."""
 
+OCR_BYTES_PER_PAGE = 10_000
+"""A page scanned in black and white takes about 20,000, one in colour many times that."""
+
+_SCANS = (".pdf", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".webp")
+
 
 def unit_prices(prices: Prices) -> Mapping[Op, int]:
     """Credits per unit of each op."""
@@ -36,14 +41,19 @@ def estimated_pages(filename: str, size: int) -> int:
     return max(1, begun(size, per))
 
 
+def estimated_ocr_pages(filename: str, size: int, most: int) -> int:
+    """An upper estimate of the pages that OCR reads in a file of `size` bytes: none but in PDFs and images."""
+    return min(most, begun(size, OCR_BYTES_PER_PAGE)) if filename.lower().endswith(_SCANS) else 0
+
+
 def counted_pages(kind: str, pages: int, characters: int) -> int:
-    """The pages that are charged: a PDF's own, else 3,000 characters each; at least 1."""
-    return max(1, pages if kind == "pdf" else begun(characters, CHARACTERS_PER_PAGE))
+    """The pages that are charged: a PDF's and an image's own, else 3,000 characters each; at least 1."""
+    return max(1, pages if kind in {"pdf", "image"} else begun(characters, CHARACTERS_PER_PAGE))
 
 
-def extract_units(prices: Prices, pages: int) -> int:
-    """Units of extraction in `pages` pages."""
-    return begun(pages, prices.extract_pages)
+def extract_units(prices: Prices, pages: int, ocr_pages: int = 0) -> int:
+    """Units of extraction in `pages` pages, the text of `ocr_pages` of which was read from their pictures."""
+    return begun(pages, prices.extract_pages) + begun(ocr_pages, prices.ocr_pages)
 
 
 def embed_units(prices: Prices, tokens: int) -> int:

@@ -2,18 +2,22 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from statistics import fmean
 
 import dagster as dg
 
 from fltr_pipeline.defs.datasets import datasets
 from fltr_pipeline.defs.op import ReprocessConfig, ingesting, metadata_of, run_stage, services_of, table
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
-from fltr_pipeline.pipeline.extract import Extract, Gap
+from fltr_pipeline.pipeline.extract import Extract, Gap, Reading
 from fltr_pipeline.pipeline.reprocess import requeue
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 
 PAGES_CHECK = "pages_have_text"
-_GAPS_SHOWN = 200
+OCR_CHECK = "ocr_is_sure"
+_SHOWN = 200
+_SURE = 0.8
+"""Confidence below which OCR's text is likely to have wrong words."""
 
 
 @dg.asset(
@@ -26,7 +30,12 @@ _GAPS_SHOWN = 200
             PAGES_CHECK,
             asset="documents",
             description="Every page of the documents that this run read has text; one that has none may be a scan.",
-        )
+        ),
+        dg.AssetCheckSpec(
+            OCR_CHECK,
+            asset="documents",
+            description=f"OCR was sure of every page that this run read with it: a confidence of {_SURE} or more.",
+        ),
     ],
 )
 def documents(
@@ -52,12 +61,13 @@ def documents(
         with Extract(services) as work:
             report = run_stage(context, services, billing, work, config.max_documents)
     yield dg.MaterializeResult(
-        metadata=metadata_of(report, documents_requeued=requeued), check_results=[_check(work.gaps)]
+        metadata=metadata_of(report, documents_requeued=requeued),
+        check_results=[_check(work.gaps), _ocr_check(work.readings)],
     )
 
 
 def _check(gaps: Sequence[Gap]) -> dg.AssetCheckResult:
-    shown = [(gap.filename, str(gap.pages), _ranges(gap.without_text)) for gap in gaps[:_GAPS_SHOWN]]
+    shown = [(gap.filename, str(gap.pages), _ranges(gap.without_text)) for gap in gaps[:_SHOWN]]
     return dg.AssetCheckResult(
         check_name=PAGES_CHECK,
         passed=not gaps,
@@ -67,6 +77,24 @@ def _check(gaps: Sequence[Gap]) -> dg.AssetCheckResult:
             "pages": sum(len(gap.without_text) for gap in gaps),
             "without_text": table(("document", "pages", "without text"), shown),
         },
+    )
+
+
+def _ocr_check(readings: Sequence[Reading]) -> dg.AssetCheckResult:
+    doubtful = [(r.filename, [p for p in r.pages if p.confidence < _SURE]) for r in readings]
+    shown = [(filename, page) for filename, pages in doubtful for page in pages]
+    confidences = [page.confidence for reading in readings for page in reading.pages]
+    metadata: dict[str, dg.MetadataValue] = {
+        "pages": dg.MetadataValue.int(len(confidences)),
+        "doubtful": table(
+            ("document", "page", "confidence"),
+            [(name, str(p.page), f"{p.confidence:.2f}") for name, p in shown[:_SHOWN]],
+        ),
+    }
+    if confidences:
+        metadata["confidence"] = dg.MetadataValue.float(round(fmean(confidences), 3))
+    return dg.AssetCheckResult(
+        check_name=OCR_CHECK, passed=not shown, severity=dg.AssetCheckSeverity.WARN, metadata=metadata
     )
 
 

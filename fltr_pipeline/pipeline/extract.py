@@ -8,13 +8,13 @@ from types import TracebackType
 from typing import Self
 
 from fltr_pipeline.credits import pricing
-from fltr_pipeline.errors import DocumentError, MissingUpload, NotFound, TooLarge
-from fltr_pipeline.models import Op, ParsedDocument, Stage
+from fltr_pipeline.errors import DocumentError, MissingUpload, NoTextLayer, NotFound, TooLarge, Unsupported
+from fltr_pipeline.models import Op, ParsedDocument, Recognition, Stage
 from fltr_pipeline.pipeline.quarantine import Quarantine
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.sources import Known, Sources, Upload
 from fltr_pipeline.pipeline.stage import Result
-from fltr_pipeline.pipeline.worker import progressed
+from fltr_pipeline.pipeline.worker import progress, progressed
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, datasets, generations, requeue, texts
 from fltr_pipeline.stores.fltr.charges import Charge
@@ -37,6 +37,14 @@ class Gap:
     """Their numbers, from 1."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A document of which OCR read pages."""
+
+    filename: str
+    pages: tuple[Recognition, ...]
+
+
 class Extract:
     """Reads each upload once; unchanged bytes under an unchanged extractor are neither parsed nor charged.
 
@@ -45,7 +53,7 @@ class Extract:
 
     op = Op.DOCUMENT_EXTRACT
     stage = Stage.EXTRACT
-    counters = ("pages", "blank_pages", "unchanged")
+    counters = ("pages", "blank_pages", "ocr_pages", "unchanged")
 
     def __init__(self, services: Services) -> None:
         settings = services.settings
@@ -53,13 +61,16 @@ class Extract:
         self._services = services
         self._extractor = services.extractor
         self._most = settings.max_document_mb * 2**20
+        self._ocr_pages = settings.ocr_max_pages if settings.ocr else 0
         self._sources = Sources(services, self._extractor)
         self._uploads: Mapping[str, Upload] = {}
         self._known: Mapping[str, Known] = {}
         self.gaps: list[Gap] = []
+        self.readings: list[Reading] = []
         self._pool = ParserPool(
             workers=settings.parse_workers, seconds=settings.parse_seconds, memory_mb=settings.parse_memory_mb,
             max_bytes=self._most, pdf_engine=settings.pdf_engine,
+            ocr_pages=self._ocr_pages,
         )  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -83,9 +94,17 @@ class Extract:
         prices, self._uploads = self._services.settings.prices, self._sources.locate(claimed)
         self._known = self._sources.known(claimed, self._uploads)
         sizes = {c.document_id: self._uploads[c.document_id].size for c in claimed}
-        pages = {c.document_id: pricing.estimated_pages(c.filename, sizes[c.document_id]) for c in claimed}
         free = {i for i, size in sizes.items() if size > self._most or i in self._known}
-        return {i: 0 if i in free else pricing.extract_units(prices, n) for i, n in pages.items()}
+        return {
+            c.document_id: 0
+            if c.document_id in free
+            else pricing.extract_units(
+                prices,
+                pricing.estimated_pages(c.filename, sizes[c.document_id]),
+                pricing.estimated_ocr_pages(c.filename, sizes[c.document_id], self._ocr_pages),
+            )
+            for c in claimed
+        }
 
     def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
         """Parse in the worker processes and stage the texts as they come."""
@@ -95,7 +114,7 @@ class Extract:
         sources: dict[str, Content] = {}
         pending: list[StagedText] = []
         changed = [c for c in claimed if c.document_id not in known]
-        for document_id, parsed in self._pool.parse_all(self._files(changed, sources, results)):
+        for document_id, parsed in self._pool.parse_all(self._files(changed, sources, results), on_page=progress()):
             progressed()
             claim = by_id[document_id]
             if isinstance(parsed, DocumentError):
@@ -106,7 +125,14 @@ class Extract:
             if len(pending) >= _FLUSH or sum(len(p.text) for p in pending) > _FLUSH_CHARACTERS:
                 results += self._stage(pending)
                 pending = []
-        return results + self._stage(pending)
+        results += self._stage(pending)
+        self._remember_unreadable(results)
+        return results
+
+    def _remember_unreadable(self, results: Sequence[Result]) -> None:
+        found = [r.claim for r in results if isinstance(r.error, NoTextLayer | Unsupported)]
+        with transaction(self._services.fltr) as tx:
+            texts.unreadable(tx, found, self._extractor)
 
     def finish(self, results: Sequence[Result]) -> set[str]:
         """Park the documents for planning; those that are what is live are done."""
@@ -177,7 +203,7 @@ class Extract:
             claim=claim, extractor=self._extractor, source_sha256=source.sha256, source_bytes=source.size,
             kind=parsed.kind, engine=parsed.engine, text=parsed.text,
             text_sha256=hashlib.sha256(parsed.text.encode()).hexdigest(),
-            pages=parsed.pages, blank_pages=parsed.blank_pages,
+            pages=parsed.pages, blank_pages=parsed.blank_pages, recognised=parsed.recognised,
         )  # fmt: skip
 
     def _stage(self, pending: Sequence[StagedText]) -> list[Result]:
@@ -193,6 +219,9 @@ class Extract:
             pages = pricing.counted_pages(staged.kind, staged.pages, len(staged.text))
             if staged.blank_pages:
                 self.gaps.append(Gap(staged.claim.filename, staged.pages, staged.blank_pages))
-            counts = {"pages": staged.pages, "blank_pages": len(staged.blank_pages)}
-            results.append(Result(staged.claim, pricing.extract_units(prices, pages), pages, counts))
+            if staged.recognised:
+                self.readings.append(Reading(staged.claim.filename, staged.recognised))
+            read = len(staged.recognised)
+            counts = {"pages": staged.pages, "blank_pages": len(staged.blank_pages), "ocr_pages": read}
+            results.append(Result(staged.claim, pricing.extract_units(prices, pages, read), pages, counts))
         return results

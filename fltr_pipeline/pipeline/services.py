@@ -33,7 +33,7 @@ class Services:
     @cached_property
     def extractor(self) -> str:
         """Fingerprint of what makes a file's text."""
-        return extractor_fingerprint(self.settings.pdf_engine)
+        return extractor_fingerprint(self.settings)
 
     @cached_property
     def tried_with(self) -> str:

@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -44,6 +44,12 @@ def progressed() -> None:
     """Something is finished: a document parsed, a slice of chunks embedded. To be called by the work's own thread."""
     if progress := _PROGRESS.get():
         progress.made()
+
+
+def progress() -> Callable[[], None]:
+    """`progressed`, for other threads that the work's own thread waits for."""
+    known = _PROGRESS.get()
+    return known.made if known else lambda: None
 
 
 @dataclass(frozen=True, slots=True)

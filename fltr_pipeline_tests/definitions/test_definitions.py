@@ -80,5 +80,6 @@ def test_jobs_sensor_schedules_and_checks() -> None:
     checks = {key.name for key in defs.resolve_asset_graph().asset_check_keys}
     assert checks == {
         "fltr_matches_specification", "fltr_auth_matches_specification",
-        "pages_have_text", "published_chunks_are_in_milvus", "manifest_matches_milvus", "ledger_balanced",
+        "pages_have_text", "ocr_is_sure",
+        "published_chunks_are_in_milvus", "manifest_matches_milvus", "ledger_balanced",
     }  # fmt: skip

@@ -58,6 +58,7 @@ def test_one_run_takes_a_dataset_from_upload_to_search(world: World, instance: d
         "fltr_matches_specification": True,
         "fltr_auth_matches_specification": True,
         "pages_have_text": True,
+        "ocr_is_sure": True,
         "published_chunks_are_in_milvus": True,
     }
     assert world.statuses(dataset) == {"a.txt": "ready", "b.md": "ready", "c.pdf": "failed", "d.txt": "failed"}

@@ -39,7 +39,7 @@ from fltr_pipeline.text.parse import worker
 
 served = []
 
-def parse(data, filename, *, pdf_engine):
+def parse(data, filename, *, pdf_engine, recogniser):
     """A parser that does what the document says."""
     word = data.decode()
     if word == "hang":
@@ -47,6 +47,10 @@ def parse(data, filename, *, pdf_engine):
     served.append(word)
     if word == "crash" or word == "tired" and len(served) > 1:
         os.kill(os.getpid(), signal.SIGSEGV)
+    if word == "pages":
+        for _ in range(4):
+            recogniser.on_page()
+            time.sleep(1.5)
     if word == "noise":
         print("noise" * 1000, flush=True)
         os.write(1, b"more noise")
@@ -61,7 +65,7 @@ def parse(data, filename, *, pdf_engine):
 as_json = worker._json
 worker._json = lambda value: b"no json" if "garbage" in str(value)[:99] else as_json(value)
 worker.parse = parse
-worker.main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3])
+worker.main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
 '''
 
 
@@ -85,6 +89,15 @@ def pool(*, seconds: float = 60, workers: int = 2, memory_mb: int = 1024, max_by
 
 def outcomes(parsers: ParserPool, *words: str) -> dict[str, ParsedDocument | DocumentError]:
     return dict(parsers.parse_all((word, f"{word}.txt", word.encode()) for word in words))
+
+
+@pytest.mark.usefixtures("faulty")
+def test_each_page_that_ocr_reads_has_the_time_for_itself() -> None:
+    begun: list[str] = []
+    with ParserPool(1, seconds=4, memory_mb=1024, max_bytes=MB, ocr_pages=9) as parsers:
+        ((_, result),) = parsers.parse_all([("a", "a.txt", b"pages")], on_page=lambda: begun.append("page"))
+    assert isinstance(result, ParsedDocument), result
+    assert len(begun) == 4
 
 
 def test_every_kind_comes_back_as_parse_gives_it() -> None:

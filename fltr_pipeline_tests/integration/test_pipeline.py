@@ -153,7 +153,9 @@ def test_renaming_and_touching_embed_nothing(world: World, monkeypatch: pytest.M
     ids = world.upload(dataset, {"a.txt": TREATY, "b.md": BREAD})
     world.process(dataset)
     before = set(world.services.vectors.keys(dataset.id))
-    monkeypatch.setattr(ParserPool, "parse_all", lambda _, items: [pytest.fail("it was parsed") for _ in items])
+    monkeypatch.setattr(
+        ParserPool, "parse_all", lambda _, items, on_page: [pytest.fail("it was parsed") for _ in items]
+    )
 
     world.change("UPDATE documents SET filename = 'folder/c.txt', updated_at = now() WHERE id = %s", ids["a.txt"])
     world.change("UPDATE documents SET filename = 'd.md', status = 'uploaded', updated_at = now() WHERE id = %s",
@@ -172,7 +174,9 @@ def test_unchanged_bytes_under_another_configuration_are_planned_but_not_parsed(
     dataset = world.dataset(world.user(credits=10))
     world.upload(dataset, {"a.txt": TREATY, "b.md": BREAD})
     world.process(dataset)
-    monkeypatch.setattr(ParserPool, "parse_all", lambda _, items: [pytest.fail("it was parsed") for _ in items])
+    monkeypatch.setattr(
+        ParserPool, "parse_all", lambda _, items, on_page: [pytest.fail("it was parsed") for _ in items]
+    )
     monkeypatch.setenv("FLTR_CHUNK_TOKENS", "20")
     del world.services
     world.upload(dataset, {"a.txt": TREATY, "b.md": BREAD})

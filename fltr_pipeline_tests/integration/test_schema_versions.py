@@ -29,7 +29,9 @@ ORDER BY 1, 2, 3
 
 # What the first installations have: no version, fewer columns, other indexes, a narrower CHECK.
 BEFORE_VERSIONS = """
-ALTER TABLE pipeline.documents DROP COLUMN api_key_id, DROP COLUMN retries, DROP COLUMN quarantine_sha256;
+ALTER TABLE pipeline.documents DROP COLUMN api_key_id, DROP COLUMN retries, DROP COLUMN quarantine_sha256,
+    DROP COLUMN error_extractor;
+ALTER TABLE pipeline.generations DROP COLUMN ocr_pages, DROP COLUMN ocr_confidence;
 DROP INDEX pipeline.documents_suspect;
 ALTER TABLE pipeline.charges DROP COLUMN run_id, DROP COLUMN api_key_id, DROP CONSTRAINT charges_state_check,
     ADD CONSTRAINT charges_state_check CHECK (state IN ('open', 'settled', 'released'));
@@ -42,7 +44,13 @@ DROP TABLE pipeline.schema_version;
 INSERT INTO pipeline.documents (document_id, dataset_id, input_version) VALUES ('kept', 'd', 'v');
 """
 
-STEPS = {1: "e944930540304689", 2: "005bd0a50319da55", 3: "68ca7fc0d4b5fc01", 4: "7299e245a4cc796e"}
+STEPS = {
+    1: "e944930540304689",
+    2: "005bd0a50319da55",
+    3: "68ca7fc0d4b5fc01",
+    4: "7299e245a4cc796e",
+    5: "e96c7bb051e8930d",
+}
 """Version → how the digest of its step begins: one that was released is never edited, a change is a further step."""
 
 

@@ -51,6 +51,16 @@ def test_a_typical_document_is_a_unit_of_each() -> None:
     assert pricing.embed_units(Prices(embed_tokens=1000), 2001) == 3
 
 
+def test_pages_read_by_ocr_take_further_units_of_which_a_scan_reserves_an_estimate() -> None:
+    prices = Prices(extract_pages=100, ocr_pages=10)
+    assert [pricing.extract_units(prices, 20, read) for read in (0, 1, 10, 11)] == [1, 2, 2, 3]
+    assert pricing.estimated_ocr_pages("A.PDF", 95_000, most=1000) == 10
+    assert pricing.estimated_ocr_pages("a.tiff", 10**9, most=1000) == 1000
+    assert pricing.estimated_ocr_pages("a.docx", 10**9, most=1000) == 0
+    assert pricing.estimated_ocr_pages("a.pdf", 10**9, most=0) == 0, "OCR is off"
+    assert pricing.counted_pages("image", 3, 50_000) == 3
+
+
 def test_each_op_has_its_price() -> None:
     prices = Prices(dataset_setup=1, extract=2, plan=3, embed=4)
     assert pricing.unit_prices(prices) == {

@@ -18,7 +18,7 @@ CIRCLE = '<w:style w:styleId="X"><w:basedOn w:val="X"/></w:style>'
 
 
 def test_formats_have_names_of_their_own() -> None:
-    assert len({form.kind for form in formats()}) == len(formats()) == 13
+    assert len({form.kind for form in formats()}) == len(formats()) == 14
     suffixes = [suffix for form in formats() for suffix in form.suffixes]
     assert len(set(suffixes)) == len(suffixes)
 

@@ -96,6 +96,10 @@ class DatasetStatus:
     documents: dict[str, int]
     """Documents by status."""
     pages: int
+    ocr_pages: int
+    """Those whose text was read from their pictures."""
+    ocr_confidence: float | None
+    """Their mean, from 0 to 1; None: there are none."""
     chunks: int
     tokens: int
     seconds: float | None
@@ -185,7 +189,10 @@ _PACE = text("""
 """)
 
 _TOTALS = text("""
-    SELECT coalesce(sum(g.pages), 0)::bigint AS pages, coalesce(sum(g.chunks), 0)::bigint AS chunks,
+    SELECT coalesce(sum(g.pages), 0)::bigint AS pages, coalesce(sum(cardinality(g.ocr_pages)), 0)::bigint AS ocr_pages,
+           (sum((SELECT sum(c) FROM unnest(g.ocr_confidence) AS c))
+            / nullif(sum(cardinality(g.ocr_pages)), 0))::float8 AS ocr_confidence,
+           coalesce(sum(g.chunks), 0)::bigint AS chunks,
            coalesce(sum(g.tokens), 0)::bigint AS tokens, max(g.published_at) AS last
     FROM pipeline.documents p
     JOIN public.documents d ON d.dataset_id = :of_dataset AND d.id::text = p.document_id
@@ -332,6 +339,8 @@ def status(tx: Connection, dataset: Dataset, *, failures: int | None = 1000) -> 
         dataset=dataset,
         documents={r.status: r.n for r in tx.execute(_COUNTS, key)},
         pages=totals.pages,
+        ocr_pages=totals.ocr_pages,
+        ocr_confidence=totals.ocr_confidence,
         chunks=totals.chunks,
         tokens=totals.tokens,
         seconds=(totals.last - first).total_seconds() if totals.last and first else None,

@@ -20,6 +20,10 @@ _QUARANTINED = """EXISTS (
 # Quarantined under what is not used any more: it may be tried again.
 _READMITTED = f"(p.error_code = 'quarantined' AND NOT {_QUARANTINED.format(content='p.quarantine_sha256')})"
 
+# Of no kind that was read, or without a text layer: another extractor may read it (one with OCR).
+_READABLE = """(p.error_code IN ('no_text_layer', 'unsupported')
+                AND p.error_extractor IS DISTINCT FROM :extractor)"""
+
 # Of another configuration, and not known to fail under this one. The configuration may have changed between a
 # document's extraction and its plan, from which it has its fingerprint.
 _STALE = f"""(
@@ -37,7 +41,7 @@ _REQUEUE_FAILED = text(f"""
     WHERE d.dataset_id = :dataset_id AND d.status = 'failed'
       AND (:every_failure OR EXISTS (SELECT FROM pipeline.documents p
                                      WHERE p.document_id = d.id::text
-                                       AND (p.error_code = ANY(:retryable) OR {_READMITTED})))
+                                       AND (p.error_code = ANY(:retryable) OR {_READMITTED} OR {_READABLE})))
     RETURNING d.id::text
 """)  # noqa: S608 - of constants
 
@@ -62,7 +66,7 @@ _BACKFILL = text(f"""
     JOIN public.documents d ON d.id::text = p.document_id
     WHERE p.stage IS NULL
       AND ((d.status = 'ready' AND p.live_generation IS NOT NULL AND {_STALE})
-           OR (d.status = 'failed' AND (p.error_code = ANY(:retryable) OR {_READMITTED})))
+           OR (d.status = 'failed' AND (p.error_code = ANY(:retryable) OR {_READMITTED} OR {_READABLE})))
     ORDER BY 1
 """)  # noqa: S608 - of constants
 
@@ -87,9 +91,10 @@ _LOCK_IDLE = text("""
 _STAGE_LIVE_TEXT = text("""
     INSERT INTO pipeline.generations
         (document_id, generation, state, extractor, source_sha256, source_bytes, kind, engine, text, text_sha256,
-         pages, blank_pages)
+         pages, blank_pages, ocr_pages, ocr_confidence)
     SELECT p.document_id, p.generation + 1, 'staged', l.extractor, l.source_sha256, l.source_bytes, l.kind, l.engine,
-           d.content, l.text_sha256, l.pages, l.blank_pages
+           d.content, l.text_sha256, l.pages, l.blank_pages,
+           l.ocr_pages, l.ocr_confidence
     FROM pipeline.documents p
     JOIN pipeline.generations l ON l.document_id = p.document_id AND l.generation = p.live_generation
     JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = p.document_id
@@ -136,14 +141,20 @@ def requeue(
 ) -> int:
     """Queue documents again; each mode includes the ones before it: pending, failed, stale, all.
 
-    Failed documents (of the codes in `retryable`, or all) become `uploaded`; ready ones stay ready and searchable while
-    a new generation is made. May be repeated: what is on its way is left alone. Whoever asks for every
-    failure lets quarantined contents in again, and with `all` those of ready documents, too.
+    Failed documents (of the codes in `retryable`, or that another than today's `extractor` could not read; or all)
+    become `uploaded`; ready ones stay ready and searchable while a new generation is made. May be repeated: what is on
+    its way is left alone. Whoever asks for every failure lets quarantined contents in again, and with `all` those of
+    ready documents, too.
     """
     if mode is ReprocessMode.pending:
         return 0
     tx.execute(_LOCK_ENDED, {"dataset_id": dataset_id})
-    codes = {"every_failure": retryable is None, "retryable": list(retryable or ()), "tried_with": tried_with}
+    codes = {
+        "every_failure": retryable is None,
+        "retryable": list(retryable or ()),
+        "tried_with": tried_with,
+        "extractor": extractor,
+    }
     failed = list(tx.execute(_REQUEUE_FAILED, {"dataset_id": dataset_id, **codes}).scalars())
     if retryable is None:
         readmit(tx, failed)
@@ -164,7 +175,7 @@ def requeue(
 def backfill_candidates(
     tx: Connection, *, fingerprint: str, extractor: str, tried_with: str, retryable: Sequence[str]
 ) -> list[str]:
-    """Datasets with stale documents, or with failures of a code in `retryable`, or of contents readmitted since."""
+    """Datasets with stale documents, or with failures of a code in `retryable`, or that may end otherwise today."""
     parameters = {"fingerprint": fingerprint, "extractor": extractor, "tried_with": tried_with}
     return list(tx.execute(_BACKFILL, parameters | {"retryable": list(retryable)}).scalars())
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
+from fltr_pipeline.models import Recognition
 from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.claims import Claim
 
@@ -26,6 +27,7 @@ class StagedText:
     text_sha256: str
     pages: int
     blank_pages: tuple[int, ...]
+    recognised: tuple[Recognition, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +60,10 @@ _LIVE_SOURCES = text("""
 _REUSE_TEXTS = text("""
     INSERT INTO pipeline.generations AS g
         (document_id, generation, state, extractor, source_sha256, source_bytes, kind, engine, text, text_sha256,
-         pages, blank_pages)
+         pages, blank_pages, ocr_pages, ocr_confidence)
     SELECT p.document_id, p.generation, 'staged', l.extractor, l.source_sha256, l.source_bytes, l.kind, l.engine,
-           d.content, l.text_sha256, l.pages, l.blank_pages
+           d.content, l.text_sha256, l.pages, l.blank_pages,
+           l.ocr_pages, l.ocr_confidence
     FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
     JOIN pipeline.documents p ON p.document_id = r.document_id AND p.fence = r.fence
     JOIN pipeline.generations l ON l.document_id = p.document_id AND l.generation = p.live_generation
@@ -69,7 +72,8 @@ _REUSE_TEXTS = text("""
     ON CONFLICT (document_id, generation) DO UPDATE SET
         state = 'staged', extractor = excluded.extractor, source_sha256 = excluded.source_sha256,
         source_bytes = excluded.source_bytes, kind = excluded.kind, engine = excluded.engine, text = excluded.text,
-        text_sha256 = excluded.text_sha256, pages = excluded.pages, blank_pages = excluded.blank_pages
+        text_sha256 = excluded.text_sha256, pages = excluded.pages, blank_pages = excluded.blank_pages,
+        ocr_pages = excluded.ocr_pages, ocr_confidence = excluded.ocr_confidence
     RETURNING g.document_id
 """)
 
@@ -77,18 +81,21 @@ _REUSE_TEXTS = text("""
 _STAGE_TEXTS = text("""
     INSERT INTO pipeline.generations AS g
         (document_id, generation, state, extractor, source_sha256, source_bytes, kind, engine, text, text_sha256,
-         pages, blank_pages)
+         pages, blank_pages, ocr_pages, ocr_confidence)
     SELECT p.document_id, p.generation, 'staged', r.extractor, r.source_sha256, r.source_bytes, r.kind, r.engine,
-           t.text, r.text_sha256, r.pages, r.blank_pages
+           t.text, r.text_sha256, r.pages, r.blank_pages,
+           r.ocr_pages, r.ocr_confidence
     FROM json_to_recordset(:rows) AS r(ordinal bigint, document_id text, fence bigint, extractor text,
                                        source_sha256 text, source_bytes bigint, kind text, engine text,
-                                       text_sha256 text, pages int, blank_pages int[])
+                                       text_sha256 text, pages int, blank_pages int[],
+                                       ocr_pages int[], ocr_confidence real[])
     JOIN unnest(CAST(:texts AS text[])) WITH ORDINALITY AS t(text, ordinal) USING (ordinal)
     JOIN pipeline.documents p ON p.document_id = r.document_id AND p.fence = r.fence
     ON CONFLICT (document_id, generation) DO UPDATE SET
         state = 'staged', extractor = excluded.extractor, source_sha256 = excluded.source_sha256,
         source_bytes = excluded.source_bytes, kind = excluded.kind, engine = excluded.engine, text = excluded.text,
-        text_sha256 = excluded.text_sha256, pages = excluded.pages, blank_pages = excluded.blank_pages
+        text_sha256 = excluded.text_sha256, pages = excluded.pages, blank_pages = excluded.blank_pages,
+        ocr_pages = excluded.ocr_pages, ocr_confidence = excluded.ocr_confidence
     RETURNING g.document_id
 """)
 
@@ -102,6 +109,13 @@ _STAGED_SIZES = text("""
     SELECT g.document_id, length(g.text) AS characters FROM pipeline.generations g
     JOIN json_to_recordset(:rows) AS r(document_id text, generation int) USING (document_id, generation)
     WHERE g.text IS NOT NULL
+""")
+
+# Primary key.
+_UNREADABLE = text("""
+    UPDATE pipeline.documents p SET error_extractor = :extractor
+    FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
+    WHERE p.document_id = r.document_id AND p.fence = r.fence
 """)
 
 
@@ -131,6 +145,7 @@ def stage_texts(tx: Connection, staged: Sequence[StagedText]) -> set[str]:
             "ordinal": n, "document_id": s.claim.document_id, "fence": s.claim.fence, "extractor": s.extractor,
             "source_sha256": s.source_sha256, "source_bytes": s.source_bytes, "kind": s.kind, "engine": s.engine,
             "text_sha256": s.text_sha256, "pages": s.pages, "blank_pages": s.blank_pages,
+            "ocr_pages": [r.page for r in s.recognised], "ocr_confidence": [r.confidence for r in s.recognised],
         }
         for n, s in enumerate(staged, start=1)
     )  # fmt: skip
@@ -145,6 +160,13 @@ def staged_texts(tx: Connection, claims: Sequence[Claim]) -> dict[str, str]:
 def staged_sizes(tx: Connection, claims: Sequence[Claim]) -> dict[str, int]:
     """How long the staged texts are, in characters."""
     return {r.document_id: r.characters for r in tx.execute(_STAGED_SIZES, {"rows": _generations(claims)})}
+
+
+def unreadable(tx: Connection, claims: Sequence[Claim], extractor: str) -> None:
+    """Remember which extractor could not read the documents: another one may (`requeue`)."""
+    if claims:
+        rows = recordset({"document_id": c.document_id, "fence": c.fence} for c in claims)
+        tx.execute(_UNREADABLE, {"rows": rows, "extractor": extractor})
 
 
 def _generations(claims: Sequence[Claim]) -> str:

@@ -8,17 +8,10 @@ from pathlib import PurePosixPath
 from fltr_pipeline.errors import Encrypted, Unsupported
 from fltr_pipeline.text.parse.decode import looks_like_text
 from fltr_pipeline.text.parse.extraction import Format
-from fltr_pipeline.text.parse.formats import formats, plain
+from fltr_pipeline.text.parse.formats import formats, image, plain
 from fltr_pipeline.text.parse.sample import OLE, Sample
 
 _MAGIC = (
-    (0, b"\x89PNG", "a PNG image"),
-    (0, b"\xff\xd8\xff", "a JPEG image"),
-    (0, b"GIF8", "a GIF image"),
-    (0, b"II*\x00", "a TIFF image"),
-    (0, b"MM\x00*", "a TIFF image"),
-    (0, b"BM", "a BMP image"),
-    (8, b"WEBP", "a WebP image"),
     (8, b"WAVE", "a WAV audio file"),
     (0, b"ID3", "an MP3 audio file"),
     (0, b"\xff\xfb", "an MP3 audio file"),
@@ -44,27 +37,33 @@ _CONTAINERS = (b"PK\x03\x04", OLE)
 """What is so packed may be a damaged document, if its name says so."""
 
 
-def format_of(data: bytes, filename: str) -> Format:
+def format_of(data: bytes, filename: str, *, ocr: bool = False) -> Format:
     """The format that the bytes are of; of text that shows no sign, the one that its name says, else plain text.
 
     Raises:
-        Unsupported: of no format that is read.
+        Unsupported: of no format that is read; an image, where OCR is off.
         Encrypted: an Office document in the container that a password puts around it.
     """
     sample = Sample(data)
-    shown = next((form for form in formats() if form.recognises and form.recognises(sample)), None)
-    if shown:
+    readable = [form for form in formats() if ocr or form is not image.FORMAT]
+    if shown := next((form for form in readable if form.recognises and form.recognises(sample)), None):
         return shown
     if sample.has_ole_stream("EncryptedPackage"):
         raise Encrypted(f"{filename}: needs a password; upload it without one")
     suffix = PurePosixPath(filename).suffix.lower()
-    named = next((form for form in formats() if suffix in form.suffixes), None)
-    found = next((name for offset, magic, name in _MAGIC if data.startswith(magic, offset)), None)
+    named = next((form for form in readable if suffix in form.suffixes), None)
+    found = _name_of(sample)
     if looks_like_text(data) and not data.startswith(b"%!PS"):
         return named if named and named.is_text else plain.FORMAT
     if named and not named.is_text and (found is None or data.startswith(_CONTAINERS)):
         return named  # damaged at its head: the format itself judges it
     raise Unsupported(
         f"{filename}: holds {found or 'binary data of an unknown kind'}; "
-        f"what can be read: {', '.join(form.title for form in formats())}"
+        f"what can be read: {', '.join(form.title for form in readable)}"
     )
+
+
+def _name_of(sample: Sample) -> str | None:
+    if image.recognises(sample):
+        return f"{image.name_of(sample.data)}, whose text is read only where OCR is on (FLTR_OCR)"
+    return next((name for offset, magic, name in _MAGIC if sample.data.startswith(magic, offset)), None)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from fltr_pipeline.models import Recognition
 from fltr_pipeline.text.parse.sample import Sample
 
 
@@ -17,6 +18,8 @@ class Extraction:
     pages: Sequence[str]
     engine: str
     """What read it, with its version."""
+    recognised: Sequence[Recognition] = ()
+    """The pages whose text was read from their pictures."""
 
 
 class Extractor(Protocol):

@@ -27,15 +27,22 @@ class ParserPool:
     """A context manager; its processes start with the first documents and are gone when it ends."""
 
     def __init__(
-        self, workers: int, seconds: float, memory_mb: int, max_bytes: int, pdf_engine: str = "pypdfium2"
+        self,
+        workers: int,
+        seconds: float,
+        memory_mb: int,
+        max_bytes: int,
+        pdf_engine: str = "pypdfium2",
+        ocr_pages: int = 0,
     ) -> None:
         """`workers` processes, each with `memory_mb` MiB of address space and `seconds` (wall clock) per document.
 
-        Files above `max_bytes` are not sent at all, and no text is accepted that is far larger than that.
+        Files above `max_bytes` are not sent at all, and no text is accepted that is far larger than that. OCR reads at
+        most `ocr_pages` pages of a document, each of which has `seconds` of its own.
         """
         self._workers = workers
         self._max_bytes = max_bytes
-        self._limits = Limits(seconds, memory_mb, text_bytes=2 * max_bytes + (1 << 20), pdf_engine=pdf_engine)
+        self._limits = Limits(seconds, memory_mb, 2 * max_bytes + (1 << 20), pdf_engine, ocr_pages)
         self._mine = threading.local()
         self._lock = threading.Lock()
         self._alive: set[ParserProcess] = set()
@@ -58,11 +65,14 @@ class ParserPool:
         for process in alive:
             process.close()
 
-    def parse_all(self, items: Iterable[Item]) -> Iterator[tuple[str, ParsedDocument | DocumentError]]:
+    def parse_all(
+        self, items: Iterable[Item], on_page: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[str, ParsedDocument | DocumentError]]:
         """Each document's id with its text or its permanent failure, as they finish.
 
-        At most two documents per process are in flight; `items` is read no further ahead than that. What a callable
-        raises other than a `DocumentError` (the blob store is down) is raised here.
+        `on_page` is called, in a thread of the pool, as OCR begins with each page. At most two documents per process
+        are in flight; `items` is read no further ahead than that. What a callable raises other than a `DocumentError`
+        (the blob store is down) is raised here.
         """
         executor = self._executor
         if executor is None:
@@ -72,7 +82,7 @@ class ParserPool:
 
         def submit(count: int) -> None:
             for document_id, filename, data in islice(waiting, count):
-                pending[executor.submit(self._outcome, filename, data)] = document_id
+                pending[executor.submit(self._outcome, filename, data, on_page)] = document_id
 
         submit(2 * self._workers)
         while pending:
@@ -81,24 +91,24 @@ class ParserPool:
             for future in done:
                 yield pending.pop(future), future.result()
 
-    def _outcome(self, filename: str, data: Data) -> ParsedDocument | DocumentError:
+    def _outcome(self, filename: str, data: Data, on_page: Callable[[], None]) -> ParsedDocument | DocumentError:
         try:
             content = data() if callable(data) else data
             if len(content) > self._max_bytes:
                 raise TooLarge(
                     f"{filename}: has {len(content):,} bytes, the limit is {self._max_bytes:,}; split the file"
                 )
-            return self._parsed(filename, content)
+            return self._parsed(filename, content, on_page)
         except DocumentError as error:
             return error
 
-    def _parsed(self, filename: str, content: bytes) -> ParsedDocument:
+    def _parsed(self, filename: str, content: bytes, on_page: Callable[[], None]) -> ParsedDocument:
         """A process that fails after earlier documents may be damaged by them: this one then gets a new process."""
         while True:
             process = self._process()
             used = process.served > 0
             try:
-                return process.parse(filename, content)
+                return process.parse(filename, content, on_page)
             except (MemoryLimit, ParserCrash):
                 process.usable = False
                 if not used:

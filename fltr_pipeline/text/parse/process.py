@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import BinaryIO, cast
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from fltr_pipeline.errors import ConfigurationError, DocumentError, MemoryLimit, ParserCrash, TimeLimit, TooLarge
 from fltr_pipeline.models import ParsedDocument
 from fltr_pipeline.text.parse import wire
-from fltr_pipeline.text.parse.worker import READY
+from fltr_pipeline.text.parse.worker import PAGE, READY
 
 WORKER = ("-P", "-m", "fltr_pipeline.text.parse.worker")
 """What Python is to run; `-P` because the current folder may hold a file that is named like a module."""
@@ -44,12 +44,14 @@ class Limits:
     """What one document may take."""
 
     seconds: float
-    """Wall clock."""
+    """Wall clock; it begins anew with each page that OCR reads."""
     memory_mb: int
     """Address space of the process, MiB."""
     text_bytes: int
     """Length of the answer."""
     pdf_engine: str
+    ocr_pages: int = 0
+    """Pages that may be recognised; 0: OCR is off."""
 
 
 class _Answer(BaseModel):
@@ -70,7 +72,7 @@ class ParserProcess:
         self._popen = subprocess.Popen(  # noqa: S603  our own module
             [
                 *(sys.executable, *WORKER),
-                *(str(limits.memory_mb), str(limits.seconds), limits.pdf_engine),
+                *(str(limits.memory_mb), str(limits.seconds), limits.pdf_engine, str(limits.ocr_pages)),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -102,8 +104,8 @@ class ParserProcess:
             f"{self._last_words()}"
         )
 
-    def parse(self, filename: str, data: bytes) -> ParsedDocument:
-        """The document's text.
+    def parse(self, filename: str, data: bytes, on_page: Callable[[], None] = lambda: None) -> ParsedDocument:
+        """The document's text; `on_page` is called as OCR begins with each page.
 
         Raises:
             DocumentError: what the parser says, or TimeLimit, MemoryLimit, ParserCrash, TooLarge.
@@ -113,6 +115,10 @@ class ParserProcess:
             with self._deadline(self._limits.seconds, late):
                 wire.send(self._requests, filename.encode("utf-8", "surrogatepass"), data)
                 answer = wire.receive(self._answers, self._limits.text_bytes)
+            while answer == PAGE:
+                on_page()
+                with self._deadline(self._limits.seconds, late):
+                    answer = wire.receive(self._answers, self._limits.text_bytes)
         except wire.FrameTooLong as error:
             self.usable = False
             raise TooLarge(f"{filename}: its text has {error}, far more than a file may have; split the file") from None

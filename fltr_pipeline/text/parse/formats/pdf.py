@@ -1,7 +1,7 @@
 """PDF: pypdf opens, decrypts, counts and judges; one engine reads the text and the other stands in where it fails.
 
-Belongs here: which engine's page is believed. Does not: the engines (`pdf_engines`); OCR: a page without text is
-known by its number.
+Belongs here: which engine's page is believed, and that OCR reads the pages that have no text. Does not: the engines
+(`pdf_engines`, `ocr`).
 """
 
 import re
@@ -9,8 +9,10 @@ from collections.abc import Collection, Sequence
 
 from fltr_pipeline.errors import Corrupt, Empty, Encrypted, NoTextLayer, TooLarge
 from fltr_pipeline.text.clean import clean
+from fltr_pipeline.text.parse import page_images
 from fltr_pipeline.text.parse.extraction import Extraction, Format
 from fltr_pipeline.text.parse.garbage import badness, is_doubtful
+from fltr_pipeline.text.parse.ocr import Recogniser
 from fltr_pipeline.text.parse.pdf_engines import Engine, Pages, Pypdf, Pypdfium2, versioned
 from fltr_pipeline.text.parse.running_heads import without_running_heads
 from fltr_pipeline.text.parse.sample import Sample
@@ -29,14 +31,17 @@ _MARKS = ("\ufffe", "-\n", "-\r", "\u2010\n", "\u2010\r")
 _WORD = re.compile(r"\w+(?:-\w+)*")
 
 
-def extract(data: bytes, filename: str, *, engine: str = "pypdfium2") -> Extraction:
-    """The text of each page, read by `engine` (`pypdfium2` or `pypdf`); doubtful pages also by the other one.
+def extract(
+    data: bytes, filename: str, *, engine: str = "pypdfium2", recogniser: Recogniser | None = None
+) -> Extraction:
+    """The text of each page, read by `engine` (`pypdfium2` or `pypdf`); doubtful pages also by the other one; those
+    without any by `recogniser`, from their pictures.
 
     Raises:
         Encrypted: needs a password.
         Corrupt: neither engine can read it.
         Empty: has no pages.
-        TooLarge: has more pages than any document.
+        TooLarge: has more pages than any document, or than may be recognised.
         NoTextLayer: has no text on any page.
     """
     pypdf, damage = _judged(data, filename)
@@ -52,6 +57,9 @@ def extract(data: bytes, filename: str, *, engine: str = "pypdfium2") -> Extract
         if better != pages:
             pages = better
             used.append(versioned(name))
+    if recogniser and pages and (read := _recognised(data, pages, recogniser, filename)):
+        pages = [read.get(index, page) for index, page in enumerate(pages)]
+        used.append(recogniser.engine)
     if not pages or all(page is None for page in pages):
         if pypdfium2.needs_password:
             raise _encrypted(filename)
@@ -59,11 +67,20 @@ def extract(data: bytes, filename: str, *, engine: str = "pypdfium2") -> Extract
         raise Corrupt(f"{filename}: the PDF is damaged beyond reading{reason}; save it again and upload it anew")
     texts = [text.replace("\r\n", "\n") for text in _rejoined(pages)]
     if not any(clean(text).strip() for text in texts):
+        found = "it is probably a scan" if recogniser is None else "and none was recognised in their pictures"
         raise NoTextLayer(
-            f"{filename}: none of its {len(pages)} pages has text, it is probably a scan; "
-            "upload a version with a text layer (OCR)"
+            f"{filename}: none of its {len(pages)} pages has text, {found}; upload a version with a text layer (OCR)"
         )
-    return Extraction(without_running_heads(texts), " + ".join(used))
+    recognised = recogniser.recognised if recogniser else ()
+    return Extraction(without_running_heads(texts), " + ".join(used), tuple(recognised))
+
+
+def _recognised(data: bytes, pages: Pages, recogniser: Recogniser, filename: str) -> dict[int, str]:
+    """The text of the pages that have none, by index, where OCR finds any."""
+    blank = [index for index, page in enumerate(pages) if not clean(page or "").strip()]
+    pictures = page_images.of_pdf(data, blank) if blank else ()
+    texts = {index: recogniser.text(picture, index + 1, filename) for index, picture in pictures}
+    return {index: text for index, text in texts.items() if text}
 
 
 def _judged(data: bytes, filename: str) -> tuple[Pypdf | None, Exception | None]:
