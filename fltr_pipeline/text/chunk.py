@@ -15,7 +15,7 @@ from itertools import accumulate, pairwise
 
 from fltr_pipeline.models import PAGE_BREAK, Chunk
 from fltr_pipeline.text.boundaries import Boundary, Level, characters, priority, structural, words
-from fltr_pipeline.text.tokenizer import Tokenizer
+from fltr_pipeline.text.tokenizer import SEPARATORS, Tokenizer
 
 CHUNKER_VERSION = "1"
 """Part of the pipeline's fingerprint: raise it when the same input gives other chunks."""
@@ -28,9 +28,6 @@ _CHARACTERS_PER_TOKEN = 16
 
 _SMALLEST_SHARE = 3
 """A cut leaves at least 1/3 of the limit on either side where the atoms allow it, so that few chunks are tiny."""
-
-_SEPARATORS = frozenset(" \t\n\u00a0\u3000")
-"""White space to every tokenizer; other kinds are control characters to some, which join what they stand between."""
 
 Span = tuple[int, int]
 
@@ -149,7 +146,7 @@ class _Cutter:
 
     def _adds_up(self, inside: Sequence[int]) -> bool:
         """Whether a piece that is cut at these places has as many tokens as its parts together."""
-        return self._tokenizer.word_by_word and all(self._text[place - 1] in _SEPARATORS for place in inside)
+        return self._tokenizer.word_by_word and all(self._text[place - 1] in SEPARATORS for place in inside)
 
     def _atoms(self, boundaries: list[Boundary], end: int, limit: int) -> list[_Atom]:
         atoms = self._weighed(boundaries, end)

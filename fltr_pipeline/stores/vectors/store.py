@@ -191,20 +191,26 @@ class VectorStore:
         self._refuse(schema.differences(description, self.dimension))
 
     def _ensure_index(self, name: str) -> None:
-        if not self._index_names(name):
+        indexes = self._indexes(name)
+        if not indexes:
             try:
                 # The new collection is empty: nothing to wait for.
-                index = schema.index_definition(name)
+                index = schema.index_definition(name, self._server.version)
                 self._server.call("create_index", self.collection, index_params=index, sync=False)
             except FltrError:
-                if not self._index_names(name):
+                if not self._indexes(name):
                     raise
-        for index_name in self._index_names(name):
-            description = self._server.call("describe_index", self.collection, index_name=index_name)
+            indexes = self._indexes(name)
+        for description in indexes:
             self._refuse(schema.index_differences(name, description))
 
-    def _index_names(self, name: str) -> list[str]:
-        return list(self._server.call("list_indexes", self.collection, field_name=name))
+    def _indexes(self, name: str) -> list[Mapping[str, Any]]:
+        """The field's indexes, described: ours has the field's name. (Milvus Lite counts all rows at each question.)"""
+        ours = self._server.call("describe_index", self.collection, index_name=name)
+        if ours and ours["field_name"] == name:
+            return [ours]
+        others = self._server.call("list_indexes", self.collection, field_name=name)
+        return [self._server.call("describe_index", self.collection, index_name=other) for other in others]
 
     def _refuse(self, differences: list[str]) -> None:
         if differences:
