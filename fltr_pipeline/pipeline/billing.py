@@ -240,6 +240,7 @@ class Billing:
                     refused.append(_refusal(charge, state, leaving))
             if not over:
                 break
+            self.give_back([c for c in over if c.state == "refunding"], "gave_up")  # first: nobody would know of it
             with transaction(self.fltr) as tx:
                 todo = store.next_sequence(tx, over, fences)
         return Reservation(granted, refused, sum(c.amount for c in granted.values() if c.state == "open"))

@@ -331,6 +331,8 @@ class BillingModel:
                     answer.granted[c.subject_id] = c
                 else:
                     answer.refused.add((c.subject_id, state))
+            if owed := [c for c in ended if c.state == "refunding"]:
+                yield from self._give_back(owed)
             todo = []
             for c in ended:
                 if c.subject_id not in fences or self.fenced(c.subject_id, fences[c.subject_id]):

@@ -269,6 +269,21 @@ def test_a_refund_that_was_decided_is_made_by_a_sweep(world: World) -> None:
     assert desk.sweep() == Swept()
 
 
+def test_what_is_to_be_refunded_is_before_it_is_charged_anew(world: World) -> None:
+    desk = Desk.of(world)
+    (claim,) = desk.claim()
+    charge = desk.hold(claim, units=3)
+    world.billing.settle([Settlement(charge, 3, 3, "done", claim.fence)])
+    with transaction(world.services.fltr) as tx:  # and whoever decided this died
+        charges.mark_refunding(tx, [(claim.document_id, 1)])
+    quote = Quote(claim.document_id, 1, claim.fence, 3, True, desk.payer, claim.job_id, "worker")
+    again = world.billing.reserve(Op.DOCUMENT_EXTRACT, desk.dataset.id, [quote])
+    assert again.granted == {claim.document_id: replace(charge, sequence=2)}
+    assert [x.metadata["sequence"] for x in lines(world, "refund")] == [1]
+    world.billing.settle([Settlement(again.granted[claim.document_id], 3, 3, "done", claim.fence)])
+    assert world.statement(desk.payer).charged == 3
+
+
 def test_a_hold_on_its_way_while_its_document_is_given_up_never_lands(world: World) -> None:
     desk = Desk.of(world)
     (slow,) = desk.claim()

@@ -85,6 +85,7 @@ _NEXT_SEQUENCE = text("""
     SET sequence = c.sequence + 1, state = 'open', charged = NULL, created_at = now(), closed_at = NULL
     FROM json_to_recordset(:rows) AS r(subject_id text, op text, generation int, sequence int)
     WHERE c.subject_id = r.subject_id AND c.op = r.op AND c.generation = r.generation AND c.sequence = r.sequence
+      AND c.state <> 'refunding'
 """)
 
 _CLOSE = text("""
@@ -157,7 +158,8 @@ def write_charges(tx: Connection, charges: Sequence[Charge], fences: Mapping[str
 def next_sequence(tx: Connection, charges: Sequence[Charge], fences: Mapping[str, int]) -> list[Charge]:
     """Reopen ended charges under the next sequence (a new hold id); returns them as they now stand.
 
-    Those whose document's fence was lost are left alone and not returned; datasets have no fence.
+    Those whose document's fence was lost are left alone and not returned; datasets have no fence. What is still to be
+    refunded is left as it is.
     """
     fenced = sorted(i for i in {c.subject_id for c in charges} if i in fences)
     lock = recordset({"subject_id": i, "fence": fences[i]} for i in fenced)
