@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, text
 from fltr_pipeline.models import Stage
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, datasets, generations, texts
-from fltr_pipeline.stores.fltr.claims import Claim
+from fltr_pipeline.stores.fltr.claims import Claim, Failure
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.stores.fltr.generations import PlannedChunk
 from fltr_pipeline.stores.fltr.texts import StagedText
@@ -160,3 +160,32 @@ def words(content: str, kept: dict[str, list[str]] | None = None) -> list[Planne
         chunks.append(PlannedChunk(ordinal, key, digest, 1, start, start + len(word), 2))
         start += len(word) + 1
     return chunks
+
+
+def claimed(fltr: Fltr, *filenames: str) -> tuple[Dataset, list[Claim]]:
+    """Documents in a worker's hands, from the first upload on."""
+    dataset = fltr.dataset()
+    fltr.upload(dataset, *(filenames or ("a",)))
+    return dataset, fltr.claim(dataset)
+
+
+def published(fltr: Fltr, content: str) -> tuple[Dataset, Claim]:
+    """A searchable document, and the claim that made it so."""
+    dataset = fltr.dataset()
+    fltr.upload(dataset, "a")
+    (claim,) = fltr.publish(dataset, content)
+    return dataset, claim
+
+
+def steal(fltr: Fltr, claim: Claim) -> None:
+    """As another worker who takes the document over."""
+    fltr.change("UPDATE pipeline.documents SET fence = fence + 1 WHERE document_id = :d", d=claim.document_id)
+
+
+def failed(fltr: Fltr, dataset: Dataset, *filenames: str, code: str = "corrupt") -> list[str]:
+    """Documents that failed; returns their ids."""
+    ids = fltr.upload(dataset, *filenames)
+    in_hand = fltr.claim(dataset, run="r")
+    with fltr.transaction() as tx:
+        claims.fail(tx, [Failure(c, code, f"{c.filename} is bad") for c in in_hand])
+    return ids

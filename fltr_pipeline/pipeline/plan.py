@@ -8,6 +8,7 @@ from fltr_pipeline.models import Op, Stage
 from fltr_pipeline.pipeline.quarantine import Quarantine
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.stage import Result, grouped
+from fltr_pipeline.pipeline.worker import progressed
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, generations, texts
 from fltr_pipeline.stores.fltr.charges import Charge
@@ -79,6 +80,7 @@ class Plan:
         free = {digest: list(keys) for digest, keys in kept.items()}
         planned = []
         for chunk in chunk_text(text, self._tokenizer, max_tokens=most, overlap=settings.chunk_overlap):
+            progressed()
             digest = hashlib.sha256(chunk.text.encode()).hexdigest()
             keys = free.get(digest)
             planned.append(

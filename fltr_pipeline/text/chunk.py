@@ -6,18 +6,22 @@ A page's text is a row of atoms (lines and sentences; words and characters only 
 above the limit is divided at its best boundary, and so are its parts, until all fit. "Best" is structure first, then a
 hash of the text that follows: a property of the place, never of how many tokens came before it. An edit therefore only
 moves the cuts of the pieces that contain it (the argument of a treap); the other chunks keep their text.
+
+A page above a few hundred thousand characters is cut into stretches first, at the best place in a window: whatever the
+text, time is proportional to it, and the memory to a stretch.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from operator import attrgetter
 
 from fltr_pipeline.models import PAGE_BREAK, Chunk
 from fltr_pipeline.text.boundaries import Boundary, Level, characters, priority, structural, words
 from fltr_pipeline.text.tokenizer import SEPARATORS, Tokenizer
 
-CHUNKER_VERSION = "1"
+CHUNKER_VERSION = "2"
 """Part of the pipeline's fingerprint: raise it when the same input gives other chunks."""
 
 MIN_TOKENS = 16
@@ -29,11 +33,14 @@ _CHARACTERS_PER_TOKEN = 16
 _SMALLEST_SHARE = 3
 """A cut leaves at least 1/3 of the limit on either side where the atoms allow it, so that few chunks are tiny."""
 
+_STRETCH = 250_000
+"""Characters that are divided at a time: each may become an atom, of some hundred bytes."""
+
 Span = tuple[int, int]
 
 
-def chunk_text(text: str, tokenizer: Tokenizer, *, max_tokens: int, overlap: int = 0) -> list[Chunk]:
-    r"""The chunks of `text`, in order; together they hold every character that is not white space.
+def chunk_text(text: str, tokenizer: Tokenizer, *, max_tokens: int, overlap: int = 0) -> Iterator[Chunk]:
+    r"""The chunks of `text`, in order, as they are found; together they hold every character that is not white space.
 
     A chunk never crosses a page break (`\f`): a citation names one page and can be marked on it, at the price of a
     sentence cut in two where it runs over. Chunks begin and end with other than white space.
@@ -42,21 +49,50 @@ def chunk_text(text: str, tokenizer: Tokenizer, *, max_tokens: int, overlap: int
         text: a document's text, cleaned, its pages separated by form feeds.
         tokenizer: the embedding model's own.
         max_tokens: most tokens in a chunk, special tokens not counted.
-        overlap: most tokens of the previous chunk, on the same page, that a chunk repeats at its start.
+        overlap: most tokens of the previous chunk, on the same page, that a chunk repeats at its start; none where a
+            very long page was cut into stretches.
 
     Raises:
         ValueError: `max_tokens` is below `MIN_TOKENS`, or `overlap` is not in 0 … `max_tokens` / 2.
     """
     if max_tokens < MIN_TOKENS or not 0 <= overlap <= max_tokens // 2:
         raise ValueError(f"no chunks of at most {max_tokens} tokens with an overlap of {overlap}")
-    cutter = _Cutter(text, tokenizer)
-    pieces = cutter.pieces(max(MIN_TOKENS, max_tokens - overlap))
-    if overlap:
-        pieces = cutter.overlapping(pieces, overlap, max_tokens)
-    return list(_numbered(text, pieces))
+    return _numbered(text, _pieces(text, tokenizer, max_tokens, overlap))
 
 
-def _numbered(text: str, pieces: Sequence["_Piece"]) -> Iterator[Chunk]:
+def _pieces(text: str, tokenizer: Tokenizer, max_tokens: int, overlap: int) -> Iterator["_Piece"]:
+    for start, stretch in _stretches(text):
+        cutter = _Cutter(stretch, tokenizer)
+        pieces = cutter.pieces(max(MIN_TOKENS, max_tokens - overlap))
+        if overlap:
+            pieces = cutter.overlapping(pieces, overlap, max_tokens)
+        yield from (_Piece(start + piece.start, start + piece.end, piece.tokens) for piece in pieces)
+
+
+def _stretches(text: str) -> Iterator[tuple[int, str]]:
+    """As many whole pages as fit, or a part of one that does not; where each begins. Blank ones are left out."""
+    start = 0
+    while start < len(text):
+        part = text[start : start + _STRETCH]
+        if not part.strip():
+            start += len(part)
+            continue
+        if start + _STRETCH < len(text):
+            part = part[: part.rfind(PAGE_BREAK) + 1 or _best_place(part)]
+        yield start, part
+        start += len(part)
+
+
+def _best_place(part: str) -> int:
+    """The best boundary in its second half."""
+    half = len(part) // 2
+    for boundaries in (structural(part), words(part, half, len(part)), characters(part, half, len(part))):
+        if found := [boundary for boundary in boundaries if boundary.position > half]:
+            return max(found, key=lambda boundary: priority(part, boundary)).position
+    return len(part)
+
+
+def _numbered(text: str, pieces: Iterable["_Piece"]) -> Iterator[Chunk]:
     page, seen = 1, 0
     for ordinal, piece in enumerate(pieces):
         page += text.count(PAGE_BREAK, seen, piece.start)
@@ -85,7 +121,7 @@ class _Atom:
 
 
 class _Cutter:
-    """One document's text, and what it takes to measure parts of it."""
+    """One stretch of a document's text, and what it takes to measure parts of it."""
 
     def __init__(self, text: str, tokenizer: Tokenizer) -> None:
         self._text = text
@@ -93,7 +129,7 @@ class _Cutter:
         self._special = tokenizer.special_tokens
 
     def pieces(self, limit: int) -> list[_Piece]:
-        """The whole text in pieces of at most `limit` tokens."""
+        """All of it in pieces of at most `limit` tokens."""
         boundaries = [Boundary(0, Level.PAGE), *structural(self._text)]
         return list(self._fitting(boundaries, len(self._text), limit, limit))
 
@@ -127,7 +163,8 @@ class _Cutter:
             if piece.tokens - self._special <= allowed or limit == 1:
                 yield piece
             else:
-                inner = [b for b in boundaries if piece.start < b.position < piece.end]
+                first = bisect_right(boundaries, piece.start, key=attrgetter("position"))
+                inner = boundaries[first : bisect_left(boundaries, piece.end, key=attrgetter("position"))]
                 whole = [Boundary(piece.start, Level.PAGE), *inner]
                 yield from self._fitting(whole, piece.end, max(1, limit * 3 // 4), allowed)
 
@@ -200,7 +237,7 @@ def _best_cut(total: Sequence[int], order: Sequence[int], first: int, last: int,
         lowest, highest = first + 1, last
     best = max(order[lowest:highest])
     middle = (total[first] + total[last]) / 2
-    return min(
-        (index for index in range(lowest, highest) if order[index] == best),
-        key=lambda index: abs(total[index] - middle),
-    )
+    centre = bisect_left(total, middle, lowest, highest)
+    before = next((index for index in range(centre - 1, lowest - 1, -1) if order[index] == best), None)
+    behind = next((index for index in range(centre, highest) if order[index] == best), None)
+    return min((index for index in (before, behind) if index is not None), key=lambda index: abs(total[index] - middle))

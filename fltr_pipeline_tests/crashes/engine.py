@@ -6,7 +6,7 @@ stores; those are real.
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Self
@@ -15,7 +15,7 @@ from fltr_pipeline.errors import DocumentError
 from fltr_pipeline.models import ParsedDocument
 from fltr_pipeline.text.model import DEFAULT_MODEL, EmbeddingModel
 from fltr_pipeline.text.parse import parse
-from fltr_pipeline.text.parse.pool import Item
+from fltr_pipeline.text.parse.pool import Item, ParserPool
 
 
 class DigestModel(EmbeddingModel):
@@ -42,8 +42,8 @@ def _unit(numbers: bytes) -> list[float]:
     return [n / length for n in centred]
 
 
-class ParserHere:
-    """A `ParserPool` that parses in this process, one document after the other."""
+class ParserHere(ParserPool):
+    """Parses in this process, one document after the other."""
 
     def __init__(self, **_: object) -> None: ...
 
@@ -54,7 +54,9 @@ class ParserHere:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def parse_all(self, items: Iterable[Item]) -> Iterator[tuple[str, ParsedDocument | DocumentError]]:
+    def parse_all(
+        self, items: Iterable[Item], on_page: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[str, ParsedDocument | DocumentError]]:
         for document_id, filename, data in items:
             try:
                 yield document_id, parse(data() if callable(data) else data, filename)

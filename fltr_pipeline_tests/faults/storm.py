@@ -1,14 +1,12 @@
 """A storm on the ledger: 64 workers in several processes, every call at random; the application works beside them.
 
-Belongs here: the pots, the holds, the workers, the other writers, and what each was told. Does not: what must be true
-of it afterwards (storm_checks), faults.
+Belongs here: the holds, the workers, the other writers, and what each was told. Does not: the pots (storm_funds), what
+must be true afterwards (storm_checks), faults.
 
 A hold is a function of the seed and a number, so that any worker of any process can build the same one: a worker's
-calls touch numbers about its own progress, and so meet the calls of all others. Users that are deleted here pay by
-themselves: what a deleted member spent of a team's pot goes with them (`ON DELETE CASCADE`), and no equation holds.
+calls touch numbers about its own progress, and so meet the calls of all others.
 """
 
-import hashlib
 import random
 import time
 import uuid
@@ -30,11 +28,11 @@ from fltr_pipeline.errors import PayerGone, PotGone, StoreUnavailable
 from fltr_pipeline.models import Op
 from fltr_pipeline.stores.auth.rows import utc_now
 from fltr_pipeline.stores.database import engine_for
-from fltr_pipeline.stores.schema.development import add_user
+from fltr_pipeline.stores.schema.indexes import HELPFUL
+from fltr_pipeline_tests.faults.storm_funds import Fund, funds
 
 WORKERS = 64
 PROCESSES = 4
-ENDLESS = 100_000_000
 MOST = 12
 """Credits that one hold may be about."""
 _TOUCHES = 8  # calls that name the same hold, on average
@@ -62,23 +60,6 @@ class Told(NamedTuple):
     credits: int
     started: float
     ended: float
-
-
-@dataclass(frozen=True)
-class Fund:
-    """A pot of the storm and one who draws on it."""
-
-    payer: Payer
-    weight: float
-    unexplained: int = 0
-    """Credits that it has from the beginning without any row of the ledger."""
-    endless: bool = False
-    doomed: bool = False
-    """Deleted while the storm goes on."""
-    closes: bool = True
-    """False: its holds are only ever reserved, so that its use is highest in the end."""
-    key: str = ""
-    daily_limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -120,35 +101,15 @@ class Beside:
 
 
 def prepare(admin_url: str, url: str, seed: int, calls: int) -> Storm:
-    """Pots of every kind: a hot one of a team without end, a lean one, many cold ones, keys, and some that will go."""
-    funds = [
-        *(Fund(p, 8, unexplained=ENDLESS, endless=True) for p in _team(admin_url, 6, ENDLESS)),
-        Fund(_user(admin_url, 60), 14),
-        *(Fund(_user(admin_url, 400), 1) for _ in range(16)),
-        *(Fund(_user(admin_url, 400), 1, doomed=True) for _ in range(6)),
-        *(Fund(_team(admin_url, 1, 400)[0], 1, unexplained=400, doomed=True) for _ in range(4)),
-        _key(admin_url, 3, credits=300),
-        _key(admin_url, 3, credits=5_000, daily_limit=60),
-        _key(admin_url, 3, credits=5_000, daily_limit=100, closes=False),
-        *(_key(admin_url, 1, credits=300, doomed=True) for _ in range(4)),
-    ]
-    bystander = _user(admin_url, 0)
+    """Make its funds; with an even seed, also the indexes that help the ledger, as an application may have them."""
+    made = funds(admin_url)
     with psycopg.connect(admin_url) as connection:
         connection.execute(_NOTE_OVERDRAFTS)
-        connection.execute(_HISTORY, {"id": bystander.user_id})
+        for index in HELPFUL if seed % 2 == 0 else ():
+            connection.execute(f"CREATE INDEX {index.name} ON {index.table} ({', '.join(index.columns)})".encode())
         connection.execute("ANALYZE")
-    return Storm(url, admin_url, seed, calls, tuple(funds))
+    return Storm(url, admin_url, seed, calls, made)
 
-
-# Rows of somebody else, as in a table that is in use: the plans made for one that is empty read all of it for ever.
-_HISTORY = b"""
-    WITH bought AS (
-        INSERT INTO credit_transactions (id, user_id, amount, type, operation, created_at)
-        SELECT gen_random_uuid(), %(id)s, 1, 'purchase', 'checkout', now() - interval '1 year'
-        FROM generate_series(1, 10000) RETURNING amount
-    )
-    UPDATE user_credits SET credits = (SELECT sum(amount) FROM bought) WHERE user_id = %(id)s
-"""
 
 # Exact where a sample would only be lucky: every committed balance below zero is noted.
 _NOTE_OVERDRAFTS = b"""
@@ -162,38 +123,6 @@ _NOTE_OVERDRAFTS = b"""
     CREATE TRIGGER note AFTER UPDATE ON api_key_credits FOR EACH ROW WHEN (NEW.credits < 0)
         EXECUTE FUNCTION note_overdraft();
 """
-
-
-def _user(admin_url: str, credits: int) -> Payer:
-    user_id = add_user(admin_url, f"{uuid.uuid4().hex}@example.org", "Ada", credits)
-    return Payer(user_id, Pot("user", user_id))
-
-
-def _team(admin_url: str, members: int, credits: int) -> list[Payer]:
-    team, users = str(uuid.uuid4()), [_user(admin_url, 0).user_id for _ in range(members)]
-    with psycopg.connect(admin_url) as connection:
-        connection.execute(
-            "INSERT INTO teams (id, name, credits, owner_id) VALUES (%s, 'T', %s, %s)", (team, credits, users[0])
-        )
-        connection.execute("UPDATE user_credits SET team_id = %s WHERE user_id = ANY(%s)", (team, users))
-    return [Payer(u, Pot("team", team)) for u in users]
-
-
-def _key(
-    admin_url: str, weight: float, *, credits: int, daily_limit: int | None = None, doomed: bool = False,
-    closes: bool = True,
-) -> Fund:  # fmt: skip
-    key, owner = f"sk-{uuid.uuid4().hex}", _user(admin_url, 0).user_id
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    with psycopg.connect(admin_url) as connection:
-        connection.execute(
-            "INSERT INTO api_key_credits (api_key, user_id, credits, daily_limit) VALUES (%s, %s, %s, %s)",
-            (key, owner, credits, daily_limit),
-        )
-    payer = Payer(owner, Pot("api_key", digest), api_key_id=digest)
-    return Fund(
-        payer, weight, unexplained=credits, doomed=doomed, closes=closes, key=key, daily_limit=daily_limit
-    )  # fmt: skip
 
 
 def run(storm: Storm, disturb: Callable[[Callable[[], bool]], None] = lambda _: None) -> tuple[list[Told], Beside]:

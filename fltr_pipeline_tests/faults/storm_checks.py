@@ -6,6 +6,7 @@ Belongs here: reading `fltr_auth` as its owner, and assertions. Does not: making
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 
 import psycopg
 from psycopg.rows import class_row
@@ -42,7 +43,7 @@ _HOLDS = b"""
            min(c.transaction_metadata->>'outcome') AS outcome,
            min((c.transaction_metadata->>'charged')::int) AS charged,
            bool_and(c.transaction_metadata->>'pot' = h.transaction_metadata->>'pot') AS same_pot,
-           count(r.id)::int AS refunds, min(r.amount) AS refunded
+           count(r.id)::int AS refunds, min(r.amount) AS refunded, h.created_at::date AS day
     FROM credit_transactions h
     LEFT JOIN credit_transactions c
       ON c.transaction_metadata->>'hold_id' = h.id::text AND c.transaction_metadata->>'kind' = 'close'
@@ -90,6 +91,8 @@ class Stored:
     same_pot: bool | None
     refunds: int
     refunded: int | None
+    day: date
+    """On which it was reserved, by UTC."""
 
     @property
     def state(self) -> str:
@@ -224,14 +227,14 @@ def _first_end(mine: Iterable[Told], which: Callable[[Told], bool]) -> float:
 
 def _check_limits(storm: Storm, holds: Iterable[Stored]) -> None:
     """A key never used more in a day than it may; where more was asked and nothing came back, nearly all of it."""
-    used: dict[str, int] = defaultdict(int)
+    used: dict[str, dict[date, int]] = defaultdict(lambda: defaultdict(int))
     for hold in holds:
-        used[hold.pot] += hold.amount - (hold.back or 0) - (hold.refunded or 0)
+        used[hold.pot][hold.day] += hold.amount - (hold.back or 0) - (hold.refunded or 0)
     for fund in storm.funds:
         if fund.daily_limit is not None:
-            used_now = used[fund.payer.pot.name]
-            assert 0 <= used_now <= fund.daily_limit
-            assert fund.closes or used_now > fund.daily_limit - MOST, used_now
+            by_day = used[fund.payer.pot.name].values()
+            assert all(0 <= n <= fund.daily_limit for n in by_day), by_day
+            assert fund.closes or max(by_day) > fund.daily_limit - MOST, by_day
 
 
 def pots_with_open_holds(storm: Storm) -> set[str]:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from fltr_pipeline.models import ReprocessMode, Stage
-from fltr_pipeline.stores.fltr import claims, datasets, requeue
-from fltr_pipeline.stores.fltr.claims import Failure, Wait
+from fltr_pipeline.models import Stage
+from fltr_pipeline.stores.fltr import claims, datasets
+from fltr_pipeline.stores.fltr.claims import Wait
 from fltr_pipeline.stores.fltr.datasets import Awaiting, Backlog, Dataset, FailedDocument, Pace, WorkInFlight
-from fltr_pipeline_tests.queries import FINGERPRINT, Fltr
+from fltr_pipeline_tests.queries import Fltr, failed
 
 UNKNOWN = str(uuid.uuid4())
 NOBODY = Dataset(UNKNOWN, UNKNOWN, "nobody's")
@@ -22,14 +22,6 @@ NOBODY = Dataset(UNKNOWN, UNKNOWN, "nobody's")
 def ask(fltr: Fltr, query: Any, *arguments: object, **named: object) -> Any:
     with fltr.transaction() as tx:
         return query(tx, *arguments, **named)
-
-
-def failed(fltr: Fltr, dataset: Dataset, *filenames: str, code: str = "corrupt") -> list[str]:
-    ids = fltr.upload(dataset, *filenames)
-    claimed = fltr.claim(dataset, run="r")
-    with fltr.transaction() as tx:
-        claims.fail(tx, [Failure(c, code, f"{c.filename} is bad") for c in claimed])
-    return ids
 
 
 def waits(fltr: Fltr, dataset: Dataset, needed: Sequence[int], pot: str = "u") -> None:
@@ -304,134 +296,3 @@ def test_a_failure_that_another_writer_set_has_no_known_reason(fltr: Fltr) -> No
     (document,) = fltr.upload(dataset, "a")
     fltr.change("UPDATE documents SET status = 'failed'")
     assert ask(fltr, datasets.status, dataset).failures == (FailedDocument(document, "a", "unknown", ""),)
-
-
-# --- doing documents again --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("mode", "queued"),
-    [
-        (ReprocessMode.pending, set()),
-        (ReprocessMode.failed, {"bad"}),
-        (ReprocessMode.stale, {"bad", "stale"}),
-        (ReprocessMode.all, {"bad", "stale", "fresh"}),
-    ],
-)
-def test_each_mode_requeues_what_the_ones_before_it_do_and_more(
-    fltr: Fltr, mode: ReprocessMode, queued: set[str]
-) -> None:
-    dataset, other = fltr.dataset(), fltr.dataset()
-    for name, fingerprint, of in (("stale", "old", dataset), ("fresh", FINGERPRINT, dataset), ("x", "old", other)):
-        fltr.upload(of, name)
-        fltr.publish(of, "alpha", fingerprint=fingerprint)
-    failed(fltr, dataset, "bad")
-    fltr.upload(dataset, "new")
-    count = ask(
-        fltr,
-        requeue.requeue,
-        dataset.id,
-        mode,
-        fingerprint=FINGERPRINT,
-        extractor="extractor-1",
-        tried_with="t",
-        billable=False,
-    )
-    assert count == len(queued)
-    assert fltr.statuses(dataset)["fresh"] == fltr.statuses(dataset)["stale"] == "ready"
-    assert {c.filename for c in fltr.claim(dataset)} == queued | {"new"}
-    assert fltr.claim(other) == []
-
-
-def test_of_failures_only_those_of_the_codes_asked_for_are_requeued(fltr: Fltr) -> None:
-    dataset = fltr.dataset()
-    failed(fltr, dataset, "bad", code="corrupt")
-    failed(fltr, dataset, "unlucky", code="gave_up")
-    mode = ReprocessMode.failed
-    asked = {"fingerprint": FINGERPRINT, "extractor": "extractor-1", "tried_with": "t", "billable": False}
-    assert ask(fltr, requeue.requeue, dataset.id, mode, retryable=[], **asked) == 0
-    assert ask(fltr, requeue.requeue, dataset.id, mode, retryable=["gave_up"], **asked) == 1
-    assert fltr.statuses(dataset) == {"bad": "failed", "unlucky": "uploaded"}
-
-
-@pytest.mark.parametrize("billable", [True, False])
-def test_a_requeued_document_is_a_new_generation_with_a_job_that_waits(fltr: Fltr, *, billable: bool) -> None:
-    dataset = fltr.dataset()
-    (document,) = fltr.upload(dataset, "a")
-    (old,) = fltr.publish(dataset, "alpha")
-    ask(
-        fltr,
-        requeue.requeue,
-        dataset.id,
-        ReprocessMode.all,
-        fingerprint=FINGERPRINT,
-        extractor="extractor-1",
-        tried_with="t",
-        billable=billable,
-    )
-    assert sorted(fltr.jobs(document)) == ["completed", "queued"]
-    (claim,) = fltr.claim(dataset)
-    assert (claim.generation, claim.live_generation) == (old.generation + 1, old.generation)
-    assert claim.billable is billable
-    assert sorted(fltr.jobs(document)) == ["completed", "running"]
-    assert fltr.statuses(dataset) == {"a": "ready"}
-
-
-def test_what_is_on_its_way_already_is_not_queued_again(fltr: Fltr) -> None:
-    dataset = fltr.dataset()
-    fltr.upload(dataset, "a", "b")
-    for claim in fltr.publish(dataset, "alpha"):
-        if claim.filename == "b":
-            fltr.upload_anew(dataset, claim.document_id)
-    again = {"fingerprint": FINGERPRINT, "extractor": "extractor-1", "tried_with": "t", "billable": False}
-    assert ask(fltr, requeue.requeue, dataset.id, ReprocessMode.all, **again) == 1
-    assert ask(fltr, requeue.requeue, dataset.id, ReprocessMode.all, **again) == 0
-    assert ask(fltr, requeue.requeue, UNKNOWN, ReprocessMode.all, **again) == 0
-
-
-def test_a_backfill_is_for_stale_documents_and_for_failures_that_may_go_away(fltr: Fltr) -> None:
-    fresh, stale, retryable, permanent, waiting = (fltr.dataset(name) for name in "abcde")
-    for dataset, fingerprint in ((fresh, FINGERPRINT), (stale, "old")):
-        fltr.upload(dataset, "a")
-        fltr.publish(dataset, "alpha", fingerprint=fingerprint)
-    failed(fltr, retryable, "a", "b", code="gave_up")
-    failed(fltr, permanent, "a", code="corrupt")
-    fltr.upload(waiting, "a")
-    found = ask(
-        fltr,
-        requeue.backfill_candidates,
-        fingerprint=FINGERPRINT,
-        extractor="extractor-1",
-        tried_with="t",
-        retryable=["gave_up", "x"],
-    )
-    assert found == sorted([stale.id, retryable.id])
-    assert ask(
-        fltr,
-        requeue.backfill_candidates,
-        fingerprint=FINGERPRINT,
-        extractor="extractor-1",
-        tried_with="t",
-        retryable=[],
-    ) == [stale.id]
-    ask(
-        fltr,
-        requeue.requeue,
-        stale.id,
-        ReprocessMode.stale,
-        fingerprint=FINGERPRINT,
-        extractor="extractor-1",
-        tried_with="t",
-        billable=False,
-    )
-    assert (
-        ask(
-            fltr,
-            requeue.backfill_candidates,
-            fingerprint=FINGERPRINT,
-            extractor="extractor-1",
-            tried_with="t",
-            retryable=[],
-        )
-        == []
-    )

@@ -1,4 +1,4 @@
-"""Generations, staged texts and the manifest: what a version is made of, and when it is the live one."""
+"""Generations and the manifest: what a version is made of, and when it is the live one."""
 
 import uuid
 from hashlib import md5, sha256
@@ -8,22 +8,14 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from fltr_pipeline.models import Stage
-from fltr_pipeline.stores.fltr import generations, manifest, texts
+from fltr_pipeline.stores.fltr import generations, manifest
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.stores.fltr.generations import FreshChunk, PlannedChunk
 from fltr_pipeline.stores.fltr.manifest import LivePage, Place
-from fltr_pipeline.stores.fltr.texts import LiveSource
-from fltr_pipeline_tests.queries import FINGERPRINT, Fltr, staged, words
+from fltr_pipeline_tests.queries import FINGERPRINT, Fltr, claimed, published, steal, words
 
 UNKNOWN = str(uuid.uuid4())
-
-
-def claimed(fltr: Fltr, *filenames: str) -> tuple[Dataset, list[Claim]]:
-    """Documents in a worker's hands, from the first upload on."""
-    dataset = fltr.dataset()
-    fltr.upload(dataset, *(filenames or ("a",)))
-    return dataset, fltr.claim(dataset)
 
 
 def planned(fltr: Fltr, content: str) -> tuple[Dataset, Claim]:
@@ -34,17 +26,6 @@ def planned(fltr: Fltr, content: str) -> tuple[Dataset, Claim]:
     fltr.advance([claim], Stage.EMBED)
     (claim,) = fltr.claim(dataset, Stage.EMBED)
     return dataset, claim
-
-
-def published(fltr: Fltr, content: str) -> tuple[Dataset, Claim]:
-    dataset = fltr.dataset()
-    fltr.upload(dataset, "a")
-    (claim,) = fltr.publish(dataset, content)
-    return dataset, claim
-
-
-def steal(fltr: Fltr, claim: Claim) -> None:
-    fltr.change("UPDATE pipeline.documents SET fence = fence + 1 WHERE document_id = :d", d=claim.document_id)
 
 
 def assigned(fltr: Fltr, *claims: Claim) -> list[FreshChunk]:
@@ -64,142 +45,6 @@ def live_keys(tx: Connection, dataset: Dataset) -> set[str]:
 def retired(fltr: Fltr, dataset: Dataset) -> list[str]:
     with fltr.transaction() as tx:
         return manifest.retired_keys(tx, dataset.id, 100)
-
-
-# --- texts ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_staged_text_is_read_back_and_content_stays_as_it_was(fltr: Fltr) -> None:
-    _, (claim, other) = claimed(fltr, "a", "b")
-    content = "one\ftwo \N{SNOWMAN}"
-    assert fltr.stage_text(claim, content, pages=2) == {claim.document_id}
-    with fltr.transaction() as tx:
-        assert texts.staged_texts(tx, [claim, other]) == {claim.document_id: content}
-        assert texts.staged_sizes(tx, [claim, other]) == {claim.document_id: len(content)}
-        assert texts.staged_texts(tx, []) == {}
-        assert texts.staged_sizes(tx, []) == {}
-    columns = "state, kind, engine, source_bytes, pages, blank_pages, fingerprint, chunks"
-    assert fltr.one(f"SELECT {columns} FROM pipeline.generations") == ("staged", "text", "utf-8", 9, 2, [], None, None)
-    assert fltr.rows("SELECT content FROM documents WHERE content IS NOT NULL") == []
-
-
-def test_staging_again_replaces_and_a_lost_fence_stages_nothing(fltr: Fltr) -> None:
-    _, (claim, lost) = claimed(fltr, "a", "b")
-    fltr.stage_text(claim, "old")
-    steal(fltr, lost)
-    with fltr.transaction() as tx:
-        assert texts.stage_texts(tx, []) == set()
-        assert texts.stage_texts(tx, [staged(claim, "new"), staged(lost, "x")]) == {claim.document_id}
-    assert fltr.rows("SELECT text FROM pipeline.generations") == [("new",)]
-
-
-def test_live_sources_are_those_of_published_documents(fltr: Fltr) -> None:
-    dataset, claim = published(fltr, "alpha beta")
-    (waiting,) = fltr.upload(dataset, "b")
-    with fltr.transaction() as tx:
-        assert texts.live_sources(tx, []) == {}
-        assert texts.live_sources(tx, [claim.document_id, waiting, UNKNOWN]) == {
-            claim.document_id: LiveSource(
-                "extractor-1", sha256(b"alpha beta").hexdigest(), 10, 1, FINGERPRINT, lost=False
-            )
-        }
-
-
-def test_a_live_source_without_all_of_its_vectors_says_so(fltr: Fltr) -> None:
-    _, claim = published(fltr, "alpha beta")
-    fltr.change("UPDATE pipeline.chunks SET key = NULL WHERE ordinal = 1")
-    with fltr.transaction() as tx:
-        assert texts.live_sources(tx, [claim.document_id])[claim.document_id].lost
-
-
-def test_a_live_source_whose_text_was_replaced_is_none(fltr: Fltr) -> None:
-    _, claim = published(fltr, "alpha beta")
-    fltr.change("UPDATE documents SET content = content || ' '")
-    with fltr.transaction() as tx:
-        assert texts.live_sources(tx, [claim.document_id]) == {}
-
-
-def test_unchanged_bytes_take_over_the_live_text(fltr: Fltr) -> None:
-    dataset, first = published(fltr, "alpha beta")
-    fltr.upload_anew(dataset, first.document_id)
-    (again,) = fltr.claim(dataset)
-    with fltr.transaction() as tx:
-        assert texts.reuse_texts(tx, []) == set()
-        assert texts.reuse_texts(tx, [again]) == {again.document_id}
-        assert texts.reuse_texts(tx, [again]) == {again.document_id}
-        assert texts.staged_texts(tx, [again]) == {again.document_id: "alpha beta"}
-        assert texts.live_sources(tx, [again.document_id])[again.document_id].extractor == "extractor-1"
-
-
-@pytest.mark.parametrize("case", ["fence lost", "deleted", "never published", "replaced inline"])
-def test_there_is_no_text_to_take_over(fltr: Fltr, case: str) -> None:
-    dataset, claim = published(fltr, "alpha beta")
-    if case == "never published":
-        fltr.upload(dataset, "b")
-        (claim,) = fltr.claim(dataset)
-    else:
-        fltr.upload_anew(dataset, claim.document_id)
-        (claim,) = fltr.claim(dataset)
-        if case == "deleted":
-            fltr.change("DELETE FROM documents")
-        elif case == "replaced inline":
-            fltr.change("UPDATE documents SET content = 'alpha beta '")
-        else:
-            steal(fltr, claim)
-    with fltr.transaction() as tx:
-        assert texts.reuse_texts(tx, [claim]) == set()
-        assert texts.staged_texts(tx, [claim]) == {}
-
-
-# --- an input that is live already ------------------------------------------------------------------------------------
-
-
-def again(fltr: Fltr) -> tuple[Dataset, Claim]:
-    """A published document, uploaded anew and claimed."""
-    dataset, first = published(fltr, "alpha beta")
-    fltr.upload_anew(dataset, first.document_id)
-    (claim,) = fltr.claim(dataset)
-    return dataset, claim
-
-
-def confirm(fltr: Fltr, *claims: Claim) -> set[str]:
-    with fltr.transaction() as tx:
-        return generations.confirm(tx, claims)
-
-
-def test_a_confirmed_document_is_ready_as_it_was(fltr: Fltr) -> None:
-    dataset, claim = again(fltr)
-    before = fltr.rows("SELECT * FROM pipeline.chunks ORDER BY ordinal")
-    assert confirm(fltr, claim) == {claim.document_id}
-    assert fltr.statuses(dataset) == {"a": "ready"}
-    assert fltr.jobs(claim.document_id) == ["completed", "completed"]
-    assert fltr.state(claim.document_id, "stage, lease_until, live_generation") == (None, None, 1)
-    assert fltr.rows("SELECT * FROM pipeline.chunks ORDER BY ordinal") == before
-    assert confirm(fltr) == set()
-
-
-def test_a_confirmation_drops_what_an_earlier_worker_staged(fltr: Fltr) -> None:
-    _, claim = again(fltr)
-    fltr.stage_text(claim, "gamma")
-    fltr.plan(claim, words("gamma"))
-    assert confirm(fltr, claim) == {claim.document_id}
-    assert fltr.rows("SELECT generation FROM pipeline.generations") == [(1,)]
-    assert fltr.rows("SELECT DISTINCT generation FROM pipeline.chunks") == [(1,)]
-
-
-@pytest.mark.parametrize("case", ["fence lost", "uploaded anew", "deleted"])
-def test_what_changed_meanwhile_is_not_confirmed(fltr: Fltr, case: str) -> None:
-    dataset, claim = again(fltr)
-    if case == "deleted":
-        fltr.change("DELETE FROM documents")
-    elif case == "uploaded anew":
-        fltr.upload_anew(dataset, claim.document_id)
-    else:
-        steal(fltr, claim)
-    assert confirm(fltr, claim) == set()
-    stage, status = ("extract", "processing") if case == "fence lost" else (None, "uploaded")
-    assert fltr.state(claim.document_id, "stage") == (stage,)
-    assert fltr.statuses(dataset) == ({} if case == "deleted" else {"a": status})
 
 
 # --- the plan and its keys --------------------------------------------------------------------------------------------

@@ -91,6 +91,19 @@ def test_who_awaits_credits_does_not_wait_for_anything_else(fltr: Fltr) -> None:
     assert [c.filename for c in fltr.claim(dataset, run="another")] == ["a"]
 
 
+def test_one_that_is_uploaded_anew_is_an_upload_like_any_other(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    fltr.upload(dataset, "a", "b")
+    old = {c.filename: c for c in fltr.claim(dataset, run="dead")}
+    fltr.let_leases_run_out()
+    fltr.change("UPDATE documents SET status = 'uploaded' WHERE id = :d", d=old["a"].document_id)
+    fltr.upload_anew(dataset, old["b"].document_id)
+    new = {c.filename: c for c in fltr.claim(dataset)}
+    assert {n: c.generation for n, c in new.items()} == {"a": old["a"].generation, "b": old["b"].generation + 1}
+    assert {n: c.fence for n, c in new.items()} == {n: c.fence + 1 for n, c in old.items()}
+    assert {c.attempts for c in new.values()} == {0}
+
+
 @pytest.mark.parametrize("stage", [Stage.EXTRACT, Stage.PLAN])
 def test_two_workers_take_two_suspects_and_neither_waits(fltr: Fltr, stage: Stage) -> None:
     dataset = fltr.dataset()

@@ -109,11 +109,19 @@ SAMPLES = {
     "utf-32-be": "plain words, and a naïve one",
     "cp1252": "Der Bär läuft über die Brücke und hört die schöne Musik; das kostet 5 € „heute“. " * 3,
     "cp1250": "Příliš žluťoučký kůň úpěl ďábelské ódy. Žádný učený z nebe nespadl, říká se. " * 5,
+    "iso8859_2": "Příliš žluťoučký kůň úpěl ďábelské ódy. Žádný učený z nebe nespadl, říká se. " * 5,
     "cp1251": RUSSIAN * 5,
+    "cp866": RUSSIAN * 5,
+    "iso8859_5": RUSSIAN * 5,
+    "cp1254": "İnsanlık ailesinin bütün üyelerinde bulunan haysiyetin ve bunların eşit ve devir kabul etmez haklarının "
+    "tanınması hususunun, hürriyetin, adaletin ve dünya barışının temeli olmasına, insan haklarının tanınmaması ve hor "
+    "görülmesinin insanlık vicdanını isyana sevkeden vahşiliklere sebep olmuş bulunmasına göre. " * 2,
     "koi8_r": RUSSIAN * 5,
     "cp932": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。" * 5,
     "euc_jp": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。" * 5,
     "iso2022_jp": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。" * 5,
+    "hz": "人人生而自由。 Free and equal. 在尊严和权利上一律平等。" * 5,
+    "utf-7": "\ufeffnaïve 漢字",
     "gb18030": "人人生而自由。在尊严和权利上一律平等。他们赋有理性和良心。" * 5,
 }
 
@@ -121,7 +129,17 @@ SAMPLES = {
 @pytest.mark.parametrize("encoding", SAMPLES)
 def test_encodings(encoding: str) -> None:
     text = SAMPLES[encoding]
-    assert parse(text.encode(encoding), "a.txt").text == text.rstrip()
+    assert parse(text.encode(encoding), "a.txt").text == text.lstrip("\ufeff").rstrip()
+
+
+def test_cyrillic_among_which_stand_latin_letters_that_look_alike() -> None:
+    text = "Пoштo je признaвaњe урoђeнoг дoстojaнствa и jeднaких и нeoтуђивих прaвa свих члaнoвa људскe пoрoдицe. " * 9
+    assert parse(text.encode("cp1251"), "a.txt").text == text.rstrip()
+
+
+@pytest.mark.parametrize("text", ["see~{Fig}~} and~\\cite{a}", "a ~{b} c", "~{~}"])
+def test_ascii_that_resembles_hz_stays_as_it_is(text: str) -> None:
+    assert parse(text.encode(), "a.tex").text == text
 
 
 def test_a_few_broken_bytes_do_not_lose_the_text() -> None:

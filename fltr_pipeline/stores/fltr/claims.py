@@ -139,7 +139,8 @@ _TAKE_PARKED = text(f"""
     RETURNING document_id, generation, live_generation, fence, job_id, billable, attempts, api_key_id
 """)  # noqa: S608 - of constants
 
-# A document that was deleted, or uploaded anew, has nothing more to do at the stage where it stood.
+# A document that was deleted, or uploaded anew, has nothing more to do at the stage where it stood, unless that is the
+# first: there the upload is claimed as it stands, so that the same input keeps its generation.
 _DEQUEUE = text("""
     UPDATE pipeline.documents SET stage = NULL, lease_until = NULL, credits_needed = NULL, fence = fence + 1
     WHERE document_id = ANY(:ids) AND (lease_until IS NULL OR lease_until < now())
@@ -291,7 +292,8 @@ def _lock_parked(
         free = {r.document_id: r for r in tx.execute(_LOCK_FREE, {"ids": ids})}
         names = {i: r.filename for i, r in free.items() if r.status != "uploaded"}
         existing = set(tx.execute(_EXISTING, {"ids": ids}).scalars()) if len(free) < len(waiting) else free
-        lost = [i for i in waiting if i not in names and (i in free or i not in existing)]
+        left = {i for i in free if i not in names and parameters["stage"] != Stage.EXTRACT}
+        lost = [i for i in waiting if i in left or i not in existing]
         if lost:
             tx.execute(_DEQUEUE, {"ids": lost})
         if names or not lost:

@@ -14,7 +14,7 @@ from fltr_pipeline.text.parse.extraction import Extraction, Extractor, Format
 from fltr_pipeline.text.parse.formats import image, pdf
 from fltr_pipeline.text.parse.ocr import Recogniser
 
-PARSER_VERSION = "2"
+PARSER_VERSION = "3"
 """Part of the extractor's fingerprint: raise it when the same file gives another text."""
 
 

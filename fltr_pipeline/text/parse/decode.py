@@ -16,6 +16,7 @@ _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF8, "utf-8-sig"),
+    (b"+/v8-", "utf-7"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
@@ -27,11 +28,24 @@ _VALID_PER_BROKEN = 10
 """Valid sequences per broken byte from which bytes are damaged UTF-8 rather than another encoding."""
 
 _LEGACY = (
-    *("cp1252", "cp1250", "iso8859_2", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "koi8_r"),
-    *("cp932", "euc_jp", "gb18030", "big5", "euc_kr", "cp949"),
+    *("cp1252", "cp1250", "iso8859_2", "cp1251", "koi8_r", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257"),
+    *("cp932", "euc_jp", "gb18030", "big5", "euc_kr", "cp949", "iso8859_5", "cp866"),
 )
 """The commonest first: of encodings that fit nearly as well the first is taken."""
 
+_RARE = {"iso8859_5": 0.15, "cp866": 0.15}
+"""By how much better those must fit that few people ever used."""
+
+_NEARLY = 0.03
+_MOST_CHAOS = 0.4
+"""Above it a text looks like no writing, unless it has its language's own letters in their own frequency."""
+
+_LEAST_COHERENCE = 0.4
+_CENTRAL_EUROPEAN = frozenset({"Croatian", "Czech", "Hungarian", "Polish", "Romanian", "Slovak", "Slovene"})
+_C1 = frozenset(range(0x80, 0xA0))
+"""Letters and quotes in cp1250, nothing in ISO 8859-2."""
+
+_HZ = re.compile(rb"~\{(?:[!-w][!-~])+~\}")
 _ISO_2022 = re.compile(rb"\x1b(?:\$[@B]|\([BJ])")
 
 
@@ -59,7 +73,8 @@ def decode(data: bytes, filename: str, *, declared: str | None = None) -> tuple[
         return data.decode(encoding, errors="replace"), encoding.removesuffix("-sig")
     if _ISO_2022.search(data[:_HEAD]):
         return data.decode("iso2022_jp", errors="replace"), "iso2022_jp"
-    for name in filter(None, ("utf-8", declared)):
+    hz = "hz" if _HZ.search(data[:_HEAD]) and data.isascii() else None
+    for name in filter(None, (hz, "utf-8", declared)):
         with suppress(ValueError, LookupError):
             return data.decode(name), name
     return _mostly_utf8(data) or _guess(data, filename)
@@ -92,13 +107,19 @@ def _mostly_utf8(data: bytes) -> tuple[str, str] | None:
 def _guess(data: bytes, filename: str) -> tuple[str, str]:
     from charset_normalizer import from_bytes  # noqa: PLC0415
 
-    matches = list(from_bytes(data, cp_isolation=list(_LEGACY), threshold=0.4))
-    if matches:
-        close = [
-            match.encoding
-            for match in matches
-            if match.chaos <= matches[0].chaos + 0.01 and match.coherence >= matches[0].coherence - 0.02
-        ]
-        encoding = min(close, key=_LEGACY.index)
-        return data.decode(encoding), encoding
-    raise Corrupt(f"{filename}: its text is in no known encoding; save it as UTF-8 and upload it again")
+    matches = list(from_bytes(data, cp_isolation=list(_LEGACY), threshold=_MOST_CHAOS))
+    if not matches:  # Latin letters among Cyrillic ones that look alike are chaos
+        strange = from_bytes(data, cp_isolation=list(_LEGACY), threshold=1)
+        matches = [match for match in strange if match.coherence >= _LEAST_COHERENCE]
+    if not matches:
+        raise Corrupt(f"{filename}: its text is in no known encoding; save it as UTF-8 and upload it again")
+    fits = [match.coherence - 2 * match.chaos - _RARE.get(match.encoding, 0) for match in matches]
+    close = [match for match, fit in zip(matches, fits, strict=True) if fit >= max(fits) - _NEARLY]
+    language = matches[fits.index(max(fits))].language
+    if language in _CENTRAL_EUROPEAN:
+        encoding = "cp1250" if _C1.intersection(data) else "iso8859_2"
+    elif language == "Turkish":
+        encoding = "cp1254"
+    else:
+        encoding = min((name for match in close for name in match.could_be_from_charset), key=_LEGACY.index)
+    return data.decode(encoding, errors="replace"), encoding

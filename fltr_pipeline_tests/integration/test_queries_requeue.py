@@ -1,0 +1,102 @@
+"""Doing documents again: which ones each mode queues, and as what."""
+
+import uuid
+from collections.abc import Sequence
+
+import pytest
+
+from fltr_pipeline.models import ReprocessMode
+from fltr_pipeline.stores.fltr import requeue
+from fltr_pipeline_tests.queries import FINGERPRINT, Fltr, failed
+
+UNKNOWN = str(uuid.uuid4())
+
+
+def requeued(
+    fltr: Fltr, dataset_id: str, mode: ReprocessMode, *, billable: bool = False, retryable: Sequence[str] | None = None
+) -> int:
+    with fltr.transaction() as tx:
+        return requeue.requeue(
+            tx, dataset_id, mode, fingerprint=FINGERPRINT, extractor="extractor-1", tried_with="t", billable=billable,
+            retryable=retryable,
+        )  # fmt: skip
+
+
+def backfill(fltr: Fltr, *retryable: str) -> list[str]:
+    with fltr.transaction() as tx:
+        return requeue.backfill_candidates(
+            tx, fingerprint=FINGERPRINT, extractor="extractor-1", tried_with="t", retryable=retryable
+        )
+
+
+@pytest.mark.parametrize(
+    ("mode", "queued"),
+    [
+        (ReprocessMode.pending, set()),
+        (ReprocessMode.failed, {"bad"}),
+        (ReprocessMode.stale, {"bad", "stale"}),
+        (ReprocessMode.all, {"bad", "stale", "fresh"}),
+    ],
+)
+def test_each_mode_requeues_what_the_ones_before_it_do_and_more(
+    fltr: Fltr, mode: ReprocessMode, queued: set[str]
+) -> None:
+    dataset, other = fltr.dataset(), fltr.dataset()
+    for name, fingerprint, of in (("stale", "old", dataset), ("fresh", FINGERPRINT, dataset), ("x", "old", other)):
+        fltr.upload(of, name)
+        fltr.publish(of, "alpha", fingerprint=fingerprint)
+    failed(fltr, dataset, "bad")
+    fltr.upload(dataset, "new")
+    assert requeued(fltr, dataset.id, mode) == len(queued)
+    assert fltr.statuses(dataset)["fresh"] == fltr.statuses(dataset)["stale"] == "ready"
+    assert {c.filename for c in fltr.claim(dataset)} == queued | {"new"}
+    assert fltr.claim(other) == []
+
+
+def test_of_failures_only_those_of_the_codes_asked_for_are_requeued(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    failed(fltr, dataset, "bad", code="corrupt")
+    failed(fltr, dataset, "unlucky", code="gave_up")
+    mode = ReprocessMode.failed
+    assert requeued(fltr, dataset.id, mode, retryable=[]) == 0
+    assert requeued(fltr, dataset.id, mode, retryable=["gave_up"]) == 1
+    assert fltr.statuses(dataset) == {"bad": "failed", "unlucky": "uploaded"}
+
+
+@pytest.mark.parametrize("billable", [True, False])
+def test_a_requeued_document_is_a_new_generation_with_a_job_that_waits(fltr: Fltr, *, billable: bool) -> None:
+    dataset = fltr.dataset()
+    (document,) = fltr.upload(dataset, "a")
+    (old,) = fltr.publish(dataset, "alpha")
+    requeued(fltr, dataset.id, ReprocessMode.all, billable=billable)
+    assert sorted(fltr.jobs(document)) == ["completed", "queued"]
+    (claim,) = fltr.claim(dataset)
+    assert (claim.generation, claim.live_generation) == (old.generation + 1, old.generation)
+    assert claim.billable is billable
+    assert sorted(fltr.jobs(document)) == ["completed", "running"]
+    assert fltr.statuses(dataset) == {"a": "ready"}
+
+
+def test_what_is_on_its_way_already_is_not_queued_again(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    fltr.upload(dataset, "a", "b")
+    for claim in fltr.publish(dataset, "alpha"):
+        if claim.filename == "b":
+            fltr.upload_anew(dataset, claim.document_id)
+    assert requeued(fltr, dataset.id, ReprocessMode.all) == 1
+    assert requeued(fltr, dataset.id, ReprocessMode.all) == 0
+    assert requeued(fltr, UNKNOWN, ReprocessMode.all) == 0
+
+
+def test_a_backfill_is_for_stale_documents_and_for_failures_that_may_go_away(fltr: Fltr) -> None:
+    fresh, stale, retryable, permanent, waiting = (fltr.dataset(name) for name in "abcde")
+    for dataset, fingerprint in ((fresh, FINGERPRINT), (stale, "old")):
+        fltr.upload(dataset, "a")
+        fltr.publish(dataset, "alpha", fingerprint=fingerprint)
+    failed(fltr, retryable, "a", "b", code="gave_up")
+    failed(fltr, permanent, "a", code="corrupt")
+    fltr.upload(waiting, "a")
+    assert backfill(fltr, "gave_up", "x") == sorted([stale.id, retryable.id])
+    assert backfill(fltr) == [stale.id]
+    requeued(fltr, stale.id, ReprocessMode.stale)
+    assert backfill(fltr) == []
