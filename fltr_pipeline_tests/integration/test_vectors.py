@@ -126,6 +126,23 @@ def test_another_metric_is_drift(milvus_uri: str, milvus: Any) -> None:
         ensure(milvus_uri, name)
 
 
+def test_an_index_that_was_given_another_name_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Milvus of before names it `_default_idx_104`; Milvus Lite knows no names but the fields'."""
+    indexes = {"_default_idx_104": {"field_name": "vector", "metric_type": "L2"}, "vector": {"field_name": "text"}}
+
+    def answer(_: object, method: str, collection: str, *, field_name: str = "", index_name: str = "") -> object:
+        return {"describe_index": indexes.get(index_name), "list_indexes": ["_default_idx_104"]}[method]
+
+    monkeypatch.setattr("fltr_pipeline.stores.vectors.client.MilvusServer.call", answer)
+    store = VectorStore("http://127.0.0.1:1", None, collection="c", dimension=DIMENSION)
+    with pytest.raises(SchemaDrift, match="index on vector has metric L2, should be COSINE"):
+        store._ensure_index("vector")
+
+
+def test_milvus_lite_searches_exactly(store: VectorStore, milvus: Any) -> None:
+    assert milvus.describe_index(store.collection, "vector")["index_type"] == "FLAT"
+
+
 def test_a_collection_without_bm25_serves_dense_search_alone(milvus_uri: str, milvus: Any) -> None:
     name = new_name()
     make_collection(milvus, name)
