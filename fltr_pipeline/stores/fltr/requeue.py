@@ -55,13 +55,13 @@ _LIVE = text(f"""
     WHERE p.dataset_id = :dataset_id AND d.dataset_id = :of_dataset AND {_TO_MAKE_ANEW}
 """)  # noqa: S608 - of constants
 
-# Primary keys.
+# Primary keys, one row after the other: with the ids of both, each row of the one may be held against all of the other.
 _REQUEUE_LIVE = text(f"""
     UPDATE pipeline.documents p
     SET stage = 'extract', generation = p.generation + 1, billable = :billable, input_version = d.updated_at::text,
         lease_until = NULL, retry_at = NULL, attempts = 0, retries = 0, credits_needed = NULL, job_id = NULL
     FROM pipeline.generations g, public.documents d
-    WHERE p.document_id = ANY(:ids_text) AND d.id = ANY(:ids) AND {_TO_MAKE_ANEW}
+    WHERE d.id = ANY(:ids) AND {_TO_MAKE_ANEW}
     RETURNING p.document_id
 """)  # noqa: S608 - of constants
 
@@ -173,8 +173,7 @@ def requeue(
         if retryable is None:
             readmit(tx, failed)
     if live:
-        ids = {"ids": id_array(live), "ids_text": live}
-        live = list(tx.execute(_REQUEUE_LIVE, {"billable": billable, **ids, **asked}).scalars())
+        live = list(tx.execute(_REQUEUE_LIVE, {"ids": id_array(live), "billable": billable, **asked}).scalars())
         insert_jobs(tx, live, "queued")
         if mode is ReprocessMode.all:
             readmit(tx, live)
