@@ -4,7 +4,7 @@ import math
 import multiprocessing
 import socket
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -302,6 +302,21 @@ def test_a_search_for_words_needs_a_text(store: VectorStore, text: str | None) -
 def test_k_is_within_what_milvus_answers(store: VectorStore, k: int) -> None:
     with pytest.raises(InvalidValue, match="k must be"):
         store.search("ds", vector=[1, 0, 0, 0], text=None, k=k)
+
+
+def test_what_the_server_overlooks_once_is_present(store: VectorStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Milvus Lite does with rows that another's insert makes it write to disk while it looks."""
+    store.insert([row(f"k{number}") for number in range(3)])
+    looks: list[Sequence[str]] = []
+    datasets_of = VectorStore.datasets_of
+
+    def overlooks(of: VectorStore, keys: Sequence[str]) -> dict[str, str]:
+        looks.append(keys)
+        return datasets_of(of, keys[:1] if len(looks) == 1 else keys)
+
+    monkeypatch.setattr(VectorStore, "datasets_of", overlooks)
+    assert store.present(["k0", "k1", "k2", "other"], "ds") == {"k0", "k1", "k2"}
+    assert looks[1:] == [["k1", "k2", "other"]]
 
 
 # --- faults ----------------------------------------------------------------------------------------------------------
