@@ -13,14 +13,14 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from benchmarks import corpus, edits
 from benchmarks.machine import machine
-from benchmarks.runs import ConstantModel, Done, change, ingest, new_dataset, store
+from benchmarks.runs import Done, change, ingest, ingest_together, new_dataset, store, with_constant_model
 from benchmarks.servers import stores
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline.reprocess import requeue
@@ -153,6 +153,16 @@ def incremental(services: Services, count: int) -> str:
     return "\n".join([HEADER, *map(str, bench.rows())])
 
 
+def together(services: Services, count: int) -> Row:
+    """Cold, by as many runs at once as the sensor launches: one chunks while Milvus is busy with the other's chunks."""
+    base, runs = new_dataset(services, []), services.settings.max_concurrent_runs
+    store(services, base.dataset, corpus.documents(count, CHARACTERS))
+    memory = PeakMemory()
+    with memory.watching():
+        done = ingest_together(services, base, runs)
+    return Row(f"cold, {runs} runs at once", count, done, memory.megabytes)
+
+
 def stability(tokenizer: Tokenizer, max_tokens: int) -> str:
     """Chunks that are embedded after one edit, by document and type of edit."""
     lines = [
@@ -173,9 +183,8 @@ def tables(home: Path) -> str:
     """Everything, on fresh servers under `home`, as Markdown."""
     with stores(home) as services:
         model = services.model
-        constant = ConstantModel(model.name, batch_size=1, threads=0)
-        constant.tokenizer.count(["loaded before the clock starts"])
-        engine = incremental(replace(services, model=constant), DOCUMENTS)
+        constant = with_constant_model(services)
+        engine = f"{incremental(constant, DOCUMENTS)}\n{together(constant, DOCUMENTS)}"
         model.encode(["loaded before the clock starts"])
         real = incremental(services, MODEL_DOCUMENTS)
         edits_of = stability(model.tokenizer, model.chunk_tokens(services.settings.chunk_tokens))

@@ -3,12 +3,17 @@
 Belongs here: what several benchmarks do between two looks at the clock. Does not: timing tables, servers.
 """
 
+import multiprocessing
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cached_property
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import ClassVar
 from zlib import crc32
 
 import numpy as np
@@ -19,17 +24,20 @@ from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.pipeline.embed import Embed, sweep
 from fltr_pipeline.pipeline.extract import Extract
 from fltr_pipeline.pipeline.plan import Plan
-from fltr_pipeline.pipeline.services import Services
+from fltr_pipeline.pipeline.services import Services, open_services
 from fltr_pipeline.pipeline.setup import Ground, ground, set_up
 from fltr_pipeline.pipeline.stage import StageRun, StageWork
 from fltr_pipeline.pipeline.uploads import dataset_of, upload
 from fltr_pipeline.pipeline.worker import Report, Worker
+from fltr_pipeline.settings import Settings
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.stores.schema.connection import as_role
 from fltr_pipeline.stores.schema.development import add_user
 from fltr_pipeline.text.model import EmbeddingModel
+
+_START_SECONDS = 120
 
 
 class ConstantModel(EmbeddingModel):
@@ -47,6 +55,13 @@ class ConstantModel(EmbeddingModel):
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         made: list[list[float]] = vectors.tolist()
         return made
+
+
+def with_constant_model(services: Services) -> Services:
+    """The engine alone, its tokenizer loaded before a clock starts."""
+    model = ConstantModel(services.model.name, batch_size=1, threads=0)
+    model.tokenizer.count(["loaded"])
+    return replace(services, model=model)
 
 
 @dataclass(frozen=True)
@@ -123,3 +138,36 @@ def ingest(services: Services, base: Ground, first: Callable[[], object] = lambd
     swept = Report(done=sweep(services, base.dataset.id))
     done["sweep"] = swept, time.perf_counter() - started
     return Done(done)
+
+
+def ingest_together(services: Services, base: Ground, runs: int) -> Done:
+    """The same by several runs at once, each a process of its own with a constant model; their start is not timed."""
+    spawn = multiprocessing.get_context("spawn")
+    gate = spawn.Barrier(runs + 1)
+    with ProcessPoolExecutor(runs, mp_context=spawn, initializer=_Run.meet_at, initargs=(gate,)) as processes:
+        futures = [processes.submit(_Run.of, services.settings, base.dataset.id) for _ in range(runs)]
+        gate.wait(_START_SECONDS)
+        started = time.perf_counter()
+        reports = [report for future in futures for report, _ in future.result().stages.values()]
+        seconds = time.perf_counter() - started
+    charged = sum(report.credits_charged for report in reports)
+    counts = sum((report.counts for report in reports), Counter[str]())
+    return Done({"together": (Report(credits_charged=charged, counts=counts), seconds)})
+
+
+class _Run:
+    """One of the processes."""
+
+    gate: ClassVar[Barrier]
+
+    @classmethod
+    def meet_at(cls, gate: Barrier) -> None:
+        cls.gate = gate
+
+    @classmethod
+    def of(cls, settings: Settings, dataset_id: str) -> Done:
+        services = with_constant_model(open_services(settings))
+        services.vectors.ensure()
+        base = ground(services, dataset_id)
+        cls.gate.wait(_START_SECONDS)
+        return ingest(services, base)

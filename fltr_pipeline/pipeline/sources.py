@@ -4,15 +4,19 @@ Belongs here: looking at the blob store, many documents at a time. Does not: par
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from fltr_pipeline.errors import NotFound
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets, texts
 from fltr_pipeline.stores.fltr.claims import Claim
+
+_T = TypeVar("_T")
+_U = TypeVar("_U")
 
 _AT_ONCE = 8
 """Requests to the blob store: a round trip to S3 takes some 30 ms, of which a batch needs hundreds."""
@@ -52,8 +56,7 @@ class Sources:
     def locate(self, claimed: Sequence[Claim]) -> dict[str, Upload]:
         """Where each document's bytes are: in a blob, or in `content`, as text that was uploaded inline."""
         blobs = self.services.blobs
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            found = list(threads.map(lambda c: blobs.locate(c.dataset_id, c.document_id), claimed))
+        found = _at_once(lambda c: blobs.locate(c.dataset_id, c.document_id), claimed)
         by_id = {c.document_id: blob for c, blob in zip(claimed, found, strict=True)}
         inline: dict[str, int] = {}
         if without := [i for i, blob in by_id.items() if blob is None]:
@@ -73,8 +76,7 @@ class Sources:
             for i, source in live.items()
             if (source.extractor, source.source_bytes) == (self.extractor, uploads[i].found)
         }
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            digests = dict(zip(alike, threads.map(self._digest, alike, alike.values()), strict=True))
+        digests = dict(zip(alike, _at_once(lambda i: self._digest(i, alike[i]), list(alike)), strict=True))
         return {
             i: Known(live[i].pages, live[i].fingerprint == self.services.fingerprint, live[i].lost)
             for i, digest in digests.items()
@@ -91,3 +93,11 @@ class Sources:
         with transaction(self.services.fltr) as tx:
             content = datasets.content(tx, document_id)
         return None if content is None else hashlib.sha256(content.encode()).hexdigest()
+
+
+def _at_once(ask: Callable[[_T], _U], subjects: Sequence[_T]) -> list[_U]:
+    """Each one's answer, by threads with a share each: a task for each would cost more than a look at a local file."""
+    size = max(1, -(-len(subjects) // _AT_ONCE))
+    shares = [subjects[first : first + size] for first in range(0, len(subjects), size)]
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return [answer for answers in threads.map(lambda share: [ask(s) for s in share], shares) for answer in answers]

@@ -41,13 +41,14 @@ class Boundary:
 
 _BREAK = re.compile(
     r"""
-    [\f\n.!?\u2026\u3002\uff01\uff1f\uff61]  # first of all: the search passes by what no break begins with at full speed
+    [\f\n.!?\u2026\u3002\uff01\uff1f\uff61]  # a set comes first, so that the search runs past the rest of the text
     (?:
       (?<=\f)(?P<page>)
     | (?<=\n)(?P<blank>(?:[^\S\f\n]*\n)+)
     | (?<=\n)(?P<line>)
-    | (?<=[.!?\u2026])(?<!\b\w.)(?<!\b\d\d.)(?<![.!?\u2026].)[.!?\u2026]*+["'\u201d\u2019\u00bb)\]]*+[^\S\f\n]+  # not behind
-    | (?<=[\u3002\uff01\uff1f\uff61])[\u201d\u2019\u300d\u300f\uff09]*  # Chinese and Japanese        # "J." or "12."
+    | (?<=[.!?\u2026])(?<!\b\w.)(?<!\b\d\d.)(?<![.!?\u2026].)  # not behind "J." or "12."
+      [.!?\u2026]*+["'\u201d\u2019\u00bb)\]]*+[^\S\f\n]+
+    | (?<=[\u3002\uff01\uff1f\uff61])[\u201d\u2019\u300d\u300f\uff09]*  # Chinese and Japanese
     )
     """,
     re.VERBOSE,

@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Sequence
 
 import pytest
+from sqlalchemy import text
 
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.stores.fltr import requeue
@@ -15,7 +16,7 @@ UNKNOWN = str(uuid.uuid4())
 def requeued(
     fltr: Fltr, dataset_id: str, mode: ReprocessMode, *, billable: bool = False, retryable: Sequence[str] | None = None
 ) -> int:
-    with fltr.transaction() as tx:
+    with fltr.impatient() as tx:
         return requeue.requeue(
             tx, dataset_id, mode, fingerprint=FINGERPRINT, extractor="extractor-1", tried_with="t", billable=billable,
             retryable=retryable,
@@ -86,6 +87,16 @@ def test_what_is_on_its_way_already_is_not_queued_again(fltr: Fltr) -> None:
     assert requeued(fltr, dataset.id, ReprocessMode.all) == 1
     assert requeued(fltr, dataset.id, ReprocessMode.all) == 0
     assert requeued(fltr, UNKNOWN, ReprocessMode.all) == 0
+
+
+def test_what_stays_as_it_is_is_not_locked(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    fltr.upload(dataset, "fresh")
+    fltr.publish(dataset, "alpha")
+    failed(fltr, dataset, "bad", code="corrupt")
+    with fltr.transaction() as application:
+        application.execute(text("SELECT FROM documents WHERE dataset_id = :id FOR UPDATE"), {"id": dataset.id})
+        assert requeued(fltr, dataset.id, ReprocessMode.stale, retryable=["gave_up"]) == 0
 
 
 def test_a_backfill_is_for_stale_documents_and_for_failures_that_may_go_away(fltr: Fltr) -> None:

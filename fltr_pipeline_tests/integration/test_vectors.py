@@ -4,7 +4,7 @@ import math
 import multiprocessing
 import socket
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,6 +124,23 @@ def test_another_metric_is_drift(milvus_uri: str, milvus: Any) -> None:
     make_collection(milvus, name, metric="L2")
     with pytest.raises(SchemaDrift, match="index on vector has metric L2, should be COSINE"):
         ensure(milvus_uri, name)
+
+
+def test_an_index_that_was_given_another_name_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Milvus of before names it `_default_idx_104`; Milvus Lite knows no names but the fields'."""
+    indexes = {"_default_idx_104": {"field_name": "vector", "metric_type": "L2"}, "vector": {"field_name": "text"}}
+
+    def answer(_: object, method: str, collection: str, *, field_name: str = "", index_name: str = "") -> object:
+        return {"describe_index": indexes.get(index_name), "list_indexes": ["_default_idx_104"]}[method]
+
+    monkeypatch.setattr("fltr_pipeline.stores.vectors.client.MilvusServer.call", answer)
+    store = VectorStore("http://127.0.0.1:1", None, collection="c", dimension=DIMENSION)
+    with pytest.raises(SchemaDrift, match="index on vector has metric L2, should be COSINE"):
+        store._ensure_index("vector")
+
+
+def test_milvus_lite_searches_exactly(store: VectorStore, milvus: Any) -> None:
+    assert milvus.describe_index(store.collection, "vector")["index_type"] == "FLAT"
 
 
 def test_a_collection_without_bm25_serves_dense_search_alone(milvus_uri: str, milvus: Any) -> None:
@@ -285,6 +302,21 @@ def test_a_search_for_words_needs_a_text(store: VectorStore, text: str | None) -
 def test_k_is_within_what_milvus_answers(store: VectorStore, k: int) -> None:
     with pytest.raises(InvalidValue, match="k must be"):
         store.search("ds", vector=[1, 0, 0, 0], text=None, k=k)
+
+
+def test_what_the_server_overlooks_once_is_present(store: VectorStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Milvus Lite does with rows that another's insert makes it write to disk while it looks."""
+    store.insert([row(f"k{number}") for number in range(3)])
+    looks: list[Sequence[str]] = []
+    datasets_of = VectorStore.datasets_of
+
+    def overlooks(of: VectorStore, keys: Sequence[str]) -> dict[str, str]:
+        looks.append(keys)
+        return datasets_of(of, keys[:1] if len(looks) == 1 else keys)
+
+    monkeypatch.setattr(VectorStore, "datasets_of", overlooks)
+    assert store.present(["k0", "k1", "k2", "other"], "ds") == {"k0", "k1", "k2"}
+    assert looks[1:] == [["k1", "k2", "other"]]
 
 
 # --- faults ----------------------------------------------------------------------------------------------------------

@@ -172,6 +172,18 @@ def test_no_chunk_crosses_a_page() -> None:
     assert [(chunk.page, chunk.text) for chunk in chunks] == [(1, "one"), (3, "two three"), (4, "four")]
 
 
+@given(st.lists(TEXTS, max_size=3))
+@settings(deadline=None, max_examples=100)
+def test_the_tokens_of_words_add_up_to_those_of_texts(texts: list[str]) -> None:
+    assert TOKENIZER.count(texts) == WHOLE.count(texts)
+
+
+def test_words_that_are_forgotten_count_the_same_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["one naïveté", "two " * 3 + "one", "", "x" * 300]
+    monkeypatch.setattr("fltr_pipeline.text.tokenizer._KNOWN_CHARACTERS", 10)
+    assert TOKENIZER.count(texts) == TOKENIZER.count(texts) == WHOLE.count(texts)
+
+
 @given(TEXTS, st.integers(16, 60))
 @settings(deadline=None, max_examples=30)
 def test_pieces_whose_sizes_add_up_are_those_that_are_measured(text: str, max_tokens: int) -> None:

@@ -30,31 +30,38 @@ _STALE = f"""(
     (g.fingerprint IS DISTINCT FROM :fingerprint OR g.extractor <> :extractor)
     AND NOT {_QUARANTINED.format(content="g.source_sha256")})"""
 
-# As everywhere, public rows are locked first and in id order.
-_LOCK_ENDED = text("""
-    SELECT id FROM public.documents
-    WHERE dataset_id = :dataset_id AND status IN ('ready', 'failed') ORDER BY id FOR UPDATE
-""")
-
-_REQUEUE_FAILED = text(f"""
-    UPDATE public.documents d SET status = 'uploaded'
-    WHERE d.dataset_id = :dataset_id AND d.status = 'failed'
+_TO_TRY_AGAIN = f"""d.status = 'failed'
       AND (:every_failure OR EXISTS (SELECT FROM pipeline.documents p
                                      WHERE p.document_id = d.id::text
-                                       AND (p.error_code = ANY(:retryable) OR {_READMITTED} OR {_READABLE})))
-    RETURNING d.id::text
+                                       AND (p.error_code = ANY(:retryable) OR {_READMITTED} OR {_READABLE})))"""
+
+# A document in flight or uploaded anew is on its way already.
+_TO_MAKE_ANEW = f"""p.live_generation IS NOT NULL AND p.stage IS NULL
+      AND g.document_id = p.document_id AND g.generation = p.live_generation
+      AND d.id::text = p.document_id AND d.status = 'ready'
+      AND (:everything OR {_STALE})"""
+
+# Index: documents by dataset.
+_FAILED = text(f"SELECT d.id::text FROM public.documents d WHERE d.dataset_id = :dataset_id AND {_TO_TRY_AGAIN}")  # noqa: S608 - of constants
+
+# Primary key.
+_REQUEUE_FAILED = text(f"""
+    UPDATE public.documents d SET status = 'uploaded' WHERE d.id = ANY(:ids) AND {_TO_TRY_AGAIN} RETURNING d.id::text
 """)  # noqa: S608 - of constants
 
-# Index: pipeline.documents_live. A document in flight or uploaded anew is on its way already.
+# Index: pipeline.documents_live.
+_LIVE = text(f"""
+    SELECT p.document_id FROM pipeline.documents p, pipeline.generations g, public.documents d
+    WHERE p.dataset_id = :dataset_id AND d.dataset_id = :of_dataset AND {_TO_MAKE_ANEW}
+""")  # noqa: S608 - of constants
+
+# Primary keys, one row after the other: with the ids of both, each row of the one may be held against all of the other.
 _REQUEUE_LIVE = text(f"""
     UPDATE pipeline.documents p
     SET stage = 'extract', generation = p.generation + 1, billable = :billable, input_version = d.updated_at::text,
         lease_until = NULL, retry_at = NULL, attempts = 0, retries = 0, credits_needed = NULL, job_id = NULL
     FROM pipeline.generations g, public.documents d
-    WHERE p.dataset_id = :dataset_id AND p.live_generation IS NOT NULL AND p.stage IS NULL
-      AND g.document_id = p.document_id AND g.generation = p.live_generation
-      AND d.dataset_id = :of_dataset AND d.id::text = p.document_id AND d.status = 'ready'
-      AND (:everything OR {_STALE})
+    WHERE d.id = ANY(:ids) AND {_TO_MAKE_ANEW}
     RETURNING p.document_id
 """)  # noqa: S608 - of constants
 
@@ -148,27 +155,28 @@ def requeue(
     """
     if mode is ReprocessMode.pending:
         return 0
-    tx.execute(_LOCK_ENDED, {"dataset_id": dataset_id})
-    codes = {
+    asked = {
         "every_failure": retryable is None,
         "retryable": list(retryable or ()),
         "tried_with": tried_with,
         "extractor": extractor,
     }
-    failed = list(tx.execute(_REQUEUE_FAILED, {"dataset_id": dataset_id, **codes}).scalars())
-    if retryable is None:
-        readmit(tx, failed)
-    if mode is ReprocessMode.failed:
-        return len(failed)
-    parameters = {
-        "dataset_id": dataset_id, "of_dataset": dataset_id, "billable": billable,
-        "fingerprint": fingerprint, "extractor": extractor, "tried_with": tried_with,
-        "everything": mode is ReprocessMode.all,
-    }  # fmt: skip
-    live = list(tx.execute(_REQUEUE_LIVE, parameters).scalars())
-    insert_jobs(tx, live, "queued")
-    if mode is ReprocessMode.all:
-        readmit(tx, live)
+    failed = list(tx.execute(_FAILED, {"dataset_id": dataset_id, **asked}).scalars())
+    live: list[str] = []
+    if mode is not ReprocessMode.failed:
+        asked |= {"fingerprint": fingerprint, "everything": mode is ReprocessMode.all}
+        live = list(tx.execute(_LIVE, {"dataset_id": dataset_id, "of_dataset": dataset_id, **asked}).scalars())
+    # As everywhere, public rows are locked first and in id order; not the others, for a lock writes its row.
+    lock_documents(tx, failed + live)
+    if failed:
+        failed = list(tx.execute(_REQUEUE_FAILED, {"ids": id_array(failed), **asked}).scalars())
+        if retryable is None:
+            readmit(tx, failed)
+    if live:
+        live = list(tx.execute(_REQUEUE_LIVE, {"ids": id_array(live), "billable": billable, **asked}).scalars())
+        insert_jobs(tx, live, "queued")
+        if mode is ReprocessMode.all:
+            readmit(tx, live)
     return len(failed) + len(live)
 
 

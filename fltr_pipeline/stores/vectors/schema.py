@@ -17,7 +17,7 @@ BM25 = "text_bm25"
 INDEXES = {"vector": ("AUTOINDEX", "COSINE"), "sparse": ("SPARSE_INVERTED_INDEX", "BM25")}
 """Field → index type and metric. AUTOINDEX is HNSW with the server's own parameters."""
 _LITE_INDEXES = {**INDEXES, "vector": ("FLAT", "COSINE")}
-"""HNSW would take half of Milvus Lite's time for an insertion, and find less: its search visits every row in any case."""
+"""Exact: to build HNSW takes Milvus Lite longer than all the rest of an insertion (see docs/decisions/0025)."""
 
 
 @dataclass(frozen=True, slots=True)

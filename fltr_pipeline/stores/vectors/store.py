@@ -107,7 +107,10 @@ class VectorStore:
         """Which of the keys are rows of the dataset now."""
         checked_id(dataset_id, "dataset id")
         # The dataset is compared here: asked for nothing but keys, the server looks them up and scans no rows.
-        return {key for key, dataset in self.datasets_of(keys).items() if dataset == dataset_id}
+        found = self.datasets_of(keys)
+        # Milvus Lite overlooks rows that leave its write buffer while it looks; they are on disk when asked again.
+        found |= self.datasets_of([key for key in keys if key not in found])
+        return {key for key, dataset in found.items() if dataset == dataset_id}
 
     def datasets_of(self, keys: Sequence[str]) -> dict[str, str]:
         """The dataset of each of the keys that is a row now, whichever it is."""
