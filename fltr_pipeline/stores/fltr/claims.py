@@ -64,7 +64,8 @@ _LOCK_UPLOADED = text("""
 """)
 
 # A new input is a new generation; the same input claimed again (its worker died before it got anywhere) is not, unless
-# its charges are those of a redo that was free. One that was deleted and comes back goes on after its charges: neither
+# its charges are those of a redo that was free. Where an attempt has staged a text, extraction, which sees the bytes,
+# says whether the input is new (`renew`). One that was deleted and comes back goes on after its charges: neither
 # they nor its keys are used twice. In another dataset nobody finds the vectors of this one: all are made anew.
 _TAKE_UPLOADED = text("""
     WITH input AS (
@@ -81,8 +82,12 @@ _TAKE_UPLOADED = text("""
     ORDER BY r.document_id
     ON CONFLICT (document_id) DO UPDATE SET
         dataset_id = excluded.dataset_id, input_version = excluded.input_version,
-        generation = p.generation + (p.stage IS NULL OR p.input_version <> excluded.input_version
-                                     OR NOT p.billable)::int,
+        generation = p.generation + CASE
+            WHEN p.billable AND p.dataset_id = excluded.dataset_id
+                 AND EXISTS (SELECT FROM pipeline.generations g WHERE g.document_id = p.document_id
+                                                                  AND g.generation = p.generation AND g.state <> 'live')
+            THEN 0
+            ELSE (p.stage IS NULL OR p.input_version <> excluded.input_version OR NOT p.billable)::int END,
         live_generation = CASE WHEN p.dataset_id = excluded.dataset_id THEN p.live_generation END,
         api_key_id = CASE WHEN p.input_version = excluded.input_version
                           THEN coalesce(excluded.api_key_id, p.api_key_id) ELSE excluded.api_key_id END,
@@ -175,6 +180,14 @@ _ADVANCE = text("""
     FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
     WHERE p.document_id = r.document_id AND p.fence = r.fence
     RETURNING p.document_id
+""")
+
+# Primary key.
+_RENEW = text("""
+    UPDATE pipeline.documents p SET generation = p.generation + 1
+    FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
+    WHERE p.document_id = r.document_id AND p.fence = r.fence
+    RETURNING p.document_id, p.generation
 """)
 
 _REFENCE = text("""
@@ -348,6 +361,12 @@ def _fenced(claims: Sequence[Claim]) -> str:
 def advance(tx: Connection, claims: Sequence[Claim], stage: Stage) -> set[str]:
     """Park the documents at their next stage, for any worker to take."""
     return set(tx.execute(_ADVANCE, {"rows": _fenced(claims), "stage": stage.value}).scalars())
+
+
+def renew(tx: Connection, claims: Sequence[Claim]) -> list[Claim]:
+    """Claim as a new generation what turns out to be another input than the attempt before was for."""
+    made = {r.document_id: r.generation for r in tx.execute(_RENEW, {"rows": _fenced(claims)})}
+    return [replace(c, generation=made[c.document_id]) for c in claims if c.document_id in made]
 
 
 def refence(tx: Connection, claims: Sequence[Claim]) -> list[Claim]:
