@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 
 from fltr_pipeline.errors import StoreUnavailable
-from fltr_pipeline.pipeline import deletion, embed, expiry, reconcile
+from fltr_pipeline.pipeline import deletion, embed, expiry, moves, reconcile
 from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.pipeline.deletion import Withdrawn
 from fltr_pipeline.pipeline.expiry import Swept
@@ -95,6 +95,8 @@ def probe(services: Services, after: str) -> Probe:
         found = "vectors that nobody holds were not swept"
     elif page.gone or deletion.waiting(services):
         found = "a document, a dataset or its owner was deleted"
+    elif moves.waiting(services, page.document_ids):
+        found = "a document was moved to another dataset"
     else:
         found = ""
     return Probe(found, page.last)
