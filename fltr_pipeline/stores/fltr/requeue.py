@@ -45,16 +45,22 @@ _REQUEUE_FAILED = text(f"""
     RETURNING d.id::text
 """)  # noqa: S608 - of constants
 
-# Index: pipeline.documents_live. A document in flight or uploaded anew is on its way already.
+# Index: pipeline.documents_live. A document in flight or uploaded anew is on its way already. The rows are locked in id
+# order, as others lock them who have no need of the public ones (`manifest.lose`).
 _REQUEUE_LIVE = text(f"""
+    WITH chosen AS MATERIALIZED (
+        SELECT p.document_id, d.updated_at::text AS input_version
+        FROM pipeline.documents p
+        JOIN pipeline.generations g ON g.document_id = p.document_id AND g.generation = p.live_generation
+        JOIN public.documents d ON d.dataset_id = :of_dataset AND d.id::text = p.document_id AND d.status = 'ready'
+        WHERE p.dataset_id = :dataset_id AND p.live_generation IS NOT NULL AND p.stage IS NULL
+          AND (:everything OR {_STALE})
+        ORDER BY p.document_id
+        FOR UPDATE OF p)
     UPDATE pipeline.documents p
-    SET stage = 'extract', generation = p.generation + 1, billable = :billable, input_version = d.updated_at::text,
+    SET stage = 'extract', generation = p.generation + 1, billable = :billable, input_version = chosen.input_version,
         lease_until = NULL, retry_at = NULL, attempts = 0, retries = 0, credits_needed = NULL, job_id = NULL
-    FROM pipeline.generations g, public.documents d
-    WHERE p.dataset_id = :dataset_id AND p.live_generation IS NOT NULL AND p.stage IS NULL
-      AND g.document_id = p.document_id AND g.generation = p.live_generation
-      AND d.dataset_id = :of_dataset AND d.id::text = p.document_id AND d.status = 'ready'
-      AND (:everything OR {_STALE})
+    FROM chosen WHERE p.document_id = chosen.document_id
     RETURNING p.document_id
 """)  # noqa: S608 - of constants
 
