@@ -5,7 +5,9 @@ Belongs here: the order of the two. Does not: what queueing means (stores.fltr.m
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
+from fltr_pipeline.errors import NotFound
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import moved
@@ -45,4 +47,5 @@ def _copy_file(services: Services, move: Move) -> None:
     """The old one stays where it is: files are not ours to delete."""
     blobs = services.blobs
     if blobs.locate(move.now, move.document_id) is None and (file := blobs.locate(move.before, move.document_id)):
-        blobs.copy(file.key, move.now)
+        with suppress(NotFound):  # who moved the document is moving the file, too
+            blobs.copy(file.key, move.now)

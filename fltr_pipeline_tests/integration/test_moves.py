@@ -86,6 +86,7 @@ def test_a_moved_document_is_found_in_its_new_dataset_without_embedding_or_charg
     assert found(world, shelves.books).keys() == {"b.txt"}
     assert found(world, shelves.other) == {}
     monkeypatch.setattr(deletion, "PAGE", 1)
+    monkeypatch.setattr(sweeper, "_LOOK_SECONDS", 0.0)
     probes = [sweeper.probe(world.services, after).found for after in ("", min(shelves.ids.values()))]
     assert sorted(probes) == ["", "a document was moved to another dataset"]
 

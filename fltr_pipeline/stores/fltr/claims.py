@@ -1,9 +1,8 @@
 """Claims: who works on which document, and how a document leaves a worker's hands.
 
-Belongs here: fence, lease, stage, status, job. Does not: text, chunks (generations) or amounts (charges).
+Belongs here: fence, lease, stage, status. Does not: jobs, text and chunks (generations), amounts (charges).
 """
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ from sqlalchemy import Connection, RowMapping, TextClause, text
 
 from fltr_pipeline.models import Stage
 from fltr_pipeline.stores.database import id_array, recordset
+from fltr_pipeline.stores.fltr.jobs import close_jobs, insert_jobs, start_jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,27 +148,6 @@ _TAKE_PARKED = text(f"""
 _DEQUEUE = text("""
     UPDATE pipeline.documents SET stage = NULL, lease_until = NULL, credits_needed = NULL, fence = fence + 1
     WHERE document_id = ANY(:ids) AND (lease_until IS NULL OR lease_until < now())
-""")
-
-_CLOSE_JOBS = text("""
-    UPDATE public.processing_jobs SET status = :status, updated_at = now()
-    WHERE id = ANY(:ids) AND status IN ('queued', 'running', 'indexed')
-""")
-
-_START_JOBS = text(
-    "UPDATE public.processing_jobs SET status = 'running', updated_at = now() "
-    "WHERE id = ANY(:ids) AND status = 'queued'"
-)
-
-_INSERT_JOBS = text("""
-    INSERT INTO public.processing_jobs (id, document_id, status, created_at, updated_at)
-    SELECT r.id, r.document_id, :status, now(), now()
-    FROM json_populate_recordset(NULL::public.processing_jobs, :rows) AS r
-""")
-
-_SET_JOBS = text("""
-    UPDATE pipeline.documents p SET job_id = r.id
-    FROM json_to_recordset(:rows) AS r(id text, document_id text) WHERE p.document_id = r.document_id
 """)
 
 # `updated_at` is the uploader's: with the status `uploaded` it is the input version, so no write of ours touches it.
@@ -321,7 +300,7 @@ def _claim_parked(tx: Connection, parked: TextClause, parameters: Mapping[str, o
     close_jobs(tx, [states[i]["job_id"] for i in over if states[i]["job_id"]], "failed")
     jobs = insert_jobs(tx, over, "running")
     kept = {i: s["job_id"] for i, s in states.items() if i not in jobs}
-    tx.execute(_START_JOBS, {"ids": id_array(kept.values())})
+    start_jobs(tx, list(kept.values()))
     tx.execute(
         _SET_STATUS, {"ids": id_array(states), "status": "processing", "before": ["uploaded", "awaiting_credits"]}
     )
@@ -335,21 +314,6 @@ def _claim(document_id: str, dataset_id: str, filename: str, state: RowMapping, 
         document_id, dataset_id, filename, state["generation"], state["live_generation"], state["fence"], job_id,
         state["billable"], state["attempts"], state["api_key_id"],
     )  # fmt: skip
-
-
-def insert_jobs(tx: Connection, document_ids: Sequence[str], status: str) -> dict[str, str]:
-    """A new job row per document; returns document id → job id."""
-    rows = [{"id": str(uuid.uuid4()), "document_id": i} for i in document_ids]
-    if rows:
-        tx.execute(_INSERT_JOBS, {"rows": recordset(rows), "status": status})
-        tx.execute(_SET_JOBS, {"rows": recordset(rows)})
-    return {r["document_id"]: r["id"] for r in rows}
-
-
-def close_jobs(tx: Connection, job_ids: Sequence[str], status: str) -> None:
-    """End the jobs that are still open."""
-    if job_ids:
-        tx.execute(_CLOSE_JOBS, {"ids": id_array(job_ids), "status": status})
 
 
 def _fenced(claims: Sequence[Claim]) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from fltr_pipeline.stores.database import id_array, recordset
-from fltr_pipeline.stores.fltr.claims import Claim, close_jobs, lock_documents
+from fltr_pipeline.stores.fltr.claims import Claim, lock_documents
+from fltr_pipeline.stores.fltr.jobs import close_jobs
 
 
 @dataclass(frozen=True, slots=True)

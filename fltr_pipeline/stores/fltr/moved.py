@@ -3,8 +3,8 @@
 Belongs here: finding them, and queueing them in their new dataset. Does not: their files (pipeline.moves).
 
 A vector carries its dataset, so a searchable document gets a new generation of the text that is live, free of charge;
-until that is published, the one before it names the vectors that embedding takes over. What was not searchable yet is
-as if uploaded to the new dataset, whose owner pays; what the attempt in the old one was charged goes back.
+until that is published, the one before it names the vectors that embedding takes over. An upload that was under way is
+one to the new dataset, whose owner pays; what the attempt in the old one was charged goes back.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,9 @@ from sqlalchemy import Connection, text
 
 from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.charges import mark_refunding
-from fltr_pipeline.stores.fltr.claims import Claim, close_jobs, lock_documents
+from fltr_pipeline.stores.fltr.claims import Claim, lock_documents
 from fltr_pipeline.stores.fltr.generations import discard_others
+from fltr_pipeline.stores.fltr.jobs import close_jobs
 from fltr_pipeline.stores.fltr.requeue import repair
 
 

@@ -9,7 +9,8 @@ from sqlalchemy import Connection, text
 
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.stores.database import id_array, recordset
-from fltr_pipeline.stores.fltr.claims import Claim, insert_jobs, lock_documents
+from fltr_pipeline.stores.fltr.claims import Claim, lock_documents
+from fltr_pipeline.stores.fltr.jobs import insert_jobs
 from fltr_pipeline.stores.fltr.quarantine import readmit
 
 # Primary key.
