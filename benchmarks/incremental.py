@@ -23,6 +23,7 @@ from benchmarks.machine import machine
 from benchmarks.runs import Done, change, ingest, ingest_together, new_dataset, store, with_constant_model
 from benchmarks.servers import stores
 from fltr_pipeline.models import ReprocessMode
+from fltr_pipeline.pipeline.deletion import withdraw
 from fltr_pipeline.pipeline.reprocess import requeue
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.setup import Ground
@@ -99,14 +100,28 @@ class Bench:
     base: Ground
     documents: dict[str, str]
 
-    def row(self, what: str, before: Callable[[], object], mode: ReprocessMode = ReprocessMode.stale) -> Row:
-        """Make the change, and time a run of this mode; the upload itself is not timed."""
+    def row(
+        self,
+        what: str,
+        before: Callable[[], object],
+        mode: ReprocessMode = ReprocessMode.stale,
+        *,
+        withdraws: bool = False,
+    ) -> Row:
+        """Make the change, and time a run of this mode; the upload itself is not timed.
+
+        `withdraws`: with what a pass of `reconcile` does first: find in all documents what is gone, and withdraw it.
+        """
         before()
+
+        def first() -> None:
+            if withdraws:
+                withdraw(self.services)
+            requeue(self.services, self.base.dataset.id, mode, charge=False)
+
         memory = PeakMemory()
         with memory.watching():
-            done = ingest(self.services, self.base, lambda: requeue(
-                self.services, self.base.dataset.id, mode, charge=False
-            ))  # fmt: skip
+            done = ingest(self.services, self.base, first)
         return Row(what, len(self.documents), done, memory.megabytes)
 
     def upload(self, documents: Mapping[str, str]) -> None:
@@ -144,7 +159,7 @@ class Bench:
             self.row("touched: all uploaded again", lambda: self.upload(documents)),
             self.row("1 % renamed", lambda: self.rename(EDITED)),
             self.row("1 % edited", lambda: self.edit(EDITED)),
-            self.row("1 % deleted", lambda: self.delete(EDITED)),
+            self.row("1 % deleted", lambda: self.delete(EDITED), withdraws=True),
         ]
 
 

@@ -65,7 +65,7 @@ def reconcile() -> None:
     job_name=RECONCILE,
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Launches `reconcile` when a lease ran out, a charge stayed open, or something was deleted.",
+    description="Launches `reconcile` when a lease ran out, a charge stayed open, or something was deleted or moved.",
 )
 def overdue_work(
     context: dg.SensorEvaluationContext,
@@ -75,11 +75,15 @@ def overdue_work(
     embedder: EmbedderResource,
     blobs: BlobsResource,
 ) -> dg.RunRequest | dg.SkipReason:
-    """Indexed look-ups, and a page of the documents from where the last tick stopped. A pass under way is let be."""
+    """Indexed look-ups, and a look at the documents from where the last tick stopped. A pass under way is let be."""
     probed = sweeper.probe(services_of(fltr, credits, milvus, embedder, blobs), context.cursor or "")
     if not probed.found:
         context.update_cursor(probed.next)
-        return dg.SkipReason("no lease ran out, no charge stayed open, nothing was deleted")
+        where = f"up to {probed.next}" if probed.next else "to the last"
+        return dg.SkipReason(
+            "no lease ran out, no charge stayed open; "
+            f"looked at {probed.documents:,} documents, {where}: none was deleted or moved"
+        )
     if context.instance.get_runs(dg.RunsFilter(job_name=RECONCILE, statuses=UNFINISHED), limit=1):
         return dg.SkipReason(f"a run of `reconcile` is at it: {probed.found}")
     return dg.RunRequest(run_config={"ops": {sweep_all.name: {"config": {"list_keys": False}}}})

@@ -7,6 +7,7 @@ import dagster as dg
 
 from fltr_pipeline.credits.holds import Pot
 from fltr_pipeline.defs.jobs import ingest, work_config
+from fltr_pipeline.defs.op import drift
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.defs.reconcile import UNFINISHED
 from fltr_pipeline.models import ReprocessMode
@@ -19,6 +20,7 @@ from fltr_pipeline.stores.fltr import datasets as store
 _FIRST = {"dagster/priority": "1"}
 """Before backfills in Dagster's queue, which is first in, first out."""
 _PAUSE = timedelta(seconds=60)
+_ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 _NAME_SHOWN = 100  # a run's tags share a row of 2.7 KB
 
 
@@ -33,7 +35,10 @@ def uploaded_documents(
     fltr: FltrResource,
     credits: CreditsResource,
 ) -> dg.SensorResult | dg.SkipReason:
-    """Compare what waits with what is in flight. No cursor and no run key: a run that failed is launched again."""
+    """Compare what waits with what is in flight. No cursor and no run key: a run that failed is launched again.
+
+    Where it failed because a schema has harmful drift, none is launched until that is gone.
+    """
     settings = Settings()
     with transaction(fltr.engine()) as tx:
         backlog, awaiting = store.backlog(tx), store.awaiting(tx)
@@ -41,6 +46,8 @@ def uploaded_documents(
     waiting = waiting_documents(backlog, awaiting, spendable)
     if not waiting:
         return dg.SkipReason("no document waits" if not awaiting else "the documents that wait await credits")
+    if last_failed(context.instance) and (reason := drift()):
+        return dg.SkipReason(f"{sum(b.waiting for b in waiting)} documents wait; {reason}")
     failed = just_failed(context.instance)
     chosen = runs_to_launch(
         [b for b in waiting if b.dataset_id not in failed],
@@ -64,6 +71,12 @@ def uploaded_documents(
 def in_flight(instance: dg.DagsterInstance) -> Counter[str]:
     """Unfinished runs of `ingest` by dataset. Backfills and runs by hand don't keep new uploads waiting."""
     return _by_dataset(instance, dg.RunsFilter(job_name=ingest.name, statuses=UNFINISHED))
+
+
+def last_failed(instance: dg.DagsterInstance) -> bool:
+    """Whether the latest run of `ingest` that has ended failed."""
+    runs = instance.get_runs(dg.RunsFilter(job_name=ingest.name, statuses=_ENDED), limit=1)
+    return any(run.status is dg.DagsterRunStatus.FAILURE for run in runs)
 
 
 def just_failed(instance: dg.DagsterInstance) -> Counter[str]:

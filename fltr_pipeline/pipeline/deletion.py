@@ -1,7 +1,7 @@
 """Deleted documents, datasets and users: out of work, out of the manifest, and a receipt once their vectors are gone.
 
 Belongs here: finding what is gone in both databases, and withdrawing it batch by batch. Does not: deleting from Milvus
-(embed.sweep), holds (expiry), search, which looks for itself.
+(embed.sweep), holds (expiry), search, which looks for itself. What was moved is found on the way (moves).
 
 Any number of passes may run beside workers and each other, and die anywhere: each batch is one transaction of `fltr`
 that names the keys to sweep, and a receipt is given only when the last of them was read back as absent.
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fltr_pipeline.errors import ConfigurationError
+from fltr_pipeline.pipeline import moves
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets, deleted, requeue
@@ -36,6 +37,8 @@ class Withdrawn:
     """Their dataset's owner is gone."""
     documents_restored: int = 0
     """Their dataset has an owner again: queued, free of charge."""
+    documents_moved: int = 0
+    """To another dataset: queued there; what was searchable is so again free of charge."""
 
 
 def withdraw(services: Services) -> Withdrawn:
@@ -47,14 +50,15 @@ def withdraw(services: Services) -> Withdrawn:
     """
     ownerless = datasets_without_owner(services)
     withdrawn = _withdraw_ownerless(services, ownerless)
-    forgotten = restored = 0
+    forgotten = restored = moved = 0
     for page in pages(services):
         forgotten += sum(_forget(services, some) for some in _batches(sorted(page.gone)))
         with transaction(services.fltr) as tx:
             restored += requeue.restore(tx, page.document_ids, but_of=ownerless)
+        moved += moves.follow(services, page.document_ids)
     with transaction(services.fltr) as tx:
         gone = deleted.forget_datasets(tx)
-    return Withdrawn(forgotten, gone, withdrawn, restored)
+    return Withdrawn(forgotten, gone, withdrawn, restored, moved)
 
 
 def receipts(services: Services) -> list[Receipt]:

@@ -14,7 +14,7 @@ from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.stage import Result, grouped
 from fltr_pipeline.pipeline.worker import progressed
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import expired, generations, manifest, texts
+from fltr_pipeline.stores.fltr import expired, generations, manifest, moved, texts
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.generations import FreshChunk
@@ -60,13 +60,16 @@ class Embed:
         with transaction(self._services.fltr) as tx:
             before = generations.decided(tx, claimed)
             fresh = generations.assign_keys(tx, [c for c in claimed if c.document_id not in before])
-        missing = self._embed(claimed, fresh) if fresh else set()
+            sources = moved.sources(tx, claimed)
+        given = self._given(sources) if sources else {}
+        missing = self._embed(claimed, fresh, given) if fresh else set()
         held = self._decide(claimed, fresh, missing)
         tokens: Counter[str] = Counter()
         chunks: Counter[str] = Counter()
         for chunk in fresh:
-            tokens[chunk.document_id] += chunk.tokens
-            chunks[chunk.document_id] += 1
+            if chunk.key not in given:
+                tokens[chunk.document_id] += chunk.tokens
+                chunks[chunk.document_id] += 1
         return [
             self._result(c, chunks[c.document_id], tokens[c.document_id], before.get(c.document_id, 0))
             for c in claimed
@@ -101,8 +104,22 @@ class Embed:
                 generations.publish(tx, overtaken)  # ends them
         return held
 
-    def _embed(self, claimed: Sequence[Claim], fresh: Sequence[FreshChunk]) -> set[str]:
-        """Embed and insert; returns the keys that can't be read back."""
+    def _given(self, sources: Mapping[str, str]) -> dict[str, list[float]]:
+        """Vectors of the same texts from the dataset that their document was moved from, where Milvus has them."""
+        found = self._services.vectors.vectors(sorted(set(sources.values())))
+        return {key: found[source] for key, source in sources.items() if source in found}
+
+    def _encode(
+        self, part: Sequence[FreshChunk], words: Sequence[str], given: Mapping[str, list[float]]
+    ) -> list[list[float]]:
+        new = [w for c, w in zip(part, words, strict=True) if c.key not in given]
+        made = iter(self._services.model.encode(new) if new else ())
+        return [given[c.key] if c.key in given else next(made) for c in part]
+
+    def _embed(
+        self, claimed: Sequence[Claim], fresh: Sequence[FreshChunk], given: Mapping[str, list[float]]
+    ) -> set[str]:
+        """Embed what is not given, and insert; returns the keys that can't be read back."""
         vectors, dataset_id, started = self._services.vectors, claimed[0].dataset_id, time.monotonic()
         changed = {c.document_id for c in fresh}
         with transaction(self._services.fltr) as tx:
@@ -114,7 +131,7 @@ class Embed:
         with ThreadPoolExecutor(_INSERTS, thread_name_prefix="insert") as threads:
             for part in _slices(fresh):
                 words = [staged[c.document_id][c.start : c.end] for c in part]
-                encoded = self._services.model.encode(words)
+                encoded = self._encode(part, words, given)
                 chunks = zip(part, words, encoded, strict=True)
                 rows = [VectorRow(c.key, dataset_id, c.document_id, w, v) for c, w, v in chunks]
                 if len(inserts) == _INSERTS:

@@ -221,4 +221,4 @@ def _units(prices: Prices, op: Op, facts: Delivered | None) -> tuple[int, int]:
     if op is Op.DOCUMENT_EMBED:
         return pricing.embed_units(prices, facts.fresh_tokens), facts.fresh_tokens
     pages = pricing.counted_pages(facts.kind, facts.pages, facts.characters)
-    return pricing.extract_units(prices, pages), pages
+    return pricing.extract_units(prices, pages, facts.ocr_pages), pages

@@ -20,7 +20,7 @@ from fltr_pipeline.stores.fltr import claims, datasets, generations, requeue, te
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.quarantine import Content
-from fltr_pipeline.stores.fltr.texts import StagedText
+from fltr_pipeline.stores.fltr.texts import StagedSource, StagedText
 from fltr_pipeline.text.parse.pool import ParserPool
 
 _LOG = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class Extract:
         self._sources = Sources(services, self._extractor)
         self._uploads: Mapping[str, Upload] = {}
         self._known: Mapping[str, Known] = {}
+        self._begun: Mapping[str, StagedSource] = {}
         self.gaps: list[Gap] = []
         self.readings: list[Reading] = []
         self._pool = ParserPool(
@@ -83,8 +84,15 @@ class Extract:
         self._pool.__exit__(kind, error, trace)
 
     def groups(self, claimed: Sequence[Claim]) -> Sequence[Sequence[Claim]]:
-        """All at once."""
-        return [claimed]
+        """All at once. Where an earlier attempt staged a text of other bytes, this one is a new generation's."""
+        self._begun, others = self._sources.begun(claimed)
+        if not others:
+            return [claimed]
+        with transaction(self._services.fltr) as tx:
+            renewed = {c.document_id: c for c in claims.renew(tx, others)}
+            generations.discard_others(tx, list(renewed))
+        lost = {c.document_id for c in others} - renewed.keys()
+        return [[renewed.get(c.document_id, c) for c in claimed if c.document_id not in lost]]
 
     def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
         """By the pages that a file of this size can have; the rest comes back.
@@ -92,7 +100,7 @@ class Extract:
         What is too large fails for free, and what is known already costs nothing.
         """
         prices, self._uploads = self._services.settings.prices, self._sources.locate(claimed)
-        self._known = self._sources.known(claimed, self._uploads)
+        self._known = self._sources.known([c for c in claimed if not self._is_staged(c)], self._uploads)
         sizes = {c.document_id: self._uploads[c.document_id].size for c in claimed}
         free = {i for i, size in sizes.items() if size > self._most or i in self._known}
         return {
@@ -109,7 +117,7 @@ class Extract:
     def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
         """Parse in the worker processes and stage the texts as they come."""
         by_id = {c.document_id: c for c in claimed}
-        results = self._unchanged(claimed)
+        results = [self._staged_before(c) for c in claimed if self._is_staged(c)] + self._unchanged(claimed)
         known = {r.claim.document_id for r in results}
         sources: dict[str, Content] = {}
         pending: list[StagedText] = []
@@ -141,6 +149,21 @@ class Extract:
         with transaction(self._services.fltr) as tx:
             confirmed = generations.confirm(tx, [c for c in done if self._is_current(c)])
             return confirmed | (claims.advance(tx, new, Stage.PLAN) if new else set())
+
+    def _is_staged(self, claim: Claim) -> bool:
+        begun = self._begun.get(claim.document_id)
+        return begun is not None and begun.extractor == self._extractor
+
+    def _staged_before(self, claim: Claim) -> Result:
+        """These very bytes were extracted under the charge of this generation; if it is not settled, it is now."""
+        begun = self._begun[claim.document_id]
+        counts = {"pages": begun.pages, "ocr_pages": begun.ocr_pages, "unchanged": 1}
+        return self._result(claim, begun.kind, begun.pages, begun.characters, counts)
+
+    def _result(self, claim: Claim, kind: str, pages: int, characters: int, counts: Mapping[str, int]) -> Result:
+        counted = pricing.counted_pages(kind, pages, characters)
+        units = pricing.extract_units(self._services.settings.prices, counted, counts["ocr_pages"])
+        return Result(claim, units, counted, counts)
 
     def _is_current(self, claim: Claim) -> bool:
         known = self._known.get(claim.document_id)
@@ -211,17 +234,16 @@ class Extract:
             return []
         with transaction(self._services.fltr) as tx:
             held = texts.stage_texts(tx, pending)
-        prices = self._services.settings.prices
         results = []
         for staged in pending:
             if staged.claim.document_id not in held:
                 continue
-            pages = pricing.counted_pages(staged.kind, staged.pages, len(staged.text))
             if staged.blank_pages:
                 self.gaps.append(Gap(staged.claim.filename, staged.pages, staged.blank_pages))
             if staged.recognised:
                 self.readings.append(Reading(staged.claim.filename, staged.recognised))
-            read = len(staged.recognised)
-            counts = {"pages": staged.pages, "blank_pages": len(staged.blank_pages), "ocr_pages": read}
-            results.append(Result(staged.claim, pricing.extract_units(prices, pages, read), pages, counts))
+            counts = {
+                "pages": staged.pages, "blank_pages": len(staged.blank_pages), "ocr_pages": len(staged.recognised)
+            }  # fmt: skip
+            results.append(self._result(staged.claim, staged.kind, staged.pages, len(staged.text), counts))
         return results

@@ -14,6 +14,7 @@ from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets, texts
 from fltr_pipeline.stores.fltr.claims import Claim
+from fltr_pipeline.stores.fltr.texts import LiveSource, StagedSource
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -71,17 +72,23 @@ class Sources:
             return {}
         with transaction(self.services.fltr) as tx:
             live = texts.live_sources(tx, published)
-        alike = {
-            i: uploads[i]
-            for i, source in live.items()
-            if (source.extractor, source.source_bytes) == (self.extractor, uploads[i].found)
-        }
-        digests = dict(zip(alike, _at_once(lambda i: self._digest(i, alike[i]), list(alike)), strict=True))
+        same = self._unchanged({i: s for i, s in live.items() if s.extractor == self.extractor}, uploads)
         return {
-            i: Known(live[i].pages, live[i].fingerprint == self.services.fingerprint, live[i].lost)
-            for i, digest in digests.items()
-            if digest == live[i].source_sha256
+            i: Known(s.pages, s.fingerprint == self.services.fingerprint, s.lost) for i, s in live.items() if i in same
         }
+
+    def begun(self, claimed: Sequence[Claim]) -> tuple[dict[str, StagedSource], list[Claim]]:
+        """The documents whose attempt has staged a text: of these very bytes, by id, and of others."""
+        with transaction(self.services.fltr) as tx:
+            staged = texts.staged_sources(tx, claimed)
+        again = [c for c in claimed if c.document_id in staged]
+        same = self._unchanged(staged, self.locate(again)) if again else set()
+        return {i: s for i, s in staged.items() if i in same}, [c for c in again if c.document_id not in same]
+
+    def _unchanged(self, sources: Mapping[str, LiveSource | StagedSource], uploads: Mapping[str, Upload]) -> set[str]:
+        alike = {i: uploads[i] for i, source in sources.items() if source.source_bytes == uploads[i].found}
+        digests = dict(zip(alike, _at_once(lambda i: self._digest(i, alike[i]), list(alike)), strict=True))
+        return {i for i, digest in digests.items() if digest == sources[i].source_sha256}
 
     def _digest(self, document_id: str, upload: Upload) -> str | None:
         """None if the upload is gone meanwhile."""

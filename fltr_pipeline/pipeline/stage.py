@@ -63,7 +63,11 @@ class StageWork(Protocol):
         """What its results count; told as 0 where nothing was done."""
 
     def groups(self, claimed: Sequence[Claim]) -> Sequence[Sequence[Claim]]:
-        """How much to pay for, do and hand on at a time."""
+        """How much to pay for, do and hand on at a time. What an attempt before was for may change its generation.
+
+        Raises:
+            StoreUnavailable: the batch is parked and tried again.
+        """
 
     def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
         """The most units of the price list that each document can take, by id."""
@@ -130,17 +134,18 @@ class StageRun:
         if self.payer is None:
             self._fail([Failure(c, HoldState.PAYER_GONE, _owner_gone(self.dataset)) for c in claimed], report)
             return
-        groups = self.work.groups(claimed)
-        for n, group in enumerate(groups):
-            progressed()
-            try:
+        rest = {c.document_id: c for c in claimed}
+        try:
+            for group in self.work.groups(claimed):
+                progressed()
                 self._group(group, report)
                 _LOG.info("%s: %s", self.work.op, report.summary())
-            except BaseException as error:  # also the end of the run by an operator: what is in hand is put back
-                with suppress(StoreUnavailable), transaction(self.fltr) as tx:
-                    rest = [c for group in groups[n:] for c in group]
-                    claims.retry_later(tx, rest, str(error) or type(error).__name__, self.worker.run_id)
-                raise
+                for claim in group:
+                    del rest[claim.document_id]
+        except BaseException as error:  # also the end of the run by an operator: what is in hand is put back
+            with suppress(StoreUnavailable), transaction(self.fltr) as tx:
+                claims.retry_later(tx, list(rest.values()), str(error) or type(error).__name__, self.worker.run_id)
+            raise
 
     def _group(self, group: Sequence[Claim], report: Report) -> None:
         """One document that breaks our own code must not take the others along: then each is tried by itself."""

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 
 from fltr_pipeline.errors import StoreUnavailable
-from fltr_pipeline.pipeline import deletion, embed, expiry, reconcile
+from fltr_pipeline.pipeline import deletion, embed, expiry, moves, reconcile
 from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.pipeline.deletion import Withdrawn
 from fltr_pipeline.pipeline.expiry import Swept
@@ -23,6 +23,7 @@ from fltr_pipeline.stores.fltr.deleted import Receipt
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 100
+_LOOK_SECONDS = 1.0
 _SHORT_PASS_SECONDS = 60.0
 """While all keys are listed, the rest of the pass is made again as often as the probe would launch one."""
 
@@ -77,27 +78,39 @@ class Probe:
     found: str
     """What waits for a pass, in words; empty: nothing."""
     next: str
-    """Where the next look goes on among the documents."""
+    """Where the next look goes on among the documents; empty: it begins anew."""
+    documents: int = 0
+    """Looked at now."""
 
 
 def probe(services: Services, after: str) -> Probe:
     """Whether a short pass would find something, ledger aside; of the documents it looks at those next behind `after`.
 
-    Indexed reads of both databases, and none of Milvus.
+    Indexed reads of both databases, and none of Milvus; of the documents, for a second or two.
     """
-    page = deletion.page(services, after)
-    age = services.settings.lease_seconds
     with transaction(services.fltr) as tx:
-        unswept = deleted.overdue(tx, age=age)
+        unswept = deleted.overdue(tx, age=services.settings.lease_seconds)
     if expiry.overdue(services):
-        found = "a lease ran out, or a charge stayed open"
-    elif unswept:
-        found = "vectors that nobody holds were not swept"
-    elif page.gone or deletion.waiting(services):
-        found = "a document, a dataset or its owner was deleted"
-    else:
-        found = ""
-    return Probe(found, page.last)
+        return Probe("a lease ran out, or a charge stayed open", after)
+    if unswept:
+        return Probe("vectors that nobody holds were not swept", after)
+    if deletion.waiting(services):
+        return Probe("a dataset or its owner was deleted", after)
+    return _look(services, after)
+
+
+def _look(services: Services, after: str) -> Probe:
+    begun, looked = time.monotonic(), 0
+    while True:
+        page = deletion.page(services, after)
+        looked += len(page.document_ids)
+        if page.gone:
+            return Probe("a document was deleted", after, looked)
+        if moves.waiting(services, page.document_ids):
+            return Probe("a document was moved to another dataset", after, looked)
+        after = page.last
+        if not after or time.monotonic() - begun > _LOOK_SECONDS:
+            return Probe("", after, looked)
 
 
 def sweep_all(services: Services, billing: Billing, *, list_keys: bool) -> Report:

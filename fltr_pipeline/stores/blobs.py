@@ -80,6 +80,21 @@ class BlobStore:
                 self._fs.pipe_file(self._path(key), data)
         return key
 
+    def copy(self, key: str, dataset_id: str) -> str:
+        """Copy a document's blob to the same document of another dataset, and return the copy's key.
+
+        Raises:
+            NotFound: there is none of this key.
+        """
+        _, document_id, filename = _checked_key(key).split("/")
+        target = f"{_folder(dataset_id, document_id)}/{filename}"
+        with self._translated(key):
+            if self._is_local:
+                self._put_local(target, Path(self._path(key)))
+            else:
+                self._fs.copy(self._path(key), self._path(target))
+        return target
+
     def read(self, key: str) -> bytes:
         """The bytes of a blob.
 

@@ -44,6 +44,10 @@ class Story(workers.Scene):
     failed: frozenset[str] = frozenset()
     waiting: frozenset[str] = frozenset()
     """Files whose document fails, or awaits credits, in the end."""
+    ownerless: frozenset[str] = frozenset()
+    """Files whose dataset's owner is gone: they are `ready` for ever, and search does not show them."""
+    receipts: Mapping[str, int] = field(default_factory=dict)
+    """Documents whose vectors are verified to be gone in the end, by what was deleted."""
 
 
 Work = Callable[[Story, Hands], object]
@@ -206,20 +210,44 @@ def decided_and_edited(site: Site) -> Story:
 def document_deleted(site: Site) -> Story:
     story = ready(site)
     site.world.change("DELETE FROM documents WHERE filename = %s", A)
-    return replace(story, texts={B: _FILES[B]}, before={B: _FILES[B]})
+    return replace(story, texts={B: _FILES[B]}, before={B: _FILES[B]}, receipts={"document": 1})
 
 
 def document_deleted_at_work(site: Site) -> Story:
     """While it was embedded."""
     story = embedded_in_part(site)
     site.world.change("DELETE FROM documents WHERE filename = %s", A)
-    return replace(story, texts={B: _FILES[B]}, before={B: _FILES[B]})
+    return replace(story, texts={B: _FILES[B]}, before={B: _FILES[B]}, receipts={"document": 1})
 
 
 def dataset_deleted(site: Site) -> Story:
     story = ready(site)
     site.world.change("DELETE FROM datasets WHERE id = %s", story.dataset.id)
-    return replace(story, texts={}, before={})
+    return replace(story, texts={}, before={}, receipts={"dataset": 2})
+
+
+def user_deleted(site: Site) -> Story:
+    """And with them, in `fltr_auth`, all that they had there. The rows in `public` stay."""
+    story = ready(site)
+    site.world.change_auth("DELETE FROM users WHERE id = %s", story.payer.user_id)
+    return replace(story, texts={}, before={}, ownerless=frozenset(_FILES), receipts={"owner": 2})
+
+
+def document_moved(site: Site) -> Story:
+    """To another dataset of the same customer, who has another file there."""
+    story = ready(site)
+    target = site.world.dataset(story.payer, "target")
+    runs.upload(site.hands, target, B, _FILES[B].encode())
+    runs.run(site.hands, target)
+    site.world.change("UPDATE documents SET dataset_id = %s WHERE filename = %s", target.id, A)
+    return replace(story, dataset=target, before={B: _FILES[B]})
+
+
+def document_that_moved(site: Site) -> Story:
+    """As `document_moved`, and it is queued there."""
+    story = document_moved(site)
+    runs.reconcile(site.hands)
+    return story
 
 
 def vectors_lost(site: Site) -> Story:
@@ -253,6 +281,9 @@ _ALL = (
     PathOperation("sweep of a deleted document", document_deleted, reconcile, others=run),
     PathOperation("sweep of a document deleted at work", document_deleted_at_work, reconcile, others=run),
     PathOperation("sweep of a deleted dataset", dataset_deleted, reconcile, others=run),
+    PathOperation("sweep of a deleted user's dataset", user_deleted, reconcile, others=run),
+    PathOperation("sweep of a moved document", document_moved, reconcile, others=run),
+    PathOperation("run on a moved document", document_that_moved, run),
     PathOperation("sweep of lost vectors", vectors_lost, reconcile, others=run, drifted=True),
     PathOperation("sweep of orphan vectors", vectors_orphaned, reconcile, others=run, drifted=True),
 )

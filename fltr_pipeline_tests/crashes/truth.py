@@ -20,7 +20,8 @@ _HITS = 8
 _DOCUMENTS = """
     SELECT d.id::text, d.filename, d.status, d.content, p.stage, p.lease_until IS NOT NULL, p.live_generation,
            p.generation, coalesce(array_agg(j.status ORDER BY j.created_at, j.updated_at)
-                                  FILTER (WHERE j.id IS NOT NULL), '{}')
+                                  FILTER (WHERE j.id IS NOT NULL), '{}'),
+           coalesce(p.error_code = 'payer_gone', false)
     FROM documents d LEFT JOIN pipeline.documents p ON p.document_id = d.id::text
     LEFT JOIN processing_jobs j ON j.document_id = d.id
     WHERE d.dataset_id = %s GROUP BY d.id, p.document_id ORDER BY d.filename
@@ -57,6 +58,8 @@ class Seen:
     live: int | None
     generation: int | None
     jobs: Sequence[str]
+    ownerless: bool
+    """It was taken out of search because its dataset's owner is gone."""
     chunks: Mapping[str, str]
     """Key → text, of the live generation."""
     broken: Sequence[str]
@@ -111,12 +114,22 @@ def unfinished(world: World, dataset: Dataset) -> Iterator[str]:
         open_jobs = [j for j in seen.jobs if j not in {"completed", "failed", "canceled"}]
         if len(open_jobs) > (seen.status == "awaiting_credits"):
             yield f"{seen.filename}: jobs {seen.jobs}"
-        if (seen.live is not None) != (seen.jobs.count("completed") > 0):
+        if (seen.live is not None) != (seen.jobs.count("completed") > 0 and not seen.ownerless):
             yield f"{seen.filename}: generation {seen.live} is live, jobs {seen.jobs}"
         yield from seen.broken
     for what, query in _LEFT.items():
         if (left := world.rows(query, dataset.id)) != [(0,)]:
             yield f"{left} {what}"
+
+
+def receipts(world: World, expected: Mapping[str, int]) -> Iterator[str]:
+    """How the receipts of deletions differ from `expected`: documents by what was deleted, each of them once."""
+    rows = world.rows("SELECT cause, count(*), count(verified_at), min(vectors) FROM pipeline.deletions GROUP BY 1")
+    for cause, documents, verified, least in rows:
+        if (documents, verified) != (expected.get(cause), documents) or not least:
+            yield f"{documents} deletions ({cause}), {verified} verified, {least} vectors at least"
+    if missing := expected.keys() - {row[0] for row in rows}:
+        yield f"no deletions: {missing}"
 
 
 def drift(world: World, dataset: Dataset, rows: Sequence[Mapping[str, str]]) -> Iterator[str]:

@@ -75,6 +75,26 @@ def test_one_run_for_a_dataset_whatever_is_ticked_while_it_is_in_flight(
     assert sorted(launched(tick(instance))) == sorted([dataset.id, other.id])
 
 
+def test_drift_is_told_by_one_failed_run_and_then_by_the_ticks_until_it_is_gone(
+    world: World, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensors, "_PAUSE", timedelta(0))
+    dataset, other = world.dataset(world.user()), world.dataset(world.user())
+    world.upload(dataset, {"a.txt": b"text"})
+    world.change("CREATE TABLE users (id text)")
+    assert launched(tick(instance)) == [dataset.id]
+    run_id = in_flight(instance, dataset.id, dg.DagsterRunStatus.STARTED)
+    instance.report_run_failed(instance.get_run_by_id(run_id))  # type: ignore[arg-type]
+    world.upload(other, {"b.txt": b"text"})
+    for _ in range(2):
+        skipped = tick(instance)
+        assert isinstance(skipped, dg.SkipReason)
+        for words in ("2 documents wait", "ingest is blocked", "users: expected no such table", "db verify"):
+            assert words in str(skipped.skip_message)
+    world.change("DROP TABLE users")
+    assert sorted(launched(tick(instance))) == sorted([dataset.id, other.id])
+
+
 def test_backfills_and_runs_by_hand_keep_no_upload_waiting(world: World, instance: dg.DagsterInstance) -> None:
     dataset = world.dataset(world.user())
     world.upload(dataset, {"a.txt": b"text"})

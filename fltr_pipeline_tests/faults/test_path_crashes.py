@@ -89,7 +89,7 @@ def measure(site: Site, name: str) -> Undisturbed:
         assert operation.leaves or runs.reconcile(site.hands).nothing
         settle_down(site, operation, story)
         assert wrong(site, story) == []
-        return Undisturbed(tuple(outcome.steps), Books.of(site.world, story.payer).net, jobs_of(site, story))
+        return Undisturbed(tuple(outcome.steps), spent(site, story), jobs_of(site, story))
     finally:
         site.world.empty()
 
@@ -109,14 +109,26 @@ def wrong(site: Site, story: Story) -> list[str]:
     world, dataset = site.world, story.dataset
     found = [*truth.unfinished(world, dataset), *truth.drift(world, dataset, world.vectors(dataset))]
     expected = dict.fromkeys(story.texts, "ready") | dict.fromkeys(story.failed, "failed")
-    expected |= dict.fromkeys(story.waiting, "awaiting_credits")
+    expected |= dict.fromkeys(story.waiting, "awaiting_credits") | dict.fromkeys(story.ownerless, "ready")
     if (statuses := world.statuses(dataset)) != expected:
         found.append(f"documents are {statuses}, should be {expected}")
     if (searchable := truth.searchable(site.hands.services, world, dataset)) != story.texts:
         found.append(f"searchable are {searchable}, should be {story.texts}")
-    found += Books.of(world, story.payer).wrong(opening=0)
+    found += truth.receipts(world, story.receipts)
+    found += left_of(site, story) if story.ownerless else Books.of(world, story.payer).wrong(opening=0)
     audit = audit_ledger(site.hands.services.fltr, site.hands.services.ledger, overdue=timedelta(0))
     return found + [str(f) for f in audit.findings]
+
+
+def left_of(site: Site, story: Story) -> list[str]:
+    """What the ledger has of a user who is gone."""
+    rows = site.world.auth_rows("SELECT id FROM credit_transactions WHERE user_id = %s", story.payer.user_id)
+    return [f"row {row_id} of a user who is gone" for (row_id,) in rows]
+
+
+def spent(site: Site, story: Story) -> int:
+    """What all of the customer's work cost; nobody knows where they are gone."""
+    return 0 if story.ownerless else Books.of(site.world, story.payer).net
 
 
 def out_of_sight(site: Site, story: Story) -> list[str]:
@@ -197,6 +209,6 @@ def test_a_death_on_the_way_loses_nothing(
         settle_down(site, operation, story)
         assert wrong(site, story) == []
         assert surplus(jobs_of(site, story), expected.jobs) == []
-        assert Books.of(site.world, story.payer).net == expected.charged
+        assert spent(site, story) == expected.charged
     finally:
         site.world.empty()

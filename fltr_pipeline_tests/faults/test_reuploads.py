@@ -188,6 +188,7 @@ def points_of(desk: Desk, before: str | None, first: str) -> int:
 SCENES = {
     "a first version, replaced in the middle": (None, "A", "B"),
     "a first version, uploaded twice": (None, "A", "A"),
+    "an edit, uploaded twice": ("A", "B", "B"),
     "an edit, taken back in the middle": ("A", "B", "A"),
     "an edit, edited again in the middle": ("A", "B", "C"),
     "the same again, edited in the middle": ("A", "A", "B"),
@@ -214,6 +215,8 @@ def test_an_upload_at_any_point_of_the_work_wins(desk: Desk, scene: str) -> None
         charged = desk.world.statement(payer).charged - spent
         if before == then and len(desk.published) == published + 1:
             assert charged <= 2, "what is searchable already costs nothing: only the edit was begun"
+        if first == then:
+            assert charged == 2, "the same bytes again are the same work"
         assert charged <= 4
 
 

@@ -57,6 +57,18 @@ def test_a_second_put_replaces_the_first(blobs: BlobStore) -> None:
     assert blobs.digest(key) == (hashlib.sha256(b"second").hexdigest(), 6)
 
 
+def test_a_copy_for_another_dataset_leaves_the_blob_where_it_was(blobs: BlobStore) -> None:
+    key = blobs.put("ds", "doc", "a b#1.txt", b"text")
+    copied = blobs.copy(key, "other")
+    assert copied == "other" + key.removeprefix("ds")
+    assert blobs.locate("other", "doc") == Blob(copied, 4)
+    assert blobs.read(copied) == blobs.read(key) == b"text"
+    with pytest.raises(NotFound):
+        blobs.copy("ds/doc/none.txt", "other")
+    with pytest.raises(InvalidValue):
+        blobs.copy(key, "../elsewhere")
+
+
 def test_deleting_a_document_leaves_the_others_and_can_be_repeated(blobs: BlobStore) -> None:
     gone = blobs.put("ds", "doc", "a.txt", b"1")
     kept = blobs.put("ds", "doc2", "a.txt", b"2")

@@ -344,6 +344,7 @@ def test_without_milvus_the_books_are_closed_all_the_same_and_no_receipt_is_give
 @pytest.fixture
 def probe(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], sweeper.Probe]:
     monkeypatch.setattr(deletion, "PAGE", 1)
+    monkeypatch.setattr(sweeper, "_LOOK_SECONDS", 0.0)
     return lambda after: sweeper.probe(world.services, after)
 
 
@@ -352,11 +353,18 @@ def test_the_probe_looks_at_all_documents_in_turn(
 ) -> None:
     first, second = sorted([document(world, "treaty.txt"), document(world, "bread.txt")])
     world.change("DELETE FROM documents WHERE id = %s", second)
-    assert probe("") == sweeper.Probe("", first)
+    assert probe("") == sweeper.Probe("", first, 1)
     assert "deleted" in probe(first).found
-    assert probe(second) == sweeper.Probe("", "")
+    assert probe(second) == sweeper.Probe("", "", 0)
     world.sweep_all(list_keys=False)
-    assert probe(first) == sweeper.Probe("", "")
+    assert probe(first) == sweeper.Probe("", "", 0)
+
+
+def test_the_probe_looks_on_while_there_is_time(
+    world: World, books: Dataset, probe: Callable[[str], sweeper.Probe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeper, "_LOOK_SECONDS", 60.0)
+    assert probe("") == sweeper.Probe("", "", 2)
 
 
 @pytest.mark.parametrize("what", ["dataset", "user", "retired key"])

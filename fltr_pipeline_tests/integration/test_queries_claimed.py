@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from fltr_pipeline.models import Stage
 from fltr_pipeline.stores.fltr import claims
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
+from fltr_pipeline.stores.fltr.jobs import close_jobs, insert_jobs
 from fltr_pipeline_tests.queries import Fltr
 
 # --- fenced writes ----------------------------------------------------------------------------------------------------
@@ -132,8 +133,8 @@ def test_insert_jobs_makes_a_job_per_document_and_remembers_it(fltr: Fltr) -> No
     documents = fltr.upload(dataset, "a", "b")
     fltr.claim(dataset)
     with fltr.transaction() as tx:
-        assert claims.insert_jobs(tx, [], "queued") == {}
-        jobs = claims.insert_jobs(tx, documents, "queued")
+        assert insert_jobs(tx, [], "queued") == {}
+        jobs = insert_jobs(tx, documents, "queued")
     assert {d: fltr.state(d, "job_id") for d in documents} == {d: (jobs[d],) for d in documents}
     assert fltr.rows("SELECT status FROM processing_jobs WHERE id = :j", j=jobs[documents[0]]) == [("queued",)]
 
@@ -145,8 +146,8 @@ def test_close_jobs_ends_open_jobs_and_only_those(fltr: Fltr) -> None:
     for job, status in zip(jobs, ("queued", "indexed", "completed"), strict=True):
         fltr.change("UPDATE processing_jobs SET status = :s WHERE id = :j", s=status, j=job)
     with fltr.transaction() as tx:
-        claims.close_jobs(tx, [], "failed")
-        claims.close_jobs(tx, [*jobs, str(uuid.uuid4())], "canceled")
+        close_jobs(tx, [], "failed")
+        close_jobs(tx, [*jobs, str(uuid.uuid4())], "canceled")
     assert [fltr.jobs(d) for d in documents] == [["canceled"], ["canceled"], ["completed"]]
 
 

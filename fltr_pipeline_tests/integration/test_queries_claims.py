@@ -1,14 +1,15 @@
 """Claims: who gets which document. Each test runs with text and with uuid ids."""
 
 import threading
+import time
 import uuid
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
-from fltr_pipeline.models import Stage
-from fltr_pipeline.stores.fltr import claims, datasets
+from fltr_pipeline.models import ReprocessMode, Stage
+from fltr_pipeline.stores.fltr import claims, datasets, requeue
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline_tests.queries import Fltr
@@ -309,3 +310,34 @@ def test_a_document_that_its_uploader_is_writing_is_left_for_the_next_claim(fltr
         datasets.upload(uploader, dataset.id, [(busy, "busy")])
         assert names(fltr.claim(dataset)) == ["free"]
     assert names(fltr.claim(dataset)) == ["busy"]
+
+
+def test_a_reprocessing_locks_in_the_order_of_ids_as_all_do(fltr: Fltr) -> None:
+    """Else it and whoever notes lost vectors of the same documents (`manifest.lose`) wait for each other."""
+    dataset = fltr.dataset()
+    first, *others = sorted(fltr.upload(dataset, *"abcdefgh"))
+    fltr.publish(dataset, "alpha")
+    for status in ("uploaded", "ready"):  # its row is the last now: that of a changed index can't stay where it was
+        fltr.change("UPDATE documents SET status = :s WHERE id = :d", s=status, d=first)
+
+    def reprocess() -> None:
+        with fltr.transaction() as tx:
+            tx.execute(text("SET LOCAL enable_indexscan = off"))  # a plan that reads the rows as they are stored
+            requeue.requeue(
+                tx, dataset.id, ReprocessMode.stale,
+                fingerprint="new", extractor="extractor-1", tried_with="t", billable=False,
+            )  # fmt: skip
+
+    locked = "SELECT document_id FROM pipeline.documents WHERE document_id = :d FOR UPDATE"
+    free = "SELECT document_id FROM pipeline.documents ORDER BY document_id FOR UPDATE SKIP LOCKED"
+    asked = threading.Thread(target=reprocess)
+    with fltr.transaction() as tx:
+        tx.execute(text(locked), {"d": first})
+        asked.start()
+        deadline = time.monotonic() + 30
+        while fltr.one("SELECT count(*) FROM pg_locks WHERE NOT granted") == (0,):
+            assert time.monotonic() < deadline, "nobody waits"
+            time.sleep(0.01)
+        assert [i for (i,) in fltr.rows(free)] == others
+    asked.join()
+    assert fltr.one("SELECT count(*) FROM pipeline.documents WHERE stage = 'extract'") == (8,)

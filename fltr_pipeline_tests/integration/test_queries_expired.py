@@ -277,7 +277,7 @@ def test_what_was_delivered_is_the_same_before_and_after_it_is_published(fltr: F
     _, (first,) = uploaded(fltr)
     claim = embedded(fltr, first, "flour water salt")
     key = (claim.document_id, claim.generation)
-    wanted = {key: Delivered("text", pages=1, characters=16, fresh_tokens=6)}
+    wanted = {key: Delivered("text", pages=1, characters=16, fresh_tokens=6, ocr_pages=0)}
     with fltr.transaction() as tx:
         assert expired.delivered(tx, [key, (claim.document_id, 7), (str(uuid.uuid4()), 1)]) == wanted
         generations.publish(tx, [claim])
@@ -289,5 +289,8 @@ def test_what_was_delivered_is_the_same_before_and_after_it_is_published(fltr: F
 def test_what_is_only_staged_has_embedded_nothing(fltr: Fltr) -> None:
     _, (claim,) = uploaded(fltr)
     fltr.stage_text(claim, "flour", pages=3)
+    fltr.change("UPDATE pipeline.generations SET ocr_pages = '{2,3}'")
     with fltr.transaction() as tx:
-        assert expired.delivered(tx, [(claim.document_id, 1)]) == {(claim.document_id, 1): Delivered("text", 3, 5, 0)}
+        assert expired.delivered(tx, [(claim.document_id, 1)]) == {
+            (claim.document_id, 1): Delivered("text", 3, 5, 0, ocr_pages=2)
+        }

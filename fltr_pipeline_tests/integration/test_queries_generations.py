@@ -1,6 +1,7 @@
 """Generations and the manifest: what a version is made of, and when it is the live one."""
 
 import uuid
+from dataclasses import replace
 from hashlib import md5, sha256
 
 import pytest
@@ -8,7 +9,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from fltr_pipeline.models import Stage
-from fltr_pipeline.stores.fltr import generations, manifest
+from fltr_pipeline.stores.fltr import claims, generations, manifest, texts
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.stores.fltr.generations import FreshChunk, PlannedChunk
@@ -183,18 +184,48 @@ def test_what_was_not_decided_is_not_published(fltr: Fltr) -> None:
     assert fltr.rows("SELECT content FROM documents") == [(None,)]
 
 
-def test_work_on_an_old_input_is_dropped_and_its_vectors_are_named_for_the_sweep(fltr: Fltr) -> None:
+def test_work_on_an_old_input_is_not_published_but_kept_for_the_next_claim_which_may_be_of_the_same_bytes(
+    fltr: Fltr,
+) -> None:
     dataset, claim = planned(fltr, "alpha")
     mine = [c.key for c in assigned(fltr, claim)]
     fltr.upload_anew(dataset, claim.document_id)
     with fltr.transaction() as tx:
         generations.decide(tx, [claim])
         assert generations.publish(tx, [claim]) == set()
-    assert retired(fltr, dataset) == mine
     assert fltr.rows("SELECT content FROM documents") == [(None,)]
     assert fltr.jobs(claim.document_id) == ["canceled"]
     assert fltr.state(claim.document_id, "stage, live_generation") == (None, None)
+    assert retired(fltr, dataset) == []
+    (again,) = fltr.claim(dataset)
+    assert (again.generation, again.billable) == (claim.generation, True)
+    with fltr.transaction() as tx:
+        generations.discard_others(tx, [claim.document_id])
+        assert texts.staged_sources(tx, [again]).keys() == {claim.document_id}
+        assert claims.renew(tx, [claim]) == []  # its fence is lost
+        (renewed,) = claims.renew(tx, [again])
+        assert renewed == replace(again, generation=claim.generation + 1)
+        assert texts.staged_sources(tx, [renewed]) == {}
+        generations.discard_others(tx, [claim.document_id])
+    assert retired(fltr, dataset) == mine
     assert fltr.rows("SELECT * FROM pipeline.generations") == fltr.rows("SELECT * FROM pipeline.chunks") == []
+
+
+def test_a_new_input_is_a_new_generation_where_nothing_is_staged_or_the_attempt_before_was_free_or_elsewhere(
+    fltr: Fltr,
+) -> None:
+    for what in ("nothing staged", "free", "elsewhere"):
+        dataset, claim = planned(fltr, "alpha")
+        if what == "nothing staged":
+            fltr.change("DELETE FROM pipeline.generations WHERE document_id = :d", d=claim.document_id)
+        elif what == "free":
+            fltr.change("UPDATE pipeline.documents SET billable = false WHERE document_id = :d", d=claim.document_id)
+        else:
+            dataset = fltr.dataset("other")
+            fltr.change("UPDATE documents SET dataset_id = :s WHERE id = :d", s=dataset.id, d=claim.document_id)
+        fltr.upload_anew(dataset, claim.document_id)
+        (again,) = fltr.claim(dataset)
+        assert (again.generation, again.billable) == (claim.generation + 1, True), what
 
 
 def test_a_rename_meanwhile_does_not_hold_a_document_back(fltr: Fltr) -> None:

@@ -8,7 +8,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -23,7 +23,9 @@ from fltr_pipeline.stores.fltr import (
     deleted,
     expired,
     generations,
+    jobs,
     manifest,
+    moved,
     quarantine,
     requeue,
     texts,
@@ -117,6 +119,15 @@ class Large:
         return tx.execute(
             text("DELETE FROM public.documents WHERE id = ANY(:ids)"), {"ids": id_array(self.ids)}
         ).rowcount
+
+    def move(self, tx: Connection) -> int:
+        """What the application does to the fifteen, too."""
+        values = "dataset_id = (SELECT dataset_id FROM public.documents ORDER BY id DESC LIMIT 1)"
+        statement = text(f"UPDATE public.documents SET {values} WHERE id = ANY(:ids)")
+        return tx.execute(statement, {"ids": id_array(self.ids)}).rowcount
+
+    def free_claims(self) -> list[Claim]:
+        return [replace(c, billable=False) for c in self.claims(2)]
 
     def claims(self, kind: int) -> list[Claim]:
         query = "SELECT document_id, fence, job_id FROM pipeline.documents WHERE document_id = md5(:n)::uuid::text"
@@ -226,6 +237,7 @@ CLAIMS: dict[str, tuple[set[str], Call]] = {
     "claim parked": ({"documents_by_stage", "processing_jobs_pkey"}, claiming(Stage.PLAN)),
     "advance": ({"documents_pkey"}, lambda large, tx: claims.advance(tx, large.claims(2), Stage.EMBED)),
     "waiting_at": (set(), lambda large, tx: datasets.waiting_at(tx, large.dataset.id, Stage.PLAN)),
+    "renew": ({"documents_pkey"}, lambda large, tx: claims.renew(tx, large.claims(2))),
     "refence": (set(), lambda large, tx: claims.refence(tx, large.claims(2))),
     "retry_later": (set(), lambda large, tx: claims.retry_later(tx, large.claims(2), "later")),
     "fail": (
@@ -263,6 +275,7 @@ CLAIMS: dict[str, tuple[set[str], Call]] = {
 
 GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "live_sources": ({"generations_pkey"}, lambda large, tx: texts.live_sources(tx, large.ids)),
+    "staged_sources": ({"generations_pkey"}, lambda large, tx: texts.staged_sources(tx, large.claims(1))),
     "reuse_texts": ({"generations_pkey"}, lambda large, tx: texts.reuse_texts(tx, large.claims(10))),
     "unreadable": ({"documents_pkey"}, lambda large, tx: texts.unreadable(tx, large.claims(1), "e")),
     "stage_texts": ({"documents_pkey"}, lambda large, tx: texts.stage_texts(tx, [staged(large.claims(1)[0], "a")])),
@@ -400,6 +413,12 @@ DELETED: dict[str, tuple[set[str], Call]] = {
         {"retired_keys_by_document"}, lambda large, tx: (deleted.withdraw(tx, large.ids, "gone"), deleted.verify(tx))
     ),
     "deleted.overdue": ({"retired_keys_by_age"}, lambda _, tx: deleted.overdue(tx, age=60)),
+    "among": ({"documents_pkey"}, lambda large, tx: moved.among(tx, large.ids)),
+    "follow": (
+        {"documents_pkey", "generations_pkey", "processing_jobs_pkey"},
+        lambda large, tx: [large.move(tx), moved.follow(tx, moved.among(tx, large.ids))],
+    ),
+    "sources": ({"generations_pkey", "chunks_pkey"}, lambda large, tx: moved.sources(tx, large.free_claims())),
     "lost": ({"chunks_by_key"}, lambda _, tx: requeue.lost(tx, "", 100, tried_with="t")),
     "repair": ({"documents_pkey", "generations_pkey"}, lambda large, tx: requeue.repair(tx, large.ids)),
     "make_free": ({"documents_pkey"}, lambda large, tx: requeue.make_free(tx, large.claims(2))),
@@ -456,14 +475,16 @@ def test_every_named_query_on_documents_has_a_plan_here() -> None:
             datasets,
             charges,
             expired,
+            jobs,
             requeue,
             deleted,
+            moved,
             quarantine,
         )
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     }
-    within = {"insert_jobs", "close_jobs", "lock_documents"}  # called by the others
+    within = {"insert_jobs", "start_jobs", "close_jobs", "lock_documents"}  # called by the others
     # Datasets are few.
     small = {"get", "every", "create", "mark_set_up", "is_set_up", "gone_datasets", "forget_datasets"}
     whole = {"counts_of_all", "backfill_candidates", "payers_of_pots"}

@@ -89,7 +89,7 @@ def test_what_is_deleted_is_out_of_search_at_once(world: World, books: Dataset, 
     assert found(world, books) == ([BREAD] if what == "owner's balance" else [])
 
 
-def test_a_document_that_was_moved_is_found_in_neither_dataset_until_it_is_uploaded_anew(
+def test_a_document_that_was_moved_is_found_in_neither_dataset_until_a_pass_has_queued_it(
     world: World, books: Dataset
 ) -> None:
     other = world.dataset(world.user(), "other")

@@ -187,6 +187,16 @@ def test_what_is_inserted_is_present_at_once_and_what_is_deleted_is_gone_at_once
     assert set(dense(store, "ds", 1, 0, 0, 0, k=100)) == left
 
 
+def test_a_vector_comes_back_as_it_was_inserted_and_can_be_inserted_again(store: VectorStore) -> None:
+    vectors = {f"k{n}": (math.cos(n), math.sin(n), 0.1, -1 / 3) for n in range(5)}
+    store.insert([row(key, vector=vector) for key, vector in vectors.items()])
+    found = store.vectors([*vectors, "never-there"])
+    assert {key: pytest.approx(vector) for key, vector in vectors.items()} == found
+    store.insert([row(f"of-{key}", "other", vector=tuple(vector)) for key, vector in found.items()])
+    assert store.vectors([f"of-{key}" for key in vectors]) == {f"of-{key}": found[key] for key in vectors}
+    assert store.vectors([]) == {}
+
+
 def test_datasets_do_not_see_each_other(store: VectorStore) -> None:
     store.insert([row(f"a{n}", "ds-a", text="fox") for n in range(5)] + [row("b", "ds-b", text="fox")])
     assert set(dense(store, "ds-a", 1, 0, 0, 0)) == {f"a{n}" for n in range(5)}

@@ -1,9 +1,8 @@
 """Claims: who works on which document, and how a document leaves a worker's hands.
 
-Belongs here: fence, lease, stage, status, job. Does not: text, chunks (generations) or amounts (charges).
+Belongs here: fence, lease, stage, status. Does not: jobs, text and chunks (generations), amounts (charges).
 """
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ from sqlalchemy import Connection, RowMapping, TextClause, text
 
 from fltr_pipeline.models import Stage
 from fltr_pipeline.stores.database import id_array, recordset
+from fltr_pipeline.stores.fltr.jobs import close_jobs, insert_jobs, start_jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,8 @@ _LOCK_UPLOADED = text("""
 """)
 
 # A new input is a new generation; the same input claimed again (its worker died before it got anywhere) is not, unless
-# its charges are those of a redo that was free. One that was deleted and comes back goes on after its charges: neither
+# its charges are those of a redo that was free. Where an attempt has staged a text, extraction, which sees the bytes,
+# says whether the input is new (`renew`). One that was deleted and comes back goes on after its charges: neither
 # they nor its keys are used twice. In another dataset nobody finds the vectors of this one: all are made anew.
 _TAKE_UPLOADED = text("""
     WITH input AS (
@@ -81,8 +82,12 @@ _TAKE_UPLOADED = text("""
     ORDER BY r.document_id
     ON CONFLICT (document_id) DO UPDATE SET
         dataset_id = excluded.dataset_id, input_version = excluded.input_version,
-        generation = p.generation + (p.stage IS NULL OR p.input_version <> excluded.input_version
-                                     OR NOT p.billable)::int,
+        generation = p.generation + CASE
+            WHEN p.billable AND p.dataset_id = excluded.dataset_id
+                 AND EXISTS (SELECT FROM pipeline.generations g WHERE g.document_id = p.document_id
+                                                                  AND g.generation = p.generation AND g.state <> 'live')
+            THEN 0
+            ELSE (p.stage IS NULL OR p.input_version <> excluded.input_version OR NOT p.billable)::int END,
         live_generation = CASE WHEN p.dataset_id = excluded.dataset_id THEN p.live_generation END,
         api_key_id = CASE WHEN p.input_version = excluded.input_version
                           THEN coalesce(excluded.api_key_id, p.api_key_id) ELSE excluded.api_key_id END,
@@ -146,27 +151,6 @@ _DEQUEUE = text("""
     WHERE document_id = ANY(:ids) AND (lease_until IS NULL OR lease_until < now())
 """)
 
-_CLOSE_JOBS = text("""
-    UPDATE public.processing_jobs SET status = :status, updated_at = now()
-    WHERE id = ANY(:ids) AND status IN ('queued', 'running', 'indexed')
-""")
-
-_START_JOBS = text(
-    "UPDATE public.processing_jobs SET status = 'running', updated_at = now() "
-    "WHERE id = ANY(:ids) AND status = 'queued'"
-)
-
-_INSERT_JOBS = text("""
-    INSERT INTO public.processing_jobs (id, document_id, status, created_at, updated_at)
-    SELECT r.id, r.document_id, :status, now(), now()
-    FROM json_populate_recordset(NULL::public.processing_jobs, :rows) AS r
-""")
-
-_SET_JOBS = text("""
-    UPDATE pipeline.documents p SET job_id = r.id
-    FROM json_to_recordset(:rows) AS r(id text, document_id text) WHERE p.document_id = r.document_id
-""")
-
 # `updated_at` is the uploader's: with the status `uploaded` it is the input version, so no write of ours touches it.
 _SET_STATUS = text("UPDATE public.documents SET status = :status WHERE id = ANY(:ids) AND status = ANY(:before)")
 
@@ -176,6 +160,14 @@ _ADVANCE = text("""
     FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
     WHERE p.document_id = r.document_id AND p.fence = r.fence
     RETURNING p.document_id
+""")
+
+# Primary key.
+_RENEW = text("""
+    UPDATE pipeline.documents p SET generation = p.generation + 1
+    FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
+    WHERE p.document_id = r.document_id AND p.fence = r.fence
+    RETURNING p.document_id, p.generation
 """)
 
 _REFENCE = text("""
@@ -310,7 +302,7 @@ def _claim_parked(tx: Connection, parked: TextClause, parameters: Mapping[str, o
     close_jobs(tx, [states[i]["job_id"] for i in over if states[i]["job_id"]], "failed")
     jobs = insert_jobs(tx, over, "running")
     kept = {i: s["job_id"] for i, s in states.items() if i not in jobs}
-    tx.execute(_START_JOBS, {"ids": id_array(kept.values())})
+    start_jobs(tx, list(kept.values()))
     tx.execute(
         _SET_STATUS, {"ids": id_array(states), "status": "processing", "before": ["uploaded", "awaiting_credits"]}
     )
@@ -326,21 +318,6 @@ def _claim(document_id: str, dataset_id: str, filename: str, state: RowMapping, 
     )  # fmt: skip
 
 
-def insert_jobs(tx: Connection, document_ids: Sequence[str], status: str) -> dict[str, str]:
-    """A new job row per document; returns document id → job id."""
-    rows = [{"id": str(uuid.uuid4()), "document_id": i} for i in document_ids]
-    if rows:
-        tx.execute(_INSERT_JOBS, {"rows": recordset(rows), "status": status})
-        tx.execute(_SET_JOBS, {"rows": recordset(rows)})
-    return {r["document_id"]: r["id"] for r in rows}
-
-
-def close_jobs(tx: Connection, job_ids: Sequence[str], status: str) -> None:
-    """End the jobs that are still open."""
-    if job_ids:
-        tx.execute(_CLOSE_JOBS, {"ids": id_array(job_ids), "status": status})
-
-
 def _fenced(claims: Sequence[Claim]) -> str:
     return recordset(
         {"document_id": c.document_id, "fence": c.fence} for c in sorted(claims, key=lambda c: c.document_id)
@@ -350,6 +327,12 @@ def _fenced(claims: Sequence[Claim]) -> str:
 def advance(tx: Connection, claims: Sequence[Claim], stage: Stage) -> set[str]:
     """Park the documents at their next stage, for any worker to take."""
     return set(tx.execute(_ADVANCE, {"rows": _fenced(claims), "stage": stage.value}).scalars())
+
+
+def renew(tx: Connection, claims: Sequence[Claim]) -> list[Claim]:
+    """Claim as a new generation what turns out to be another input than the attempt before was for."""
+    made = {r.document_id: r.generation for r in tx.execute(_RENEW, {"rows": _fenced(claims)})}
+    return [replace(c, generation=made[c.document_id]) for c in claims if c.document_id in made]
 
 
 def refence(tx: Connection, claims: Sequence[Claim]) -> list[Claim]:

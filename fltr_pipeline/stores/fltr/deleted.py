@@ -13,7 +13,8 @@ from datetime import datetime
 from sqlalchemy import Connection, text
 
 from fltr_pipeline.stores.database import id_array
-from fltr_pipeline.stores.fltr.claims import close_jobs, lock_documents
+from fltr_pipeline.stores.fltr.claims import lock_documents
+from fltr_pipeline.stores.fltr.jobs import close_jobs
 
 OWNER_GONE = "payer_gone"
 """Code of a failure: nobody is left to pay."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from fltr_pipeline.stores.database import id_array, recordset
-from fltr_pipeline.stores.fltr.claims import Claim, close_jobs
+from fltr_pipeline.stores.fltr.claims import Claim
+from fltr_pipeline.stores.fltr.jobs import close_jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Delivered:
     pages: int
     characters: int
     fresh_tokens: int
+    ocr_pages: int
 
 
 # Index: pipeline.documents_leased, then pipeline.charges_open. What awaits credits has no hold: it was refused. A sweep
@@ -61,7 +63,7 @@ _TAKE = text("""
 # The primary key's first columns. A generation's text moves to `content` when it is published.
 _DELIVERED = text("""
     SELECT g.document_id, g.generation, g.kind, g.pages, coalesce(g.fresh_tokens, 0) AS fresh_tokens,
-           coalesce(length(g.text), length(d.content), 0) AS characters
+           coalesce(length(g.text), length(d.content), 0) AS characters, cardinality(g.ocr_pages) AS ocr_pages
     FROM pipeline.generations g
     JOIN json_to_recordset(:rows) AS r(document_id text, generation int) USING (document_id, generation)
     LEFT JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = g.document_id
@@ -103,7 +105,10 @@ def delivered(tx: Connection, wanted: Sequence[tuple[str, int]]) -> dict[tuple[s
     """What the work on these (document, generation)s came to, of those that still are there."""
     rows = recordset({"document_id": i, "generation": n} for i, n in wanted)
     found = tx.execute(_DELIVERED, {"rows": rows, "ids": id_array(i for i, _ in wanted)})
-    return {(r.document_id, r.generation): Delivered(r.kind, r.pages, r.characters, r.fresh_tokens) for r in found}
+    return {
+        (r.document_id, r.generation): Delivered(r.kind, r.pages, r.characters, r.fresh_tokens, r.ocr_pages)
+        for r in found
+    }
 
 
 def deliverable(tx: Connection, document_ids: Sequence[str]) -> set[str]:

@@ -3,13 +3,14 @@
 Belongs here: staged text, the chunk manifest, the decision, publishing, retired keys. Does not: who may do it (claims).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
 from fltr_pipeline.stores.database import id_array, recordset
-from fltr_pipeline.stores.fltr.claims import Claim, close_jobs, lock_documents
+from fltr_pipeline.stores.fltr.claims import Claim, lock_documents
+from fltr_pipeline.stores.fltr.jobs import close_jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,10 +350,10 @@ def decide(tx: Connection, claims: Sequence[Claim]) -> set[str]:
 def publish(tx: Connection, claims: Sequence[Claim]) -> set[str]:
     """Make the claimed generations live: content, status, job and manifest in one transaction.
 
-    A document whose input changed meanwhile is left `uploaded`: its work is dropped, its vectors named for the sweep.
-    One whose fence was lost is left alone. Returns the documents that are now `ready`.
+    A document whose input changed meanwhile is left `uploaded`, with what was done for it; its next claim goes on with
+    that or drops it. One whose fence was lost is left alone. Returns the documents that are now `ready`.
     """
-    lock_documents(tx, [c.document_id for c in claims])
+    before = lock_documents(tx, [c.document_id for c in claims])
     held = _lock_fenced(tx, claims)
     statuses = {r.document_id: r.status for r in tx.execute(_PUBLISH, {"ids": id_array(held), "ids_text": list(held)})}
     published = statuses.keys()
@@ -360,8 +361,8 @@ def publish(tx: Connection, claims: Sequence[Claim]) -> set[str]:
     tx.execute(_SET_LIVE, {"ids": list(published)})
     tx.execute(_CLEAR_ERRORS, {"ids": [i for i, status in statuses.items() if status != "failed"]})
     close_jobs(tx, [c.job_id for c in claims if c.document_id in published], "completed")
-    _set_overtaken(tx, [c for c in claims if c.document_id in held - published])
-    discard_others(tx, list(held))
+    _set_overtaken(tx, [c for c in claims if c.document_id in held - published], before)
+    discard_others(tx, list(published))
     return set(published)
 
 
@@ -379,15 +380,18 @@ def confirm(tx: Connection, claims: Sequence[Claim]) -> set[str]:
     tx.execute(_SET_READY, {"ids": id_array(confirmed)})
     tx.execute(_SET_CONFIRMED, {"ids": list(confirmed)})
     close_jobs(tx, [c.job_id for c in claims if c.document_id in confirmed], "completed")
-    _set_overtaken(tx, [c for c in claims if c.document_id in held - confirmed])
-    discard_others(tx, list(held))
+    _set_overtaken(tx, [c for c in claims if c.document_id in held - confirmed], statuses)
+    discard_others(tx, list(confirmed))
     return confirmed
 
 
-def _set_overtaken(tx: Connection, claims: Sequence[Claim]) -> None:
+def _set_overtaken(tx: Connection, claims: Sequence[Claim], statuses: Mapping[str, str]) -> None:
+    """What is done is kept for the newer input, which may be the same bytes."""
     if claims:
-        tx.execute(_SET_OVERTAKEN, {"ids": [c.document_id for c in claims]})
+        ids = [c.document_id for c in claims]
+        tx.execute(_SET_OVERTAKEN, {"ids": ids})
         close_jobs(tx, [c.job_id for c in claims], "canceled")
+        discard_others(tx, [i for i in ids if statuses.get(i) != "uploaded"])
 
 
 def discard_others(tx: Connection, document_ids: Sequence[str]) -> None:

@@ -9,7 +9,8 @@ from sqlalchemy import Connection, text
 
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.stores.database import id_array, recordset
-from fltr_pipeline.stores.fltr.claims import Claim, insert_jobs, lock_documents
+from fltr_pipeline.stores.fltr.claims import Claim, lock_documents
+from fltr_pipeline.stores.fltr.jobs import insert_jobs
 from fltr_pipeline.stores.fltr.quarantine import readmit
 
 # Primary key.
@@ -56,12 +57,18 @@ _LIVE = text(f"""
 """)  # noqa: S608 - of constants
 
 # Primary keys, one row after the other: with the ids of both, each row of the one may be held against all of the other.
+# The rows are locked in id order, as others lock them who have no need of the public ones (`manifest.lose`).
 _REQUEUE_LIVE = text(f"""
+    WITH chosen AS MATERIALIZED (
+        SELECT p.document_id, d.updated_at::text AS input_version
+        FROM pipeline.documents p, pipeline.generations g, public.documents d
+        WHERE d.id = ANY(:ids) AND {_TO_MAKE_ANEW}
+        ORDER BY p.document_id FOR UPDATE OF p
+    )
     UPDATE pipeline.documents p
-    SET stage = 'extract', generation = p.generation + 1, billable = :billable, input_version = d.updated_at::text,
+    SET stage = 'extract', generation = p.generation + 1, billable = :billable, input_version = chosen.input_version,
         lease_until = NULL, retry_at = NULL, attempts = 0, retries = 0, credits_needed = NULL, job_id = NULL
-    FROM pipeline.generations g, public.documents d
-    WHERE d.id = ANY(:ids) AND {_TO_MAKE_ANEW}
+    FROM chosen WHERE p.document_id = chosen.document_id
     RETURNING p.document_id
 """)  # noqa: S608 - of constants
 

@@ -44,6 +44,28 @@ class LiveSource:
     """Whether a chunk of it has lost its vector."""
 
 
+@dataclass(frozen=True, slots=True)
+class StagedSource:
+    """What the attempt under way has extracted before, from what and by what."""
+
+    extractor: str
+    source_sha256: str
+    source_bytes: int
+    kind: str
+    pages: int
+    characters: int
+    ocr_pages: int
+
+
+# Primary key. A live generation's text is in `content`.
+_STAGED_SOURCES = text("""
+    SELECT g.document_id, g.extractor, g.source_sha256, g.source_bytes, g.kind, g.pages, length(g.text) AS characters,
+           cardinality(g.ocr_pages) AS ocr_pages
+    FROM pipeline.generations g
+    JOIN json_to_recordset(:rows) AS r(document_id text, generation int) USING (document_id, generation)
+    WHERE g.text IS NOT NULL
+""")
+
 # Primary keys. Where `content` is not the live text (a new inline upload, an editor's hand), there is nothing to keep.
 _LIVE_SOURCES = text("""
     SELECT g.document_id, g.extractor, g.source_sha256, g.source_bytes, g.pages,
@@ -126,6 +148,12 @@ def live_sources(tx: Connection, document_ids: Sequence[str]) -> dict[str, LiveS
         r.document_id: LiveSource(r.extractor, r.source_sha256, r.source_bytes, r.pages, r.fingerprint, r.lost)
         for r in tx.execute(_LIVE_SOURCES, parameters)
     }
+
+
+def staged_sources(tx: Connection, claims: Sequence[Claim]) -> dict[str, StagedSource]:
+    """What earlier workers have staged of the claimed generations, by document."""
+    found = tx.execute(_STAGED_SOURCES, {"rows": _generations(claims)})
+    return {document_id: StagedSource(*facts) for document_id, *facts in found}
 
 
 def reuse_texts(tx: Connection, claims: Sequence[Claim]) -> set[str]:

@@ -120,6 +120,14 @@ class VectorStore:
             found.update((row["key"], row["dataset_id"]) for row in rows)
         return found
 
+    def vectors(self, keys: Sequence[str]) -> dict[str, list[float]]:
+        """The vectors under these keys, of those that are rows now."""
+        found: dict[str, list[float]] = {}
+        for some in _slices(keys, KEYS_PER_CALL):
+            rows = self._query(filters.with_keys(some), ["key", "vector"])
+            found.update((row["key"], [float(x) for x in row["vector"]]) for row in rows)
+        return found
+
     def delete(self, keys: Sequence[str]) -> None:
         """Remove the rows with these keys; keys without a row are fine."""
         for some in _slices(keys, KEYS_PER_CALL):

@@ -1,0 +1,121 @@
+"""Documents that were moved to another dataset without an upload: `UPDATE documents SET dataset_id`.
+
+Belongs here: finding them, and queueing them in their new dataset. Does not: their files (pipeline.moves).
+
+A vector carries its dataset, so a searchable document gets a new generation of the text that is live, free of charge;
+until that is published, the one before it names the vectors that embedding takes over. An upload that was under way is
+one to the new dataset, whose owner pays; what the attempt in the old one was charged goes back.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from fltr_pipeline.stores.database import id_array, recordset
+from fltr_pipeline.stores.fltr.charges import mark_refunding
+from fltr_pipeline.stores.fltr.claims import Claim, lock_documents
+from fltr_pipeline.stores.fltr.generations import discard_others
+from fltr_pipeline.stores.fltr.jobs import close_jobs
+from fltr_pipeline.stores.fltr.requeue import repair
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A document, the dataset in which it was processed, and the one in which it is now."""
+
+    document_id: str
+    before: str
+    now: str
+
+
+# Primary keys; datasets are few. What is uploaded to another dataset goes there by its claim.
+_AMONG = text("""
+    SELECT p.document_id, p.dataset_id AS before, d.dataset_id::text AS now
+    FROM pipeline.documents p JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = p.document_id
+    WHERE p.document_id = ANY(:ids_text) AND p.dataset_id <> d.dataset_id::text AND d.status <> 'uploaded'
+      AND (p.lease_until IS NULL OR p.lease_until < now())
+      AND EXISTS (SELECT FROM public.datasets s WHERE s.id::text = d.dataset_id::text)
+    ORDER BY p.document_id
+""")
+
+# Primary key. Who writes in a row has a hand on the document: it is left for the next pass.
+_LOCK = text("""
+    SELECT document_id, generation, job_id, stage IS NOT NULL AS under_way FROM pipeline.documents
+    WHERE document_id = ANY(:ids) AND (lease_until IS NULL OR lease_until < now())
+    ORDER BY document_id
+    FOR UPDATE SKIP LOCKED
+""")
+
+# An attempt under way ends: what it was made for is elsewhere now. Another owner's API key pays for nothing here.
+_MOVE = text("""
+    UPDATE pipeline.documents p
+    SET dataset_id = d.dataset_id::text, fence = p.fence + 1, stage = NULL, lease_until = NULL, retry_at = NULL,
+        credits_needed = NULL, attempts = 0, retries = 0,
+        api_key_id = CASE WHEN (SELECT s.user_id FROM public.datasets s WHERE s.id::text = d.dataset_id::text)
+                             = (SELECT s.user_id FROM public.datasets s WHERE s.id::text = p.dataset_id)
+                          THEN p.api_key_id END
+    FROM public.documents d
+    WHERE d.id = ANY(:ids) AND d.id::text = p.document_id AND p.document_id = ANY(:ids_text)
+""")
+
+# Primary key. `updated_at` is the uploader's.
+_UPLOAD = text("""
+    UPDATE public.documents SET status = 'uploaded'
+    WHERE id = ANY(:ids) AND status IN ('processing', 'awaiting_credits')
+    RETURNING id::text
+""")
+
+# Primary key. Its vectors are in the other dataset: search finds them in neither.
+_NOT_LIVE = text("UPDATE pipeline.documents SET live_generation = NULL WHERE document_id = ANY(:ids)")
+
+# The primary keys' first columns. The generation that was live before the move is the only one that says so.
+_SOURCES = text("""
+    SELECT c.key, min(l.key) AS source
+    FROM json_to_recordset(:rows) AS r(document_id text, generation int)
+    JOIN pipeline.documents p ON p.document_id = r.document_id AND p.live_generation IS NULL
+    JOIN pipeline.generations g ON g.document_id = r.document_id AND g.generation = r.generation
+    JOIN pipeline.generations before ON before.document_id = r.document_id AND before.state = 'live'
+                                    AND before.fingerprint = g.fingerprint
+    JOIN pipeline.chunks c ON c.document_id = r.document_id AND c.generation = r.generation AND c.fresh
+    JOIN pipeline.chunks l ON l.document_id = r.document_id AND l.generation = before.generation
+                          AND l.digest = c.digest AND l.key IS NOT NULL
+    WHERE c.key IS NOT NULL
+    GROUP BY c.key
+""")
+
+
+def among(tx: Connection, document_ids: Sequence[str]) -> list[Move]:
+    """Those that were moved and on which nobody works."""
+    parameters = {"ids": id_array(document_ids), "ids_text": list(document_ids)}
+    return [Move(*row) for row in tx.execute(_AMONG, parameters)]
+
+
+def follow(tx: Connection, moves: Sequence[Move]) -> int:
+    """Queue moved documents in their new dataset; returns how many.
+
+    Those that somebody works on by now, or that moved on, are left.
+    """
+    ids = [m.document_id for m in moves]
+    lock_documents(tx, ids)
+    locked = {r.document_id: r for r in tx.execute(_LOCK, {"ids": ids})}
+    still = set(among(tx, list(locked)))
+    found = [locked[m.document_id] for m in moves if m in still]
+    ids = [r.document_id for r in found]
+    tx.execute(_MOVE, {"ids": id_array(ids), "ids_text": ids})
+    close_jobs(tx, [r.job_id for r in found if r.job_id], "canceled")
+    mark_refunding(tx, [(r.document_id, r.generation) for r in found if r.under_way])
+    unfinished = set(tx.execute(_UPLOAD, {"ids": id_array(ids)}).scalars())
+    repair(tx, [i for i in ids if i not in unfinished])
+    tx.execute(_NOT_LIVE, {"ids": ids})
+    discard_others(tx, sorted(unfinished))
+    return len(ids)
+
+
+def sources(tx: Connection, claims: Sequence[Claim]) -> dict[str, str]:
+    """Keys to embed → keys of the same text's vectors in the dataset that the document was moved from."""
+    moved = [c for c in claims if c.live_generation is None and not c.billable]
+    if not moved:
+        return {}
+    rows = recordset({"document_id": c.document_id, "generation": c.generation} for c in moved)
+    return {r.key: r.source for r in tx.execute(_SOURCES, {"rows": rows})}

@@ -1,0 +1,220 @@
+"""A document in another dataset, by one UPDATE of the application: found there, for nothing, with its file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from fltr_pipeline.credits.holds import Payer
+from fltr_pipeline.models import ReprocessMode
+from fltr_pipeline.pipeline import deletion, sweeper
+from fltr_pipeline.pipeline.reconcile import compare_all
+from fltr_pipeline.pipeline.search import search
+from fltr_pipeline.stores.fltr.datasets import Dataset
+from fltr_pipeline.text.model import EmbeddingModel
+from fltr_pipeline_tests.money import add_key
+from fltr_pipeline_tests.world import World
+
+TEXTS = {name: f"The text of {name}. " + f"Every word of {name} counts. " * 60 for name in ("a.txt", "b.txt")}
+
+
+@dataclass
+class Encoded:
+    """Texts that the model was asked for."""
+
+    texts: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> Encoded:
+    """The model, cheaply, and what it was asked for."""
+    asked = Encoded()
+
+    def encode(model: EmbeddingModel, texts: Sequence[str]) -> list[list[float]]:
+        asked.texts += texts
+        return [[1.0, len(text) / 1000] + [0.0] * (model.dimension - 2) for text in texts]
+
+    monkeypatch.setattr(EmbeddingModel, "encode", encode)
+    monkeypatch.setenv("FLTR_CHUNK_TOKENS", "60")
+    return asked
+
+
+@dataclass(frozen=True)
+class Shelves:
+    """A dataset with two searchable documents, and an empty one of somebody else."""
+
+    payer: Payer
+    books: Dataset
+    other_payer: Payer
+    other: Dataset
+    ids: dict[str, str]
+
+
+@pytest.fixture
+def shelves(world: World, encoded: Encoded) -> Shelves:
+    payer, other = world.user(50), world.user(50)
+    books = world.dataset(payer)
+    ids = world.upload(books, {name: text.encode() for name, text in TEXTS.items()})
+    world.process(books)
+    world.sweep_all()  # what other tests left in Milvus
+    encoded.texts.clear()
+    return Shelves(payer, books, other, world.dataset(other, "other"), ids)
+
+
+def move(world: World, document_id: str, dataset: Dataset) -> None:
+    world.change("UPDATE documents SET dataset_id = %s WHERE id = %s", dataset.id, document_id)
+
+
+def found(world: World, dataset: Dataset) -> dict[str, set[str]]:
+    """What search finds: filename → texts of chunks."""
+    hits: dict[str, set[str]] = {}
+    for hit in search(world.services, dataset.id, "words", k=100):
+        hits.setdefault(hit.place.filename, set()).add(hit.place.text)
+    return hits
+
+
+def is_at_rest(world: World) -> bool:
+    return compare_all(world.services) == {} and world.sweep_all() == sweeper.Report()
+
+
+def test_a_moved_document_is_found_in_its_new_dataset_without_embedding_or_charge(
+    world: World, shelves: Shelves, encoded: Encoded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, spent = found(world, shelves.books), world.statement(shelves.payer).charged
+    vectors = {v["text"]: v["vector"] for v in stored(world, shelves.books)}
+    move(world, shelves.ids["a.txt"], shelves.other)
+    assert found(world, shelves.books).keys() == {"b.txt"}
+    assert found(world, shelves.other) == {}
+    monkeypatch.setattr(deletion, "PAGE", 1)
+    monkeypatch.setattr(sweeper, "_LOOK_SECONDS", 0.0)
+    probes = [sweeper.probe(world.services, after).found for after in ("", min(shelves.ids.values()))]
+    assert sorted(probes) == ["", "a document was moved to another dataset"]
+
+    assert world.sweep_all(list_keys=False).withdrawn.documents_moved == 1
+    assert {sweeper.probe(world.services, after).found for after in ("", min(shelves.ids.values()))} == {""}
+    encoded.texts.clear()
+    world.process(shelves.other)
+    assert encoded.texts == []
+    assert found(world, shelves.other) == {"a.txt": before["a.txt"]}
+    assert found(world, shelves.books) == {"b.txt": before["b.txt"]}
+    moved = {v["text"]: v["vector"] for v in stored(world, shelves.other)}
+    assert moved.keys() == before["a.txt"]
+    assert all(vectors[text] == vector for text, vector in moved.items())
+    assert world.keys(shelves.books) == {v["key"] for v in stored(world, shelves.books)}
+    assert world.statement(shelves.payer).charged == spent
+    assert world.statement(shelves.other_payer).charged == 0
+    assert is_at_rest(world)
+
+    # Its file came along: it can be processed there, with all of the other dataset's files gone.
+    world.services.blobs.delete_document(shelves.books.id, shelves.ids["a.txt"])
+    monkeypatch.setenv("FLTR_CHUNK_TOKENS", "40")
+    del world.services
+    world.process(shelves.other, ReprocessMode.all)
+    assert world.statuses(shelves.other) == {"a.txt": "ready"}
+    assert is_at_rest(world)
+
+
+def stored(world: World, dataset: Dataset) -> list[dict[str, object]]:
+    """Rows in Milvus: key, text, vector."""
+    from pymilvus import MilvusClient
+
+    client = MilvusClient(uri=world.milvus_uri)
+    try:
+        rows = client.query(
+            world.services.vectors.collection, filter=f'dataset_id == "{dataset.id}"',
+            output_fields=["key", "text", "vector"], consistency_level="Strong",
+        )  # fmt: skip
+    finally:
+        client.close()
+    return [{**row, "vector": [float(x) for x in row["vector"]]} for row in rows]
+
+
+def test_what_milvus_has_lost_of_a_moved_document_is_made_anew_and_free(
+    world: World, shelves: Shelves, encoded: Encoded
+) -> None:
+    lost = stored(world, shelves.books)[0]
+    world.services.vectors.delete([str(lost["key"])])
+    for document_id in shelves.ids.values():
+        move(world, document_id, shelves.other)
+    world.sweep_all(list_keys=False)
+    world.process(shelves.other)
+    assert encoded.texts == [lost["text"]]
+    assert found(world, shelves.other).keys() == TEXTS.keys()
+    assert world.keys(shelves.books) == set()
+    assert world.statement(shelves.other_payer).charged == 0
+    assert is_at_rest(world)
+
+
+@pytest.mark.parametrize("how", ["parked", "awaits credits", "an edit of what was searchable"])
+def test_what_was_under_way_is_an_upload_to_the_new_dataset_and_the_old_ones_owner_pays_nothing_for_it(
+    world: World, shelves: Shelves, how: str
+) -> None:
+    books, payer = shelves.books, shelves.payer
+    if how == "awaits credits":
+        payer = world.user(0)
+        books = world.dataset(payer)
+    name = "a.txt" if how == "an edit of what was searchable" else "c.txt"
+    spent = world.statement(payer).charged
+    ids = world.upload(books, {name: b"Another text."})
+    world.extract(books)
+    move(world, ids[name], shelves.other)
+    assert world.sweep_all(list_keys=False).withdrawn.documents_moved == 1
+    assert world.statuses(shelves.other) == {name: "uploaded"}
+    world.process(shelves.other)
+    assert found(world, shelves.other) == {name: {"Another text."}}
+    assert (world.statement(payer).charged, world.statement(payer).held) == (spent, 0)
+    assert world.statement(shelves.other_payer).charged == 2
+    assert name not in found(world, books)
+    world.sweep_all()
+    assert is_at_rest(world)
+
+
+def test_a_document_in_a_workers_hands_is_left_to_them_and_then_follows(world: World, shelves: Shelves) -> None:
+    ids = world.upload(shelves.books, {"c.txt": b"A third text."})
+    world.extract(shelves.books)
+    world.change("UPDATE pipeline.documents SET lease_until = now() + interval '1 h' WHERE stage IS NOT NULL")
+    move(world, ids["c.txt"], shelves.other)
+    assert world.sweep_all(list_keys=False).withdrawn.documents_moved == 0
+    world.change("UPDATE pipeline.documents SET lease_until = NULL")
+    world.process(shelves.books)  # found there before the pass: it is finished there
+    assert world.sweep_all(list_keys=False).withdrawn.documents_moved == 1
+    world.process(shelves.other)
+    assert found(world, shelves.other).keys() == {"c.txt"}
+    assert world.statement(shelves.other_payer).charged == 0
+    assert is_at_rest(world)
+
+
+@pytest.mark.parametrize("owner", ["the same", "another"])
+def test_an_api_key_of_the_old_owner_pays_for_nothing_of_a_new_one(world: World, shelves: Shelves, owner: str) -> None:
+    payer = shelves.payer if owner == "the same" else shelves.other_payer
+    target = world.dataset(payer, "target")
+    key = add_key(world, shelves.payer, credits=10, daily=10, monthly=10)
+    world.change(
+        "UPDATE pipeline.documents SET api_key_id = %s WHERE document_id = %s",
+        key.payer.api_key_id, shelves.ids["a.txt"],
+    )  # fmt: skip
+    move(world, shelves.ids["a.txt"], target)
+    world.sweep_all(list_keys=False)
+    kept = world.rows("SELECT api_key_id FROM pipeline.documents WHERE document_id = %s", shelves.ids["a.txt"])
+    assert kept == [(key.payer.api_key_id if owner == "the same" else None,)]
+    world.process(target)
+    assert world.statuses(target) == {"a.txt": "ready"}
+
+
+def test_a_failed_document_and_one_that_was_moved_twice_end_where_they_were_moved_to(
+    world: World, shelves: Shelves
+) -> None:
+    ids = world.upload(shelves.books, {"broken.pdf": b"%PDF-1.7 and no more"})
+    world.process(shelves.books)
+    third = world.dataset(shelves.payer, "third")
+    for document_id in (ids["broken.pdf"], shelves.ids["a.txt"]):
+        move(world, document_id, shelves.other)
+    world.sweep_all(list_keys=False)
+    move(world, shelves.ids["a.txt"], third)
+    world.sweep_all(list_keys=False)
+    world.process(shelves.other)
+    world.process(third)
+    assert world.statuses(shelves.other) == {"broken.pdf": "failed"}
+    assert found(world, third).keys() == {"a.txt"}
+    assert found(world, shelves.other) == {}
+    assert is_at_rest(world)
