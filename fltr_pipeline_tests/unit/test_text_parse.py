@@ -71,6 +71,9 @@ def test_a_pdf_is_known_by_its_content(filename: str) -> None:
         ("a.exe", b"MZ\x90\x00\x03\x00\x00\x00\x04\x00", ["Windows program"]),
         ("a.ps", b"%!PS-Adobe-3.0\n", ["PostScript"]),
         ("a.bin", bytes(range(256)) * 4, ["binary data of an unknown kind"]),
+        ("a.bin", codecs.BOM_UTF8 + bytes(range(256)) * 4, ["binary data of an unknown kind"]),
+        ("a.heic", bytes(4) + b"ftypheic" + bytes(50), ["a HEIC image", "JPEG"]),
+        ("a.avif", bytes(4) + b"ftypavif" + bytes(50), ["an AVIF image"]),
     ],
 )
 def test_what_is_not_read_is_named(filename: str, data: bytes, words: list[str]) -> None:
@@ -130,6 +133,10 @@ SAMPLES = {
 def test_encodings(encoding: str) -> None:
     text = SAMPLES[encoding]
     assert parse(text.encode(encoding), "a.txt").text == text.lstrip("\ufeff").rstrip()
+
+
+def test_utf8_that_ends_within_a_character_is_still_utf8() -> None:
+    assert parse("naïve 漢字".encode()[:-1], "a.txt").text == "naïve 漢\ufffd"
 
 
 def test_cyrillic_among_which_stand_latin_letters_that_look_alike() -> None:
