@@ -4,6 +4,7 @@ Belongs here: how pages and tokens are counted, and estimated. Does not: credits
 """
 
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 
 from fltr_pipeline.models import Op
 from fltr_pipeline.settings import Prices
@@ -13,6 +14,14 @@ CHARACTERS_PER_PAGE = 3000
 
 PDF_BYTES_PER_PAGE = 2000
 """A dense page of text compresses to about this; the estimate is meant to be high, the rest comes back at settle."""
+
+CHARACTERS_PER_BYTE = {
+    **dict.fromkeys((".docx", ".docm", ".dotx", ".odt", ".ott", ".odp", ".odg", ".epub"), 4),
+    **dict.fromkeys((".pptx", ".pptm", ".ppsx", ".potx"), 4),
+    **dict.fromkeys((".xlsx", ".xlsm", ".xlsb", ".ods", ".csv", ".tsv", ".psv", ".tab"), 2),
+    **dict.fromkeys((".json", ".jsonl", ".ndjson", ".geojson", ".ipynb"), 2),
+}
+"""Of names whose text is longer than the file: prose is packed to a third, tables and outlines get marks. Else 1."""
 
 OCR_BYTES_PER_PAGE = 10_000
 """A page scanned in black and white takes about 20,000, one in colour many times that."""
@@ -36,9 +45,11 @@ def begun(quantity: int, per: int) -> int:
 
 
 def estimated_pages(filename: str, size: int) -> int:
-    """An upper estimate of the pages in a file of `size` bytes, at least 1."""
-    per = PDF_BYTES_PER_PAGE if filename.lower().endswith(".pdf") else CHARACTERS_PER_PAGE
-    return max(1, begun(size, per))
+    """The pages of a dense file of that name and `size` in bytes, at least 1: most files have fewer."""
+    suffix = PurePosixPath(filename).suffix.lower()
+    if suffix == ".pdf":
+        return max(1, begun(size, PDF_BYTES_PER_PAGE))
+    return max(1, begun(size * CHARACTERS_PER_BYTE.get(suffix, 1), CHARACTERS_PER_PAGE))
 
 
 def estimated_ocr_pages(filename: str, size: int, most: int) -> int:

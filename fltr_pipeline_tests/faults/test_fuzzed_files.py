@@ -1,10 +1,13 @@
 """Damaged files by the hundred, through real parser processes: text or a typed failure, never a death of the parent.
 
-Half are cut, half have bytes changed, with `FLTR_SEED`; `FLTR_FAULTS=long` takes ten times as many.
+Half are cut, half have bytes changed, packed ones also within their parts, with `FLTR_SEED`; `FLTR_FAULTS=long` takes
+25 times as many.
 """
 
+import io
 import os
 import random
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +19,7 @@ from fltr_pipeline.errors import DocumentError, ParserCrash
 from fltr_pipeline.models import ParsedDocument
 from fltr_pipeline.samples import sample_files
 from fltr_pipeline.text.parse.pool import Item, ParserPool
-from fltr_pipeline_tests.office import cell, docx, epub, odf, paragraph, pptx, shape, xlsx
+from fltr_pipeline_tests.office import archive, cell, docx, epub, odf, paragraph, pptx, shape, xlsx
 from fltr_pipeline_tests.pdfs import pdf
 from fltr_pipeline_tests.processes import children
 
@@ -58,13 +61,27 @@ def mutants(rng: random.Random) -> Iterator[Item]:
     files = sorted(originals().items())
     for number in range(MUTANTS):
         name, content = rng.choice(files)
-        data = bytearray(content)
-        if data and rng.random() < 0.5:
-            del data[rng.randrange(len(data)) :]
-        for _ in range(rng.randint(0, 1 + len(data) // 100) if data else 0):
-            place = rng.randrange(len(data)) if data else 0
-            data[place : place + rng.randint(0, 4)] = rng.randbytes(rng.randint(0, 4))
-        yield str(number), name, bytes(data)
+        packed = content.startswith(b"PK") and rng.random() < 0.7
+        yield str(number), name, damaged_within(content, rng) if packed else damaged(content, rng)
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    data = bytearray(content)
+    if data and rng.random() < 0.5:
+        del data[rng.randrange(len(data)) :]
+    for _ in range(rng.randint(0, 1 + len(data) // 100) if data else 0):
+        place = rng.randrange(len(data)) if data else 0
+        data[place : place + rng.randint(0, 4)] = rng.randbytes(rng.randint(0, 4))
+    return bytes(data)
+
+
+def damaged_within(content: bytes, rng: random.Random) -> bytes:
+    """A whole ZIP file of damaged parts: checksums would keep most other damage from the parsers."""
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    for name in rng.sample(sorted(parts), min(2, len(parts))):
+        parts[name] = damaged(parts[name], rng) if rng.random() < 0.9 else b""
+    return archive(parts)
 
 
 @pytest.mark.timeout(3_600)

@@ -1,6 +1,7 @@
 """What a parser process can't do, tried from within one."""
 
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -32,3 +33,33 @@ def test_a_parser_can_not(attempt: str, tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert REFUSED.search(ended.stderr)
     assert list(tmp_path.iterdir()) == []
+
+
+NATIVE = """
+import ctypes, errno, os, socket, struct
+libc = ctypes.CDLL(None, use_errno=True)
+known = libc.syscall(444, None, ctypes.c_size_t(0), 1) > 0
+from fltr_pipeline.text.parse.confinement import confine
+confine(1024)
+def told(result):
+    print("done" if result >= 0 else errno.errorcode[ctypes.get_errno()], flush=True)
+print(known)
+told(libc.open(os.__file__.encode(), os.O_RDONLY))
+told(libc.open({secret!r}.encode(), os.O_RDONLY))
+told(libc.open({new!r}.encode(), os.O_WRONLY | os.O_CREAT, 0o600))
+told(libc.unlink({secret!r}.encode()))
+address = struct.pack("=H2s4s8x", 2, struct.pack(">H", {port}), bytes([127, 0, 0, 1]))
+told(libc.connect(libc.socket(2, 1, 0), address, len(address)))
+told(libc.execv(b"/bin/true", (ctypes.c_char_p * 2)(b"true", None)))
+"""
+
+
+def test_neither_can_native_code_where_the_kernel_knows_landlock(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        code = NATIVE.format(secret=str(secret), new=str(tmp_path / "new"), port=server.getsockname()[1])
+        ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    known, program, *rest = ended.stdout.split()
+    assert program == "done", "its own modules stay readable"
+    assert rest == (["EACCES"] * 5 if known == "True" else ["done"] * 4)

@@ -213,6 +213,7 @@ def test_the_dockerfile_installs_extras_that_exist_with_the_makefiles_variables(
         assert re.search(rf"^{variable} \?=", makefile, re.M)
     (extras,) = re.findall(r"\.\[([\w,]+)\]", line)
     assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
+    assert {"s3", "ocr"} <= set(extras.split(",")), "settings alone turn them on"
 
 
 def test_the_documented_launchers_hand_runs_what_they_need() -> None:

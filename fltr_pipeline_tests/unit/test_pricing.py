@@ -1,5 +1,8 @@
 """From pages and tokens to units of the price list."""
 
+import json
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +10,8 @@ from hypothesis import strategies as st
 from fltr_pipeline.credits import pricing
 from fltr_pipeline.models import Op
 from fltr_pipeline.settings import Prices
+from fltr_pipeline.text.parse import parse
+from fltr_pipeline_tests.office import docx, epub, paragraph, xlsx
 
 SIZES = st.integers(0, 10**12)
 
@@ -34,6 +39,34 @@ def test_a_text_is_never_charged_more_pages_than_were_estimated(text: str, times
     content = text * times
     estimated = pricing.estimated_pages("a.txt", len(content.encode(errors="replace")))
     assert pricing.counted_pages("text", 1, len(content)) <= estimated
+
+
+PROSE = "The quick brown fox jumps over the lazy dog, and nobody knows why it would. " * 40
+RANDOM = random.Random(7)
+ROWS = [[RANDOM.randrange(1000) for _ in range(8)] for _ in range(1000)]
+
+
+@pytest.mark.parametrize(
+    ("filename", "data"),
+    [
+        ("a.csv", "\n".join(",".join(map(str, row)) for row in ROWS).encode()),
+        ("a.json", json.dumps(ROWS, separators=(",", ":")).encode()),
+        ("a.jsonl", "\n".join(json.dumps({"n": row[0]}, separators=(",", ":")) for row in ROWS).encode()),
+        (
+            "a.xlsx",
+            xlsx({"S": "".join(f"<row>{''.join(f'<c><v>{n}</v></c>' for n in row)}</row>" for row in ROWS)}),
+        ),
+        ("a.DOCX", docx("".join(paragraph(f"{RANDOM.randbytes(200).hex()} {n}") for n in range(100)))),
+        ("a.epub", epub([f"<p>{RANDOM.randbytes(20_000).hex()}</p>"])),
+        ("a.md", PROSE.encode()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_dense_file_is_estimated_at_what_it_has_or_more(filename: str, data: bytes) -> None:
+    parsed = parse(data, filename)
+    pages = pricing.counted_pages(parsed.kind, parsed.pages, len(parsed.text))
+    assert pages > 1 or filename == "a.md"
+    assert pages <= pricing.estimated_pages(filename, len(data))
 
 
 def test_a_pdf_has_pages_of_its_own_and_other_formats_three_thousand_characters_each() -> None:

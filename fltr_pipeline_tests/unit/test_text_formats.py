@@ -86,6 +86,11 @@ def test_xlsx_has_a_page_per_sheet_and_a_line_per_row() -> None:
     assert (parsed.kind, parsed.pages) == ("spreadsheet", 2)
 
 
+def test_numbers_that_are_far_too_large_stay_short() -> None:
+    row = '<row r="1"><c r="A1"><v>1e308</v></c><c r="B1"><v>1e15</v></c><c r="C1"><v>-2.5</v></c></row>'
+    assert parse(xlsx({"S": row}), "a.xlsx").text == "# S\n\n1e+308 | 1000000000000000 | -2.5"
+
+
 def test_an_empty_workbook_is_empty() -> None:
     with pytest.raises(Empty):
         parse(xlsx({"One": ""}), "a.xlsx")
@@ -132,6 +137,10 @@ def test_epub_has_a_page_per_chapter() -> None:
     parsed = parse(epub(["<h1>One</h1><p>first</p>", "<p>second</p>"], encrypted="book/font.otf"), "a.epub")
     assert parsed.text == "# One\n\nfirst\fsecond"
     assert (parsed.kind, parsed.pages) == ("epub", 2)
+
+
+def test_rtf_writes_characters_beyond_the_first_plane_in_two_halves() -> None:
+    assert parse(rb"{\rtf1\uc1 a \u-10179?\u-8704? b \u-10179? c}", "a.rtf").text == "a \U0001f600 b  c"
 
 
 def test_rtf_reads_as_text() -> None:
@@ -189,6 +198,33 @@ def test_email_reads_as_text() -> None:
     assert parsed.kind == "email"
 
 
+def _mail(kind: str, body: bytes, encoding: str = "8bit") -> bytes:
+    head = f"From: a@b\nTo: c@d\nSubject: s\nContent-Type: {kind}\nContent-Transfer-Encoding: {encoding}\n\n"
+    return head.encode() + body
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "text"),
+    [
+        ("text/html; charset=windows-1251", "<p>Привет</p>".encode("cp1251"), "Привет"),
+        ("text/plain; charset=utf-7", "Grüße +- mehr".encode("utf-7"), "Grüße +- mehr"),
+        ("text/plain; charset=hz-gb-2312", "世界人权".encode("hz"), "世界人权"),
+        ("text/plain; charset=unknown-8bit", b"words", "words"),
+        ("text/html; charset=utf-8", "<meta charset=latin-1><p>Grüße</p>".encode(), "Grüße"),
+    ],
+)
+def test_a_mail_is_in_the_encoding_that_it_says(kind: str, body: bytes, text: str) -> None:
+    assert parse(_mail(kind, body), "a.eml").text.endswith(f"\n\n{text}")
+
+
+def test_a_page_saved_with_its_style_is_read_without_that() -> None:
+    parts = [("text/html", "<p>words</p>"), ("text/css", "p { color: red }"), ("text/javascript", "run()")]
+    body = "".join(f"--x\nContent-Type: {kind}\n\n{content}\n" for kind, content in parts)
+    page = f"MIME-Version: 1.0\nContent-Type: multipart/related; boundary=x\n\n{body}--x--\n"
+    parsed = parse(page.encode(), "a.mht")
+    assert (parsed.kind, parsed.text) == ("email", "words")
+
+
 def test_malformed_headers_are_read_as_they_stand() -> None:
     data = b"From: =?nonsense?q?x?=\nTo: <<<>>\nSubject: =?utf-8?b?!!!?=\nDate: never\nContent-Type: ;;;\n\nwords"
     assert parse(data, "a.eml").text.endswith("words")
@@ -204,6 +240,7 @@ def test_malformed_headers_are_read_as_they_stand() -> None:
         ("a;b\n1;2,5\n3;4,5\n", "a | b\n1 | 2,5\n3 | 4,5"),
         ("a\tb\n1\t2\n", "a | b\n1 | 2"),
         ("one\ntwo\n", "one\ntwo\n"),
+        ("sep=;\r\na;b,c\r\n1;2,5\r\n", "a | b,c\n1 | 2,5"),
     ],
 )
 def test_csv(data: str, text: str) -> None:

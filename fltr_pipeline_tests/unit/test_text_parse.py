@@ -71,6 +71,9 @@ def test_a_pdf_is_known_by_its_content(filename: str) -> None:
         ("a.exe", b"MZ\x90\x00\x03\x00\x00\x00\x04\x00", ["Windows program"]),
         ("a.ps", b"%!PS-Adobe-3.0\n", ["PostScript"]),
         ("a.bin", bytes(range(256)) * 4, ["binary data of an unknown kind"]),
+        ("a.bin", codecs.BOM_UTF8 + bytes(range(256)) * 4, ["binary data of an unknown kind"]),
+        ("a.heic", bytes(4) + b"ftypheic" + bytes(50), ["a HEIC image", "JPEG"]),
+        ("a.avif", bytes(4) + b"ftypavif" + bytes(50), ["an AVIF image"]),
     ],
 )
 def test_what_is_not_read_is_named(filename: str, data: bytes, words: list[str]) -> None:
@@ -113,9 +116,9 @@ SAMPLES = {
     "cp1251": RUSSIAN * 5,
     "cp866": RUSSIAN * 5,
     "iso8859_5": RUSSIAN * 5,
-    "cp1254": "İnsanlık ailesinin bütün üyelerinde bulunan haysiyetin ve bunların eşit ve devir kabul etmez haklarının "
-    "tanınması hususunun, hürriyetin, adaletin ve dünya barışının temeli olmasına, insan haklarının tanınmaması ve hor "
-    "görülmesinin insanlık vicdanını isyana sevkeden vahşiliklere sebep olmuş bulunmasına göre. " * 2,
+    "cp1254": "İnsanlık ailesinin bütün üyelerinde bulunan haysiyetin ve bunların eşit ve devir kabul etmez haklarının "  # noqa: RUF001
+    "tanınması hususunun, hürriyetin, adaletin ve dünya barışının temeli olmasına, insan haklarının tanınmaması ve hor "  # noqa: RUF001
+    "görülmesinin insanlık vicdanını isyana sevkeden vahşiliklere sebep olmuş bulunmasına göre. " * 2,  # noqa: RUF001
     "koi8_r": RUSSIAN * 5,
     "cp932": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。" * 5,
     "euc_jp": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。" * 5,
@@ -132,8 +135,12 @@ def test_encodings(encoding: str) -> None:
     assert parse(text.encode(encoding), "a.txt").text == text.lstrip("\ufeff").rstrip()
 
 
+def test_utf8_that_ends_within_a_character_is_still_utf8() -> None:
+    assert parse("naïve 漢字".encode()[:-1], "a.txt").text == "naïve 漢\ufffd"
+
+
 def test_cyrillic_among_which_stand_latin_letters_that_look_alike() -> None:
-    text = "Пoштo je признaвaњe урoђeнoг дoстojaнствa и jeднaких и нeoтуђивих прaвa свих члaнoвa људскe пoрoдицe. " * 9
+    text = RUSSIAN.translate(str.maketrans("\u0430\u0435\u043e", "aeo")) * 5
     assert parse(text.encode("cp1251"), "a.txt").text == text.rstrip()
 
 

@@ -9,6 +9,8 @@ import signal
 import sys
 from pathlib import Path
 
+from fltr_pipeline.text.parse import landlock
+
 _MOST_WRITTEN = 16 << 20
 """Bytes that may be written to any file; the only one is the process's standard error, kept in memory by its parent."""
 
@@ -18,6 +20,12 @@ _FORBIDDEN = (
 )
 """Audit events, by their beginnings."""
 
+_LIBRARIES = (
+    *("/usr", "/lib", "/lib64", "/opt", "/nix/store", "/gnu/store", "/etc/ld.so.cache", "/etc/localtime"),
+    *("/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system", "/dev/null", "/dev/urandom"),
+)
+"""What the dynamic linker and native libraries read of a system."""
+
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -25,7 +33,8 @@ def confine(memory_mb: int) -> None:
     """For the rest of the process's life: `memory_mb` MiB of address space, no core files, no files written or created.
 
     Python code, the parsers' included, can read below the folders that it is imported from and nowhere else. It can
-    open no connection and start no process. Native parsers are told so through their own options.
+    open no connection and start no process. Native code can read there and where the system's libraries are, open no
+    TCP connection and start no program, where there is Landlock; elsewhere its own options have to do.
     """
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write too many is an error, not a death
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -45,6 +54,7 @@ def confine(memory_mb: int) -> None:
         elif event.startswith(_FORBIDDEN):
             raise PermissionError(f"a parser may not do {event}")
 
+    landlock.read_only([*folders, *_LIBRARIES, *filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep))])
     sys.addaudithook(hook)
 
 

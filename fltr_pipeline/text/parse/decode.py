@@ -46,12 +46,15 @@ _C1 = frozenset(range(0x80, 0xA0))
 """Letters and quotes in cp1250, nothing in ISO 8859-2."""
 
 _HZ = re.compile(rb"~\{(?:[!-w][!-~])+~\}")
+_SEVEN_BIT = frozenset({"utf-7", "hz-gb-2312", "iso-2022-kr", "iso-2022-jp"})
+"""What is written in them is ASCII, too."""
+
 _ISO_2022 = re.compile(rb"\x1b(?:\$[@B]|\([BJ])")
 
 
 def looks_like_text(data: bytes) -> bool:
     """Whether the bytes are text in some encoding, as opposed to binary data."""
-    if unicode_encoding(data):
+    if unicode_encoding(data) not in {None, "utf-8-sig"}:
         return True
     head = data[:_HEAD]
     return len(head) - len(head.translate(None, _CONTROLS)) <= _MOST_CONTROLS * len(head)
@@ -74,7 +77,8 @@ def decode(data: bytes, filename: str, *, declared: str | None = None) -> tuple[
     if _ISO_2022.search(data[:_HEAD]):
         return data.decode("iso2022_jp", errors="replace"), "iso2022_jp"
     hz = "hz" if _HZ.search(data[:_HEAD]) and data.isascii() else None
-    for name in filter(None, (hz, "utf-8", declared)):
+    ascii_in_disguise = declared if declared and declared.lower() in _SEVEN_BIT else None
+    for name in filter(None, (hz, ascii_in_disguise, "utf-8", declared)):
         with suppress(ValueError, LookupError):
             return data.decode(name), name
     return _mostly_utf8(data) or _guess(data, filename)
@@ -99,9 +103,10 @@ def _wide(data: bytes) -> str | None:
 def _mostly_utf8(data: bytes) -> tuple[str, str] | None:
     """UTF-8 with a few broken bytes: in another encoding hardly any of its longer sequences would be valid."""
     text = data.decode("utf-8", errors="replace")
-    broken = text.count("\N{REPLACEMENT CHARACTER}")
-    valid = len(text) - len(text.encode("ascii", "ignore")) - broken
-    return (text, "utf-8") if valid >= _VALID_PER_BROKEN * broken else None
+    replaced = text.count("\N{REPLACEMENT CHARACTER}")
+    valid = len(text) - len(text.encode("ascii", "ignore")) - replaced
+    broken = replaced - text.endswith("\N{REPLACEMENT CHARACTER}")  # it may have been cut there
+    return (text, "utf-8") if valid and valid >= _VALID_PER_BROKEN * broken else None
 
 
 def _guess(data: bytes, filename: str) -> tuple[str, str]:

@@ -17,6 +17,8 @@ _MAGIC = (
     (0, b"\xff\xfb", "an MP3 audio file"),
     (0, b"OggS", "an Ogg audio file"),
     (0, b"fLaC", "a FLAC audio file"),
+    *((4, b"ftyp" + brand, "a HEIC image; save it as JPEG or PDF") for brand in (b"heic", b"heix", b"mif1", b"msf1")),
+    (4, b"ftypavif", "an AVIF image; save it as JPEG or PDF"),
     (4, b"ftyp", "an MP4 audio or video file"),
     (0, b"\x1aE\xdf\xa3", "a Matroska video"),
     (0, b"\x1f\x8b", "a gzip archive"),

@@ -25,8 +25,7 @@ def badness(text: str) -> float:
     """The share of what is not white space that is unreadable or fused, from 0 to 1."""
     words = text.split()
     bad = len(_UNREADABLE.findall(text)) + sum(map(len, _CID.findall(text)))
-    if max(map(len, words), default=0) >= _LONG:
-        bad += sum(len(match[0]) for match in _FUSED.finditer(text))
+    bad += sum(len(run) for word in words if len(word) >= _LONG for run in _FUSED.findall(word))
     return bad / sum(map(len, words)) if bad and words else 0.0
 
 

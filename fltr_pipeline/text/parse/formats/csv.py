@@ -5,6 +5,7 @@ Belongs here: finding the delimiter, undoing the quotes. Does not: guessing what
 
 import csv
 import io
+import re
 from collections import Counter
 
 from fltr_pipeline.text.parse.decode import decode
@@ -13,12 +14,17 @@ from fltr_pipeline.text.parse.lines import row
 
 _DELIMITERS = ",;\t|"
 _SAMPLE_LINES = 50
+_EXCEL = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
+"""A first line that tells Excel the delimiter."""
 
 
 def extract(data: bytes, filename: str) -> Extraction:
     """The rows as one page; a file without any delimiter, or with broken quotes, as it stands."""
     text, encoding = decode(data, filename)
-    delimiter = _delimiter(text)
+    told = _EXCEL.match(text)
+    if told:
+        text = text[told.end() :]
+    delimiter = told[1] if told else _delimiter(text)
     if delimiter is None:
         return Extraction([text], encoding)
     csv.field_size_limit(len(text) + 1)

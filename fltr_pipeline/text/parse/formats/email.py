@@ -1,4 +1,4 @@
-"""E-mail messages (EML): who, to whom, when, about what; the text; the names of what is attached.
+"""E-mail (EML), and web pages saved as such (MHTML): who, to whom, when, about what; the text; names of attachments.
 
 Belongs here: MIME to text. Does not: reading attachments, which are files of their own.
 """
@@ -23,6 +23,7 @@ _HEADER = re.compile(
 )
 _FIRST = re.compile(r"(?:from \S+ [^\n]*\n)?[!-9;-~]+:[ \t]")
 _LEAST_HEADERS = 3
+_STYLES = frozenset({"text/css", "text/javascript", "text/ecmascript"})
 
 
 def extract(data: bytes, filename: str) -> Extraction:
@@ -50,7 +51,7 @@ def _parts(message: Message, filename: str) -> Iterator[str]:
                 yield from _parts(inner, filename)
         elif part.get_content_disposition() == "attachment" or part.get_content_maintype() not in {"text", "multipart"}:
             attached.append(part.get_filename())
-        else:
+        elif part.get_content_type() not in _STYLES:
             yield _text(part, filename)
     yield "\n".join(f"Attached: {name}" for name in attached if name)
 
@@ -90,9 +91,10 @@ def _text(part: Message, filename: str) -> str:
     content = _content(part)
     if not content.strip():
         return ""
+    declared = part.get_content_charset()
     if part.get_content_subtype() == "html":
-        return html.text_of(content, filename)
-    return decode(content, filename, declared=part.get_content_charset())[0]
+        return html.text_of(content, filename, declared=declared)
+    return decode(content, filename, declared=declared)[0]
 
 
 def _recognises(sample: Sample) -> bool:
@@ -103,8 +105,8 @@ def _recognises(sample: Sample) -> bool:
 
 FORMAT = Format(
     kind="email",
-    title="e-mail messages (EML)",
-    suffixes=(".eml",),
+    title="e-mail messages (EML) and saved web pages (MHTML)",
+    suffixes=(".eml", ".mht", ".mhtml"),
     extract=extract,
     recognises=_recognises,
     is_text=True,

@@ -63,13 +63,13 @@ def extract(data: bytes, filename: str) -> Extraction:
     return Extraction([text_of(data, filename)], f"lxml {etree.__version__}")
 
 
-def text_of(data: bytes, filename: str) -> str:
-    """The text of one page; also for formats that hold HTML.
+def text_of(data: bytes, filename: str, *, declared: str | None = None) -> str:
+    """The text of one page; also for formats that hold HTML, which may have `declared` its encoding.
 
     Raises:
         Corrupt: it can't be read, or is nested too deep to be read whole.
     """
-    text = decode(data, filename, declared=_declared(data))[0].replace("\x00", "")
+    text = decode(data, filename, declared=declared or _declared(data))[0].replace("\x00", "")
     root = _parsed(text, filename) if text.strip() else None
     return "" if root is None else _text(root)
 

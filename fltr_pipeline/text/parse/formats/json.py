@@ -5,7 +5,6 @@ Belongs here: JSON and JSON Lines to text. Does not: what merely resembles JSON;
 
 import json
 import re
-from collections.abc import Iterator
 
 from fltr_pipeline.text.parse.decode import decode
 from fltr_pipeline.text.parse.extraction import Extraction, Format
@@ -26,7 +25,10 @@ def extract(data: bytes, filename: str) -> Extraction:
     values = _values(text)
     if values is None:
         return Extraction([text], encoding)
-    return Extraction(["\n".join(line for value in values for line in _outline(value, 0))], encoding)
+    lines: list[str] = []
+    for value in values:
+        _outline(value, 0, lines)
+    return Extraction(["\n".join(lines)], encoding)
 
 
 def _values(text: str) -> list[object] | None:
@@ -41,7 +43,7 @@ def _values(text: str) -> list[object] | None:
         return None
 
 
-def _outline(value: object, depth: int) -> Iterator[str]:
+def _outline(value: object, depth: int, lines: list[str]) -> None:
     """A list's items begin with `-`, an object's with their names; what is nested stands below, indented."""
     indent = _INDENT * min(depth, _MOST_INDENT)
     if isinstance(value, dict):
@@ -49,14 +51,14 @@ def _outline(value: object, depth: int) -> Iterator[str]:
     elif isinstance(value, list):
         named = [("-", inner) for inner in value]
     else:
-        yield indent + _scalar(value)
+        lines.append(indent + _scalar(value))
         return
     for name, inner in named:
         if isinstance(inner, dict | list):
-            yield indent + name
-            yield from _outline(inner, depth + 1)
+            lines.append(indent + name)
+            _outline(inner, depth + 1, lines)
         else:
-            yield f"{indent}{name} {_scalar(inner)}"
+            lines.append(f"{indent}{name} {_scalar(inner)}")
 
 
 def _scalar(value: object) -> str:

@@ -22,8 +22,11 @@ _HEAD = 1024
 
 _MOST_PAGES = 100_000
 
-_DIVIDED = re.compile("\\b(\\w++)(?:\ufffe\\s*|([-\u2010])\r?\n)(\\w+)")
-"""A word at the end of a line: pdfium puts U+FFFE where it was divided, hyphenated and compound words alike."""
+_DIVISION = re.compile("([\ufffe\u2010-])(?:(?<=\ufffe)\\s*|(?<!\ufffe)\r?\n)(?=(\\w+))")
+"""Within a word at the end of a line: pdfium puts U+FFFE there, into hyphenated and compound words alike."""
+
+_LEFT = re.compile(r"\w+\Z")
+_LONGEST_WORD = 100
 
 _MARKS = ("\ufffe", "-\n", "-\r", "\u2010\n", "\u2010\r")
 """Without one of them, no word is divided."""
@@ -141,17 +144,21 @@ def _rejoined(pages: Sequence[str | None]) -> list[str]:
     texts = [page or "" for page in pages]
     if not any(mark in text for text in texts for mark in _MARKS):
         return texts
-    words = {word for text in texts for word in _WORD.findall(text)}
+    words = set[str]().union(*map(_WORD.findall, texts))
 
     def join(match: re.Match[str]) -> str:
-        left, hyphen, right = match.groups()
-        joined, compound = left + right, f"{left}-{right}"
-        if hyphen:
-            return joined if joined in words and compound not in words else match[0]
+        mark, right = match.groups()
+        end = match.start()
+        left = _LEFT.search(match.string, max(0, end - _LONGEST_WORD), end)
+        if left is None:
+            return match[0]
+        joined, compound = left[0] + right, f"{left[0]}-{right}"
+        if mark != "\ufffe":
+            return "" if joined in words and compound not in words else match[0]
         hyphenated = compound in words or (joined not in words and not joined.islower())
-        return compound if hyphenated else joined
+        return "-" if hyphenated else ""
 
-    return [_DIVIDED.sub(join, text).replace("\ufffe", "-") for text in texts]
+    return [_DIVISION.sub(join, text).replace("\ufffe", "-") for text in texts]
 
 
 def _recognises(sample: Sample) -> bool:

@@ -17,6 +17,7 @@ def extract(data: bytes, filename: str) -> Extraction:
     except Exception as error:  # noqa: BLE001  it raises nearly anything on damaged files
         reason = f"{type(error).__name__}: {error}"
         raise Corrupt(f"{filename}: the RTF is damaged ({reason}); save it again and upload it anew") from None
+    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")  # it leaves halves of characters
     return Extraction([text], f"striprtf {version('striprtf')}")
 
 

@@ -16,6 +16,9 @@ from fltr_pipeline.text.parse.sample import Sample
 if TYPE_CHECKING:
     from python_calamine import CalamineSheet
 
+_EXACT = 10**15
+"""Excel calculates with 15 digits."""
+
 _ODS = "application/vnd.oasis.opendocument.spreadsheet"
 
 
@@ -51,7 +54,7 @@ def _words(values: Iterable[object]) -> Iterable[str]:
     for value in values:
         if isinstance(value, bool):
             yield str(value).upper()
-        elif isinstance(value, float) and value.is_integer():
+        elif isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
             yield str(int(value))
         elif isinstance(value, datetime):
             yield value.date().isoformat() if value.time() == time() else value.isoformat(" ", "seconds")
