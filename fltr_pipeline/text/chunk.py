@@ -84,9 +84,9 @@ def _stretches(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _best_place(part: str) -> int:
-    """The best boundary in its second half."""
-    half = len(part) // 2
-    for boundaries in (structural(part), words(part, half, len(part)), characters(part, half, len(part))):
+    """The best boundary in its second half; within a word that is longer, near its end."""
+    half, end = len(part) // 2, len(part)
+    for boundaries in (structural(part), words(part, half, end), characters(part, end - end // 64, end)):
         if found := [boundary for boundary in boundaries if boundary.position > half]:
             return max(found, key=lambda boundary: priority(part, boundary)).position
     return len(part)
@@ -186,7 +186,7 @@ class _Cutter:
         return self._tokenizer.word_by_word and all(self._text[place - 1] in SEPARATORS for place in inside)
 
     def _atoms(self, boundaries: list[Boundary], end: int, limit: int) -> list[_Atom]:
-        atoms = self._weighed(boundaries, end)
+        atoms = self._weighed(boundaries, end, limit)
         for finer in (words, characters):
             ends = [*(atom.begin.position for atom in atoms[1:]), end]
             refined: list[_Atom] = []
@@ -195,18 +195,21 @@ class _Cutter:
                     refined.append(atom)
                 else:
                     inside = finer(self._text, atom.begin.position, stop)
-                    refined += self._weighed([atom.begin, *inside], stop)
+                    refined += self._weighed([atom.begin, *inside], stop, limit)
             atoms = refined
         return atoms
 
-    def _weighed(self, boundaries: Sequence[Boundary], end: int) -> list[_Atom]:
+    def _weighed(self, boundaries: Sequence[Boundary], end: int, limit: int) -> list[_Atom]:
+        """Atoms that are too long by their characters are not tokenized: they will be refined."""
         ends = [*(boundary.position for boundary in boundaries[1:]), end]
         texts = [self._text[boundary.position : stop] for boundary, stop in zip(boundaries, ends, strict=True)]
-        counts = (tokens - self._special for tokens in self._tokenizer.count(texts))
-        return [
-            _Atom(boundary, tokens, max(tokens, -(-len(text) // _CHARACTERS_PER_TOKEN)))
-            for boundary, text, tokens in zip(boundaries, texts, counts, strict=True)
-        ]
+        longest = limit * _CHARACTERS_PER_TOKEN
+        counts = iter(self._tokenizer.count([text for text in texts if len(text) <= longest]))
+        atoms = []
+        for boundary, text in zip(boundaries, texts, strict=True):
+            tokens = next(counts) - self._special if len(text) <= longest else 0
+            atoms.append(_Atom(boundary, tokens, max(tokens, -(-len(text) // _CHARACTERS_PER_TOKEN))))
+        return atoms
 
     def _stripped(self, start: int, end: int) -> Span:
         text = self._text[start:end]

@@ -135,6 +135,12 @@ def test_encodings(encoding: str) -> None:
     assert parse(text.encode(encoding), "a.txt").text == text.lstrip("\ufeff").rstrip()
 
 
+@pytest.mark.parametrize("word", ["naïve", "½ cup", "£5", "25 °C", "it\u2019s"])
+def test_one_foreign_letter_does_not_make_english_foreign(word: str) -> None:
+    text = f"The recipes of that time are simple enough, said the cook, and {word} is what most people wanted to read. "
+    assert parse((text * 3).encode("cp1252"), "a.txt").text == (text * 3).rstrip()
+
+
 def test_utf8_that_ends_within_a_character_is_still_utf8() -> None:
     assert parse("naïve 漢字".encode()[:-1], "a.txt").text == "naïve 漢\ufffd"
 

@@ -41,6 +41,13 @@ _MOST_CHAOS = 0.4
 """Above it a text looks like no writing, unless it has its language's own letters in their own frequency."""
 
 _LEAST_COHERENCE = 0.4
+_OWN = {
+    **dict.fromkeys(("Danish", "Dutch", "English", "Finnish", "French", "German", "Italian", "Norwegian"), "cp1252"),
+    **dict.fromkeys(("Portuguese", "Spanish", "Swedish"), "cp1252"),
+    "Turkish": "cp1254",
+}
+"""What is usual for a language: a single foreign letter makes others fit as well."""
+
 _CENTRAL_EUROPEAN = frozenset({"Croatian", "Czech", "Hungarian", "Polish", "Romanian", "Slovak", "Slovene"})
 _C1 = frozenset(range(0x80, 0xA0))
 """Letters and quotes in cp1250, nothing in ISO 8859-2."""
@@ -120,11 +127,12 @@ def _guess(data: bytes, filename: str) -> tuple[str, str]:
         raise Corrupt(f"{filename}: its text is in no known encoding; save it as UTF-8 and upload it again")
     fits = [match.coherence - 2 * match.chaos - _RARE.get(match.encoding, 0) for match in matches]
     close = [match for match, fit in zip(matches, fits, strict=True) if fit >= max(fits) - _NEARLY]
-    language = matches[fits.index(max(fits))].language
-    if language in _CENTRAL_EUROPEAN:
+    best = matches[fits.index(max(fits))]
+    usual = _OWN.get(best.language) if best.coherence >= _LEAST_COHERENCE else None
+    if best.language in _CENTRAL_EUROPEAN:
         encoding = "cp1250" if _C1.intersection(data) else "iso8859_2"
-    elif language == "Turkish":
-        encoding = "cp1254"
+    elif usual and any(usual in match.could_be_from_charset for match in matches):
+        encoding = usual
     else:
         encoding = min((name for match in close for name in match.could_be_from_charset), key=_LEGACY.index)
     return data.decode(encoding, errors="replace"), encoding
