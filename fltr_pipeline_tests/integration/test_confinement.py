@@ -1,6 +1,9 @@
 """What a parser process can't do, tried from within one."""
 
+import importlib.util
+import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -63,3 +66,19 @@ def test_neither_can_native_code_where_the_kernel_knows_landlock(tmp_path: Path)
     known, program, *rest = ended.stdout.split()
     assert program == "done", "its own modules stay readable"
     assert rest == (["EACCES"] * 5 if known == "True" else ["done"] * 4)
+
+
+def test_packages_that_are_links_to_files_elsewhere_are_read_all_the_same(tmp_path: Path) -> None:
+    package = importlib.util.find_spec("pypdfium2")
+    assert package is not None
+    assert package.origin is not None
+    (tmp_path / "site").mkdir()
+    shutil.copytree(Path(package.origin).parent, tmp_path / "cache")
+    (tmp_path / "site/pypdfium2").symlink_to(tmp_path / "cache")
+    confined = "from fltr_pipeline.text.parse.confinement import confine; confine(2048)"
+    code = f"{confined}; import pypdfium2; print(pypdfium2.__file__)"
+    paths = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ended = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
+    )
+    assert ended.stdout.strip() == str(tmp_path / "site/pypdfium2/__init__.py")

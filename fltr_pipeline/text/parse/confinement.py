@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from fltr_pipeline.text.parse import landlock
@@ -34,7 +35,8 @@ def confine(memory_mb: int) -> None:
 
     Python code, the parsers' included, can read below the folders that it is imported from and nowhere else. It can
     open no connection and start no process. Native code can read there and where the system's libraries are, open no
-    TCP connection and start no program, where there is Landlock; elsewhere its own options have to do.
+    TCP connection and start no program, where there is Landlock and packages are no links to files elsewhere; else its
+    own options have to do.
     """
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write too many is an error, not a death
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -54,8 +56,16 @@ def confine(memory_mb: int) -> None:
         elif event.startswith(_FORBIDDEN):
             raise PermissionError(f"a parser may not do {event}")
 
-    landlock.read_only([*folders, *_LIBRARIES, *filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep))])
+    if not _packages_are_links(readable):
+        libraries = filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep))
+        landlock.read_only([*folders, *_LIBRARIES, *libraries])
     sys.addaudithook(hook)
+
+
+def _packages_are_links(readable: tuple[str, ...]) -> bool:
+    """To files elsewhere, as some installers make them: Landlock, which goes by files, would hide all of them."""
+    found = find_spec("pypdfium2")
+    return bool(found and found.origin and not str(Path(found.origin).resolve()).startswith(readable))
 
 
 def _spellings(folder: str) -> set[str]:
