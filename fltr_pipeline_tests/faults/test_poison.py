@@ -166,7 +166,7 @@ def test_a_file_that_ends_its_parser_twice_is_not_parsed_a_third_time(
     dataset = world.dataset(payer)
     parsed = []
 
-    def late(_: ParserPool, filename: str, data: bytes) -> DocumentError:
+    def late(_: ParserPool, filename: str, data: bytes, on_page: object) -> DocumentError:
         parsed.append(filename)
         return TimeLimit(f"{filename}: parsing took longer than a moment")
 
