@@ -97,15 +97,17 @@ class BillingMachine(Machine):
             self.model.upload(document)
         elif data.draw(st.booleans(), label="take over"):
             self._expire(document)
-        known = self.model.documents[document]
+        known, same = self.model.documents[document], data.draw(st.booleans(), label="the same bytes")
         stage = Stage.EXTRACT if known.status == "uploaded" else known.stage or Stage.EXTRACT
         self.runs += 1
         with transaction(self.scene.fltr) as tx:
             got = claims.claim(
                 tx, dataset_id=document, stage=stage, run_id=f"run-{self.runs}", limit=1, lease_seconds=3600
             )
+            if known.status == "uploaded" and known.staged and not same:
+                got = claims.renew(tx, got)
             generations.discard_others(tx, [document])
-        assert bool(got) == self.model.claim(document)
+        assert bool(got) == self.model.claim(document, same=same)
         self.scene.extracted(document, self.model.documents[document].generation)
         self.workers += [Worker(c, OF_STAGE[stage]) for c in got]
 

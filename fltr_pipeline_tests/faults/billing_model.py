@@ -36,6 +36,8 @@ class Document(NamedTuple):
     status: str
     decided: bool = False
     """The generation's vectors were all read back."""
+    staged: bool = False
+    """The generation has a text and is not live."""
 
 
 class ChargeRow(NamedTuple):
@@ -268,15 +270,17 @@ class BillingModel:
 
     # Documents ----------------------------------------------------------------------------------------------------
 
-    def claim(self, document: str) -> bool:
-        """Take a new input, or what waits; whether there was either."""
+    def claim(self, document: str, *, same: bool) -> bool:
+        """Take a new input, or what waits; whether there was either. The same bytes go on with what is done."""
         d = self.documents[document]
-        if d.status == "uploaded":
+        if d.status == "uploaded" and d.staged and same:
+            d = d._replace(stage=Stage.EXTRACT)
+        elif d.status == "uploaded":
             d = d._replace(generation=d.generation + 1, stage=Stage.EXTRACT, decided=False)
         elif d.stage is None or (d.leased and not d.expired):
             return False
         status = "processing" if d.status in {"uploaded", "awaiting_credits"} else d.status
-        taken = d._replace(fence=d.fence + 1, leased=True, expired=False, waiting=False, status=status)
+        taken = d._replace(fence=d.fence + 1, leased=True, expired=False, waiting=False, status=status, staged=True)
         self.documents[document] = taken
         return True
 
@@ -289,7 +293,9 @@ class BillingModel:
         """Its attempt ends without a result."""
         d = self.documents[document]
         status = "failed" if d.status in {"processing", "awaiting_credits"} else d.status
-        self.documents[document] = d._replace(stage=None, leased=False, expired=False, decided=False, status=status)
+        self.documents[document] = d._replace(
+            stage=None, leased=False, expired=False, decided=False, staged=False, status=status
+        )
 
     def wait(self, document: str, fence: int) -> None:
         """Until its pot can pay."""
@@ -299,12 +305,12 @@ class BillingModel:
             self.change(document, leased=False, expired=False, waiting=True, status=status)
 
     def publish(self, document: str, fence: int) -> None:
-        """Unless a newer input waits."""
+        """Unless a newer input waits, for which what is done is kept."""
         if self.fenced(document, fence):
             d = self.documents[document]
             if d.status != "uploaded":
-                d = d._replace(live=d.generation, status="ready")
-            self.documents[document] = d._replace(stage=None, leased=False, expired=False, decided=False)
+                d = d._replace(live=d.generation, status="ready", decided=False, staged=False)
+            self.documents[document] = d._replace(stage=None, leased=False, expired=False)
 
     def _write(self, op: Op, quote: Quote, unit: int, version: str) -> None:
         pot = quote.payer.pot

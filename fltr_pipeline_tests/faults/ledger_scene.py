@@ -44,7 +44,7 @@ _LOOK_AT_FLTR = """
     FROM pipeline.charges;
     SELECT d.id, coalesce(p.generation, 0), p.stage, coalesce(p.fence, 0), p.lease_until IS NOT NULL,
            coalesce(p.lease_until < now(), false), p.credits_needed IS NOT NULL, p.live_generation, d.status,
-           coalesce(g.state = 'indexed', false)
+           coalesce(g.state = 'indexed', false), coalesce(g.state <> 'live', false)
     FROM public.documents d
     LEFT JOIN pipeline.documents p ON p.document_id = d.id
     LEFT JOIN pipeline.generations g ON g.document_id = d.id AND g.generation = p.generation
