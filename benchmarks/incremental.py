@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,10 +39,15 @@ SAMPLE_SECONDS = 0.1
 
 
 class PeakMemory:
-    """The most memory (resident, in MB) that this process and its parsers had together while it watched."""
+    """The most memory (resident, in MB) that this process had while it watched, with those that it started meanwhile.
+
+    So the parsers and further runs count, the servers, which were there before, do not.
+    """
 
     def __init__(self) -> None:
         self.megabytes = 0.0
+        self._own = psutil.Process()
+        self._servers = self._own.children()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -56,17 +61,22 @@ class PeakMemory:
             thread.join()
 
     def _watch(self, stop: threading.Event) -> None:
-        own = psutil.Process()
         while True:
             resident = 0
-            for process in (own, *own.children(recursive=True)):
-                try:
+            for process in self._processes():
+                with suppress(psutil.NoSuchProcess):
                     resident += process.memory_info().rss
-                except psutil.NoSuchProcess:
-                    continue
             self.megabytes = max(self.megabytes, resident / 2**20)
             if stop.wait(SAMPLE_SECONDS):
                 return
+
+    def _processes(self) -> Iterator[psutil.Process]:
+        yield self._own
+        for child in self._own.children():
+            if child not in self._servers:
+                yield child
+                with suppress(psutil.NoSuchProcess):
+                    yield from child.children(recursive=True)
 
 
 @dataclass(frozen=True)
