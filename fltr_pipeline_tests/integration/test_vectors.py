@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGKILL
+from threading import Timer
 from typing import Any, Literal
 
 import pytest
@@ -24,6 +25,7 @@ from fltr_pipeline.errors import (
 )
 from fltr_pipeline.models import VectorRow
 from fltr_pipeline.stores.vectors import TEXT_BYTES, CollectionFacts, VectorStore
+from fltr_pipeline.stores.vectors.client import MilvusServer
 from fltr_pipeline_tests.milvus_lite import MilvusLite, free_port
 
 DIMENSION = 4
@@ -83,6 +85,24 @@ def test_many_threads_and_processes_may_ensure_at_once(milvus_uri: str) -> None:
         facts = [call.result() for call in calls]
     assert sum(fact.created for fact in facts) == 1
     store = VectorStore(milvus_uri, None, collection=name, dimension=DIMENSION)
+    store.insert([row("k")])
+    assert dense(store, "ds", 1, 0, 0, 0) == ["k"]
+
+
+def test_another_process_may_be_about_to_make_the_collection(
+    milvus_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = VectorStore(milvus_uri, None, collection=new_name(), dimension=DIMENSION)
+    call = MilvusServer.call
+
+    def late(server: MilvusServer, method: str, collection: str, **arguments: Any) -> Any:
+        if method != "create_collection":
+            return call(server, method, collection, **arguments)
+        Timer(0.3, lambda: call(server, method, collection, **arguments)).start()
+        raise StoreUnavailable("File exists")  # Milvus Lite makes its folder first, and knows it only in the end
+
+    monkeypatch.setattr(MilvusServer, "call", late)
+    assert not store.ensure().created
     store.insert([row("k")])
     assert dense(store, "ds", 1, 0, 0, 0) == ["k"]
 

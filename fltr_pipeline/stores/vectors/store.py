@@ -6,6 +6,7 @@ Rows are inserted once and deleted by key, never upserted: with a partition key,
 
 import math
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -29,6 +30,8 @@ MAX_HITS = 16_384
 """Milvus' own limit for `k`."""
 HYBRID_CANDIDATES = 50
 """Least candidates from each side of a hybrid search, before their ranks are fused."""
+_MAKING_SECONDS = 2
+"""How long another process may take to make the collection that this one could not."""
 CONSISTENCY = "Strong"
 """A reader sees all that was written before: what is published must be found, what is retired must be gone."""
 
@@ -193,9 +196,13 @@ class VectorStore:
         try:
             self._server.call("create_collection", self.collection, schema=definition, consistency_level=CONSISTENCY)
         except FltrError:
-            if self._described() is None:
-                raise
-            return False  # another process was faster
+            # Another process was faster. To Milvus Lite a collection that is being made is there, but not known yet.
+            deadline = time.monotonic() + _MAKING_SECONDS
+            while self._described() is None:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+            return False
         return True
 
     def _verify(self, description: Mapping[str, Any]) -> None:
