@@ -33,6 +33,9 @@ from fltr_pipeline.stores.schema import AUTH_ROLE
 from fltr_pipeline.stores.schema.connection import as_role
 from fltr_pipeline.stores.schema.development import add_user
 
+TREATY = b"The treaty of Westphalia ended the thirty years war in 1648.\n\nIt was signed in Osnabrueck and in Muenster."
+BREAD = b"# Bread\n\nFlour, water, salt and yeast; knead, let it rise, bake at 220 degrees for forty minutes.\n"
+
 
 @dataclass
 class World:

@@ -1,11 +1,12 @@
 """Fixtures of the integration tests.
 
-Belongs here: an `fltr` database alone, as tests of single queries need it. Does not: what other folders use too.
+Belongs here: an `fltr` database, or a collection of vectors, alone. Does not: what other folders use too.
 """
 
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 import pytest
@@ -13,8 +14,10 @@ from pydantic import SecretStr
 
 from fltr_pipeline.stores.database import engine_for
 from fltr_pipeline.stores.schema import init_fltr
+from fltr_pipeline.stores.vectors import VectorStore
 from fltr_pipeline_tests.databases import Databases
 from fltr_pipeline_tests.queries import APPLICATION_TABLES, Copy, Fltr
+from fltr_pipeline_tests.vectors import DIMENSION, new_name
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +52,18 @@ def fltr(request: pytest.FixtureRequest, copy_of_fltr: Callable[[str], Copy]) ->
     """A fresh `fltr`, once with text ids and once upon the application's tables with uuid ids."""
     with copy_of_fltr(request.param) as fltr:
         yield fltr
+
+
+@pytest.fixture
+def store(milvus_uri: str) -> VectorStore:
+    store = VectorStore(milvus_uri, None, collection=new_name(), dimension=DIMENSION)
+    store.ensure()
+    return store
+
+
+@pytest.fixture
+def milvus(milvus_uri: str) -> Any:
+    """The raw client, for what other users of the server do."""
+    from pymilvus import MilvusClient
+
+    return MilvusClient(milvus_uri)
