@@ -115,6 +115,16 @@ def test_what_says_nothing_fails_for_its_reason(parsers: ParserPool) -> None:
     assert got == {name: kind for name, (_, kind) in files.items()}
 
 
+@pytest.mark.parametrize("kind", ["PDF", "TIFF"])
+def test_what_has_too_many_pages_is_refused_before_any_is_read(parsers: ParserPool, kind: str) -> None:
+    looked_at: list[None] = []
+    scan = scans.saved([scans.page(f"Page {n}") for n in range(5)], kind)
+    ((_, refused),) = parsers.parse_all([("id", "long", scan)], lambda: looked_at.append(None))
+    assert isinstance(refused, TooLarge)
+    assert "5 pages" in str(refused)
+    assert looked_at == []
+
+
 def _bomb() -> bytes:
     out = io.BytesIO()
     Image.new("1", (20_000, 20_000), 1).save(out, "PNG")

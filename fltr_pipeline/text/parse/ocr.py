@@ -38,27 +38,29 @@ class Recogniser:
     """Called before each page is looked at: the document is being worked on."""
     recognised: list[Recognition] = field(default_factory=list)
     """The pages on which text was found, so far."""
-    _read: int = 0
 
     @property
     def engine(self) -> str:
         """Its name with its version."""
         return versioned("rapidocr")
 
-    def text(self, picture: "Picture", page: int, filename: str) -> str:
-        """What page number `page` says, in reading order; empty if no text is found on it.
+    def check(self, pages: int, filename: str) -> None:
+        """Refuse a document with that many pages to read, before the first one costs its seconds.
 
         Raises:
-            TooLarge: the document has more pages to recognise than it may.
+            TooLarge: they are more than a document may have.
         """
+        if pages > self.most_pages:
+            raise TooLarge(
+                f"{filename}: has {pages:,} pages without text, the most is {self.most_pages:,} (FLTR_OCR_MAX_PAGES); "
+                "split the file"
+            )
+
+    def text(self, picture: "Picture", page: int) -> str:
+        """What page number `page` says, in reading order; empty if no text is found on it."""
         self.on_page()
         if (printed := _printed(picture)) is None:
             return ""
-        if self._read >= self.most_pages:
-            raise TooLarge(
-                f"{filename}: has more than {self.most_pages:,} pages without text (FLTR_OCR_MAX_PAGES); split the file"
-            )
-        self._read += 1
         from fltr_pipeline.text.parse.rapid_ocr import lines_on  # noqa: PLC0415  the extra `ocr`, seconds to import
 
         lines = lines_on(printed)

@@ -5,10 +5,10 @@ Belongs here: size, colour and which way is up; one picture in memory at a time.
 
 import io
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING
 
-from fltr_pipeline.errors import Corrupt, TooLarge
+from fltr_pipeline.errors import Corrupt, DocumentError, TooLarge
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,8 +30,11 @@ _DEEP = ("I", "F")
 """Modes of more than eight bits, by their beginnings."""
 
 
-def of_pdf(data: bytes, wanted: Collection[int]) -> Iterator[tuple[int, "Picture"]]:
-    """The pages of these indexes, drawn; without those that are empty or that pdfium can't draw."""
+def of_pdf(data: bytes, wanted: Collection[int], check: Callable[[int], None]) -> Iterator[tuple[int, "Picture"]]:
+    """The pages of these indexes, drawn; without those that are empty or that pdfium can't draw.
+
+    `check` is told how many they will be at most, before the first one.
+    """
     import pypdfium2  # noqa: PLC0415
 
     try:
@@ -39,23 +42,33 @@ def of_pdf(data: bytes, wanted: Collection[int]) -> Iterator[tuple[int, "Picture
     except pypdfium2.PdfiumError:
         return
     try:
-        for index in sorted(set(wanted) & set(range(len(document)))):
+        shown = [index for index in sorted(set(wanted) & set(range(len(document)))) if _shows(document, index)]
+        check(len(shown))
+        for index in shown:
             if (picture := _drawn(document, index)) is not None:
                 yield index, picture
     finally:
         document.close()
 
 
-def _drawn(document: "PdfDocument", index: int) -> "Picture | None":
+def _shows(document: "PdfDocument", index: int) -> bool:
+    """Whether there is anything on the page."""
     import pypdfium2  # noqa: PLC0415
 
     try:
         page = document[index]
     except pypdfium2.PdfiumError:
-        return None
+        return False
+    found = next(iter(page.get_objects(max_depth=1)), None)
+    page.close()
+    return found is not None
+
+
+def _drawn(document: "PdfDocument", index: int) -> "Picture | None":
+    import pypdfium2  # noqa: PLC0415
+
+    page = document[index]
     try:
-        if next(iter(page.get_objects(max_depth=1)), None) is None:
-            return None
         scale = min(_DPI / _POINTS_PER_INCH, MOST_PIXELS_PER_SIDE / max(page.get_size()))
         bitmap = page.render(scale=scale, may_draw_forms=False, force_bitmap_format=pypdfium2.raw.FPDFBitmap_BGR)
         picture: Picture = bitmap.to_numpy().copy()
@@ -67,8 +80,8 @@ def _drawn(document: "PdfDocument", index: int) -> "Picture | None":
     return picture
 
 
-def of_file(data: bytes, filename: str) -> Iterator["Picture"]:
-    """The pages of a TIFF; of any other picture file its first frame.
+def of_file(data: bytes, filename: str, check: Callable[[int], None]) -> Iterator["Picture"]:
+    """The pages of a TIFF; of any other picture file its first frame. `check` is told how many, before the first one.
 
     Raises:
         Corrupt: it can't be decoded.
@@ -82,12 +95,13 @@ def of_file(data: bytes, filename: str) -> Iterator["Picture"]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
                 frames = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+                check(frames)
                 for index in range(frames):
                     image.seek(index)
                     yield _prepared(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"{filename}: {error}; save the picture with fewer pixels") from None
-    except MemoryError:
+    except (MemoryError, DocumentError):
         raise
     except Exception as error:  # noqa: BLE001  Pillow raises nearly anything on damaged files
         raise Corrupt(f"{filename}: the picture is damaged ({error}); save it again and upload it anew") from None

@@ -31,8 +31,8 @@ def extract(data: bytes, filename: str, *, recogniser: Recogniser | None = None)
     """
     if recogniser is None:
         raise Unsupported(f"{filename}: the text of images is read only where OCR is on (FLTR_OCR)")
-    pictures = enumerate(page_images.of_file(data, filename), start=1)
-    pages = [recogniser.text(picture, number, filename) for number, picture in pictures]
+    pictures = page_images.of_file(data, filename, lambda frames: recogniser.check(frames, filename))
+    pages = [recogniser.text(picture, number) for number, picture in enumerate(pictures, start=1)]
     if not any(pages):
         raise NoTextLayer(f"{filename}: no text was recognised in the image; upload a sharper or larger one")
     return Extraction(pages, recogniser.engine, tuple(recogniser.recognised))

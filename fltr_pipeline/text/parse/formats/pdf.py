@@ -81,8 +81,8 @@ def extract(
 def _recognised(data: bytes, pages: Pages, recogniser: Recogniser, filename: str) -> dict[int, str]:
     """The text of the pages that have none, by index, where OCR finds any."""
     blank = [index for index, page in enumerate(pages) if not clean(page or "").strip()]
-    pictures = page_images.of_pdf(data, blank) if blank else ()
-    texts = {index: recogniser.text(picture, index + 1, filename) for index, picture in pictures}
+    pictures = page_images.of_pdf(data, blank, lambda shown: recogniser.check(shown, filename)) if blank else ()
+    texts = {index: recogniser.text(picture, index + 1) for index, picture in pictures}
     return {index: text for index, text in texts.items() if text}
 
 
