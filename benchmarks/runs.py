@@ -109,8 +109,10 @@ def change(services: Services, statement: str, *parameters: object) -> None:
         connection.execute(statement.encode(), parameters)
 
 
-def ingest(services: Services, base: Ground, first: Callable[[], object] = lambda: None) -> Done:
-    """The work of a run, op by op; `first`: what its mode does before, timed with the set-up."""
+def ingest(
+    services: Services, base: Ground, first: Callable[[], object] = lambda: None, *, documents: int = 1_000_000
+) -> Done:
+    """The work of a run on at most that many documents, op by op; `first`: what its mode does before, timed, too."""
     settings = services.settings
     worker = Worker(services.fltr, uuid.uuid4().hex, settings.lease_seconds)
     billing = Billing(services.fltr, services.ledger, settings.prices, settings.charging)
@@ -133,7 +135,7 @@ def ingest(services: Services, base: Ground, first: Callable[[], object] = lambd
                 settings.max_attempts,
             )
             started = time.perf_counter()
-            done[work.stage.value] = run.run(1_000_000), time.perf_counter() - started
+            done[work.stage.value] = run.run(documents), time.perf_counter() - started
     started = time.perf_counter()
     swept = Report(done=sweep(services, base.dataset.id))
     done["sweep"] = swept, time.perf_counter() - started
@@ -141,22 +143,25 @@ def ingest(services: Services, base: Ground, first: Callable[[], object] = lambd
 
 
 def ingest_together(services: Services, base: Ground, runs: int) -> Done:
-    """The same by several runs at once, each a process of its own with a constant model; their start is not timed."""
+    """The same by several processes at once, each doing runs of the size that the sensor launches, one after another.
+
+    They have a constant model, and their start is not timed.
+    """
     spawn = multiprocessing.get_context("spawn")
     gate = spawn.Barrier(runs + 1)
-    with ProcessPoolExecutor(runs, mp_context=spawn, initializer=_Run.meet_at, initargs=(gate,)) as processes:
-        futures = [processes.submit(_Run.of, services.settings, base.dataset.id) for _ in range(runs)]
+    with ProcessPoolExecutor(runs, mp_context=spawn, initializer=_Runs.meet_at, initargs=(gate,)) as processes:
+        futures = [processes.submit(_Runs.of, services.settings, base.dataset.id) for _ in range(runs)]
         gate.wait(_START_SECONDS)
         started = time.perf_counter()
-        reports = [report for future in futures for report, _ in future.result().stages.values()]
+        reports = [report for future in futures for report in future.result()]
         seconds = time.perf_counter() - started
     charged = sum(report.credits_charged for report in reports)
     counts = sum((report.counts for report in reports), Counter[str]())
     return Done({"together": (Report(credits_charged=charged, counts=counts), seconds)})
 
 
-class _Run:
-    """One of the processes."""
+class _Runs:
+    """Those of one process."""
 
     gate: ClassVar[Barrier]
 
@@ -165,9 +170,14 @@ class _Run:
         cls.gate = gate
 
     @classmethod
-    def of(cls, settings: Settings, dataset_id: str) -> Done:
+    def of(cls, settings: Settings, dataset_id: str) -> list[Report]:
         services = with_constant_model(open_services(settings))
         services.vectors.ensure()
         base = ground(services, dataset_id)
         cls.gate.wait(_START_SECONDS)
-        return ingest(services, base)
+        reports: list[Report] = []
+        while True:
+            run = ingest(services, base, documents=settings.run_documents)
+            reports += [report for report, _ in run.stages.values()]
+            if not any(report.done for report, _ in run.stages.values()):
+                return reports
