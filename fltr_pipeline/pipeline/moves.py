@@ -4,18 +4,16 @@ Belongs here: the order of the two. Does not: what queueing means (stores.fltr.m
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from fltr_pipeline.errors import NotFound
 from fltr_pipeline.pipeline.services import Services
+from fltr_pipeline.pipeline.sources import at_once
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import moved
 from fltr_pipeline.stores.fltr.moved import Move
 
 _BATCH = 100
-_AT_ONCE = 8
-"""Requests to the blob store."""
 
 
 def waiting(services: Services, document_ids: Sequence[str]) -> bool:
@@ -36,8 +34,7 @@ def follow(services: Services, document_ids: Sequence[str]) -> int:
         found = moved.among(tx, document_ids)
     followed = 0
     for some in (found[start : start + _BATCH] for start in range(0, len(found), _BATCH)):
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            list(threads.map(lambda m: _copy_file(services, m), some))
+        at_once(lambda m: _copy_file(services, m), some)
         with transaction(services.fltr) as tx:
             followed += moved.follow(tx, some)
     return followed

@@ -57,7 +57,7 @@ class Sources:
     def locate(self, claimed: Sequence[Claim]) -> dict[str, Upload]:
         """Where each document's bytes are: in a blob, or in `content`, as text that was uploaded inline."""
         blobs = self.services.blobs
-        found = _at_once(lambda c: blobs.locate(c.dataset_id, c.document_id), claimed)
+        found = at_once(lambda c: blobs.locate(c.dataset_id, c.document_id), claimed)
         by_id = {c.document_id: blob for c, blob in zip(claimed, found, strict=True)}
         inline: dict[str, int] = {}
         if without := [i for i, blob in by_id.items() if blob is None]:
@@ -87,7 +87,7 @@ class Sources:
 
     def _unchanged(self, sources: Mapping[str, LiveSource | StagedSource], uploads: Mapping[str, Upload]) -> set[str]:
         alike = {i: uploads[i] for i, source in sources.items() if source.source_bytes == uploads[i].found}
-        digests = dict(zip(alike, _at_once(lambda i: self._digest(i, alike[i]), list(alike)), strict=True))
+        digests = dict(zip(alike, at_once(lambda i: self._digest(i, alike[i]), list(alike)), strict=True))
         return {i for i, digest in digests.items() if digest == sources[i].source_sha256}
 
     def _digest(self, document_id: str, upload: Upload) -> str | None:
@@ -102,7 +102,7 @@ class Sources:
         return None if content is None else hashlib.sha256(content.encode()).hexdigest()
 
 
-def _at_once(ask: Callable[[_T], _U], subjects: Sequence[_T]) -> list[_U]:
+def at_once(ask: Callable[[_T], _U], subjects: Sequence[_T]) -> list[_U]:
     """Each one's answer, by threads with a share each: a task for each would cost more than a look at a local file."""
     size = max(1, -(-len(subjects) // _AT_ONCE))
     shares = [subjects[first : first + size] for first in range(0, len(subjects), size)]

@@ -7,6 +7,7 @@ import ctypes
 import os
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 """The same on every architecture."""
@@ -61,7 +62,7 @@ def read_only(paths: Iterable[str]) -> bool:
 def _allow(libc: ctypes.CDLL, rules: int, path: str) -> None:
     folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        rights = _READ_FILE | _READ_DIR if os.path.isdir(path) else _READ_FILE  # noqa: PTH112
+        rights = _READ_FILE | _READ_DIR if Path(path).is_dir() else _READ_FILE
         libc.syscall(_ADD_RULE, rules, _RULE_PATH_BENEATH, ctypes.byref(_PathBeneath(rights, folder)), 0)
     finally:
         os.close(folder)
