@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, Engine, event, text
 
 from fltr_pipeline.models import Op
 from fltr_pipeline.stores.database import id_array
@@ -144,7 +144,7 @@ class Plans:
     """Large tables that are read as a whole."""
 
 
-def plans(large: Large, call: Callable[[Connection], object], about: str = "") -> Plans:
+def plans(engine: Engine, call: Callable[[Connection], object], about: str = "") -> Plans:
     """The plans of the call's statements that contain `about`; what the call does is rolled back."""
     found = Plans()
 
@@ -163,7 +163,7 @@ def plans(large: Large, call: Callable[[Connection], object], about: str = "") -
                 if node["Node Type"] == "Seq Scan" and node["Relation Name"] in LARGE:
                     found.scans.add(node["Relation Name"])
 
-    with large.fltr.engine.connect() as connection:
+    with engine.connect() as connection:
         event.listen(connection, "before_cursor_execute", explain)
         call(connection)
         connection.rollback()
