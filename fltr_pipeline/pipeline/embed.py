@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from fltr_pipeline.credits import pricing
@@ -39,11 +39,11 @@ class Embed:
         self._services = services
         self._group_tokens = _GROUP_TOKENS
 
-    def groups(self, claimed: Sequence[Claim]) -> Sequence[Sequence[Claim]]:
+    def groups(self, claimed: Sequence[Claim]) -> Iterable[Sequence[Claim]]:
         """By tokens: a document is published when it and a few others are done, not when a whole slow batch is."""
         with transaction(self._services.fltr) as tx:
             tokens = generations.fresh_tokens(tx, claimed)
-        return grouped(claimed, tokens, self._group_tokens)
+        return grouped(claimed, tokens, lambda: self._group_tokens)
 
     def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
         """By the tokens to embed, known exactly."""

@@ -1,7 +1,7 @@
 """Planning: from staged text to chunks, and which of them are new. The third asset's work."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 from fltr_pipeline.models import Op, Stage
@@ -31,11 +31,11 @@ class Plan:
         self.quarantine = Quarantine(services)
         self._services = services
 
-    def groups(self, claimed: Sequence[Claim]) -> Sequence[Sequence[Claim]]:
+    def groups(self, claimed: Sequence[Claim]) -> Iterable[Sequence[Claim]]:
         """By length, so that only so much text is in memory."""
         with transaction(self._services.fltr) as tx:
             sizes = texts.staged_sizes(tx, claimed)
-        return grouped(claimed, sizes, _GROUP_CHARACTERS)
+        return grouped(claimed, sizes, lambda: _GROUP_CHARACTERS)
 
     def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
         """One unit each."""

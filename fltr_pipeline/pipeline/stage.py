@@ -6,7 +6,7 @@ After a kill at any point another worker finds the same charge, the same hold an
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -62,8 +62,10 @@ class StageWork(Protocol):
     def counters(self) -> Sequence[str]:
         """What its results count; told as 0 where nothing was done."""
 
-    def groups(self, claimed: Sequence[Claim]) -> Sequence[Sequence[Claim]]:
-        """How much to pay for, do and hand on at a time. What an attempt before was for may change its generation.
+    def groups(self, claimed: Sequence[Claim]) -> Iterable[Sequence[Claim]]:
+        """How much to pay for, do and hand on at a time; the next is asked for when the one before is done.
+
+        What an attempt before was for may change its generation.
 
         Raises:
             StoreUnavailable: the batch is parked and tried again.
@@ -286,18 +288,15 @@ class StageRun:
         return ended
 
 
-def grouped(claimed: Sequence[Claim], sizes: Mapping[str, int], room: int) -> list[list[Claim]]:
-    """Consecutive claims whose sizes add up to at most `room`, or one that is larger."""
-    groups: list[list[Claim]] = []
-    left = 0
-    for claim in claimed:
-        size = sizes.get(claim.document_id, 0)
-        if not groups or size > left:
-            groups.append([])
-            left = room
-        groups[-1].append(claim)
-        left -= size
-    return groups
+def grouped(claimed: Sequence[Claim], sizes: Mapping[str, int], room: Callable[[], int]) -> Iterator[Sequence[Claim]]:
+    """Consecutive claims whose sizes add up to at most `room`, asked anew for each group, or one that is larger."""
+    start = 0
+    while start < len(claimed):
+        left, end = room() - sizes.get(claimed[start].document_id, 0), start + 1
+        while end < len(claimed) and (size := sizes.get(claimed[end].document_id, 0)) <= left:
+            left, end = left - size, end + 1
+        yield claimed[start:end]
+        start = end
 
 
 def _gone(refusal: Refusal, dataset: Dataset) -> str:
