@@ -105,7 +105,7 @@ _OPEN_BEFORE = text(f"""
 """)  # noqa: S608 - of constants
 
 # Without statistics, as soon after a restore, it would take all those for one row, and read all closes for each.
-_EACH_ONCE = text("SET LOCAL enable_nestloop = off")
+_EACH_ONCE = text("SELECT set_config('enable_nestloop', 'off', true)")
 
 _WHOSE = {"user": "t.user_id = ANY(:ids)", "team": "t.team_id = ANY(:ids)", "api_key": "t.api_key_id IS NOT NULL"}
 
