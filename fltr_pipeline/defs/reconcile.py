@@ -9,6 +9,7 @@ import dagster as dg
 
 from fltr_pipeline.defs.coordinator import RECONCILE
 from fltr_pipeline.defs.op import services_of, table, typed_failures
+from fltr_pipeline.defs.pauses import paused
 from fltr_pipeline.pipeline import sweeper
 from fltr_pipeline.pipeline.sweeper import Report
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
@@ -86,6 +87,10 @@ def overdue_work(
         )
     if context.instance.get_runs(dg.RunsFilter(job_name=RECONCILE, statuses=UNFINISHED), limit=1):
         return dg.SkipReason(f"a run of `reconcile` is at it: {probed.found}")
+    if until := paused(context.instance, RECONCILE).get(""):
+        return dg.SkipReason(
+            f"{probed.found}; but `reconcile` failed: the next run is launched at {until:%H:%M:%S} UTC"
+        )
     return dg.RunRequest(run_config={"ops": {sweep_all.name: {"config": {"list_keys": False}}}})
 
 

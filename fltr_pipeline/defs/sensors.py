@@ -1,7 +1,6 @@
 """The sensor that picks up uploaded documents. It reads only: the UI's preview executes it too."""
 
 from collections import Counter
-from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
@@ -9,6 +8,7 @@ from fltr_pipeline.credits.holds import Pot
 from fltr_pipeline.defs.jobs import ingest, work_config
 from fltr_pipeline.defs.op import drift
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
+from fltr_pipeline.defs.pauses import paused
 from fltr_pipeline.defs.reconcile import UNFINISHED
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline.dispatch import runs_to_launch, waiting_documents
@@ -19,7 +19,6 @@ from fltr_pipeline.stores.fltr import datasets as store
 
 _FIRST = {"dagster/priority": "1"}
 """Before backfills in Dagster's queue, which is first in, first out."""
-_PAUSE = timedelta(seconds=60)
 _ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 _NAME_SHOWN = 100  # a run's tags share a row of 2.7 KB
 
@@ -48,7 +47,7 @@ def uploaded_documents(
         return dg.SkipReason("no document waits" if not awaiting else "the documents that wait await credits")
     if last_failed(context.instance) and (reason := drift()):
         return dg.SkipReason(f"{sum(b.waiting for b in waiting)} documents wait; {reason}")
-    failed = just_failed(context.instance)
+    failed = paused(context.instance, ingest.name)
     chosen = runs_to_launch(
         [b for b in waiting if b.dataset_id not in failed],
         in_flight(context.instance),
@@ -56,7 +55,8 @@ def uploaded_documents(
         max_in_flight=settings.max_concurrent_runs,
     )
     if not chosen:
-        pausing = f", or failed less than {_PAUSE.seconds} s ago" if failed else ""
+        pauses = [failed[b.dataset_id] for b in waiting if b.dataset_id in failed]
+        pausing = f", or failed; the next is tried at {min(pauses):%H:%M:%S} UTC" if pauses else ""
         return dg.SkipReason(f"{sum(b.waiting for b in waiting)} documents wait; enough runs are in flight{pausing}")
     config = work_config(ReprocessMode.pending, settings.run_documents)
     names = {b.dataset_id: b.name[:_NAME_SHOWN] for b in waiting}
@@ -70,23 +70,11 @@ def uploaded_documents(
 
 def in_flight(instance: dg.DagsterInstance) -> Counter[str]:
     """Unfinished runs of `ingest` by dataset. Backfills and runs by hand don't keep new uploads waiting."""
-    return _by_dataset(instance, dg.RunsFilter(job_name=ingest.name, statuses=UNFINISHED))
+    runs = instance.get_runs(dg.RunsFilter(job_name=ingest.name, statuses=UNFINISHED))
+    return Counter(run.tags["dagster/partition"] for run in runs if "dagster/partition" in run.tags)
 
 
 def last_failed(instance: dg.DagsterInstance) -> bool:
     """Whether the latest run of `ingest` that has ended failed."""
     runs = instance.get_runs(dg.RunsFilter(job_name=ingest.name, statuses=_ENDED), limit=1)
     return any(run.status is dg.DagsterRunStatus.FAILURE for run in runs)
-
-
-def just_failed(instance: dg.DagsterInstance) -> Counter[str]:
-    """Datasets whose run failed a moment ago: they pause, so that others get their slots."""
-    since = datetime.now(UTC) - _PAUSE
-    failure = [dg.DagsterRunStatus.FAILURE]
-    return _by_dataset(instance, dg.RunsFilter(job_name=ingest.name, statuses=failure, updated_after=since))
-
-
-def _by_dataset(instance: dg.DagsterInstance, runs: dg.RunsFilter) -> Counter[str]:
-    return Counter(
-        run.tags["dagster/partition"] for run in instance.get_runs(filters=runs) if "dagster/partition" in run.tags
-    )

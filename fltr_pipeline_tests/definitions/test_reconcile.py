@@ -42,6 +42,10 @@ def test_the_probe_launches_a_run_when_a_lease_ran_out_and_the_run_leaves_nothin
 
     at_it = instance.add_run(dg.DagsterRun(job_name="reconcile", status=dg.DagsterRunStatus.STARTED))
     assert isinstance(tick(instance), dg.SkipReason)
+    instance.report_run_failed(at_it)
+    pausing = tick(instance)
+    assert isinstance(pausing, dg.SkipReason)
+    assert "the next run is launched at" in str(pausing.skip_message)
     instance.delete_run(at_it.run_id)
 
     result = build_defs().resolve_job_def("reconcile").execute_in_process(instance=instance)

@@ -7,7 +7,7 @@ import dagster as dg
 import psycopg
 import pytest
 
-from fltr_pipeline.defs import sensors
+from fltr_pipeline.defs import pauses
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.defs.sensors import uploaded_documents
 from fltr_pipeline.errors import StoreUnavailable
@@ -67,18 +67,32 @@ def test_one_run_for_a_dataset_whatever_is_ticked_while_it_is_in_flight(
     # The run fails before it gets anywhere: no run key or cursor keeps its documents from being picked up again, but
     # a dataset that fails again and again leaves the slots to others in between.
     instance.report_run_failed(instance.get_run_by_id(run_id))  # type: ignore[arg-type]
-    assert isinstance(tick(instance), dg.SkipReason)
+    pausing = tick(instance)
+    assert isinstance(pausing, dg.SkipReason)
+    assert "the next is tried at" in str(pausing.skip_message)
     other = world.dataset(world.user())
     world.upload(other, {"a.txt": b"text"})
     assert launched(tick(instance)) == [other.id]
-    monkeypatch.setattr(sensors, "_PAUSE", timedelta(0))
+    monkeypatch.setattr(pauses, "FIRST", timedelta(0))
     assert sorted(launched(tick(instance))) == sorted([dataset.id, other.id])
+
+
+def test_who_fails_again_and_again_pauses_longer_but_never_for_long(instance: dg.DagsterInstance) -> None:
+    for failures in range(1, 7):
+        for job, partition in (("ingest", "books"), ("reconcile", "")):
+            tags = {"dagster/partition": partition} if partition else {}
+            run = instance.add_run(dg.DagsterRun(job_name=job, status=dg.DagsterRunStatus.STARTED, tags=tags))
+            instance.report_run_failed(run)
+            failed = instance.get_run_records(dg.RunsFilter(run_ids=[run.run_id]))[0].update_timestamp
+            minutes = min(2 ** (failures - 1), 5)
+            assert pauses.paused(instance, job) == {partition: failed + timedelta(minutes=minutes)}
+    assert pauses.paused(instance, "another") == {}
 
 
 def test_drift_is_told_by_one_failed_run_and_then_by_the_ticks_until_it_is_gone(
     world: World, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sensors, "_PAUSE", timedelta(0))
+    monkeypatch.setattr(pauses, "FIRST", timedelta(0))
     dataset, other = world.dataset(world.user()), world.dataset(world.user())
     world.upload(dataset, {"a.txt": b"text"})
     world.change("CREATE TABLE users (id text)")
