@@ -71,19 +71,22 @@ def manifest_matches_milvus(
             "orphans": sum(len(d.orphans) for d in drifts.values()),
             "lost": sum(d.lost for d in drifts.values()),
             "deleted_documents": sum(d.deleted for d in drifts.values()),
+            "moved_documents": sum(d.moved for d in drifts.values()),
             "datasets": table(
-                ("dataset", "live", "missing", "orphans", "lost", "deleted documents", "missing keys", "orphan keys"),
+                ("dataset", *_FIGURES, "missing keys", "orphan keys"),
                 [(i, *_figures(d), _some(d.missing), _some(d.orphans)) for i, d in drifts.items()],
             ),
         },
     )
 
 
+_FIGURES = ("live", "missing", "orphans", "lost", "deleted documents", "moved documents")
 _KEYS_SHOWN = 20
 
 
 def _figures(drift: Drift) -> tuple[str, ...]:
-    return tuple(str(n) for n in (drift.live, len(drift.missing), len(drift.orphans), drift.lost, drift.deleted))
+    missing, orphans = len(drift.missing), len(drift.orphans)
+    return tuple(str(n) for n in (drift.live, missing, orphans, drift.lost, drift.deleted, drift.moved))
 
 
 def _some(keys: Collection[str]) -> str:

@@ -9,14 +9,14 @@ vector is inserted and until it was read back as absent; a live key's vector was
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
 from fltr_pipeline.pipeline import deletion
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import datasets, deleted, manifest
+from fltr_pipeline.stores.fltr import datasets, deleted, manifest, moved
 from fltr_pipeline.stores.fltr.manifest import LivePage
 
 DOCUMENTS_PER_PAGE = 100
@@ -39,11 +39,13 @@ class Drift:
     """Chunks of searchable documents whose vector was found missing, and that wait to be embedded anew."""
     deleted: int = 0
     """Documents that are gone, and not yet withdrawn."""
+    moved: int = 0
+    """Documents that were moved here from another dataset, and are not yet queued."""
 
     @property
     def none(self) -> bool:
         """Whether both hold the same."""
-        return not (self.missing or self.orphans or self.lost or self.deleted)
+        return not (self.missing or self.orphans or self.lost or self.deleted or self.moved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +69,13 @@ def compare_all(services: Services) -> dict[str, Drift]:
     """Each dataset that differs, by id, also those that only Milvus knows; lists every key on both sides."""
     with transaction(services.fltr) as tx:
         ids = [d.id for d in datasets.every(tx)]
-    gone = _deleted(services)
+    gone, moved_here = _elsewhere(services)
     orphans: defaultdict[str, set[str]] = defaultdict(set)
     for keys in orphan_pages(services, services.vectors.every_key()):
         for key, dataset_id in keys.items():
             orphans[dataset_id].add(key)
     ids += sorted((gone.keys() | orphans.keys()) - set(ids))
-    found = {i: _drift(services, i, orphans[i], gone[i]) for i in ids}
+    found = {i: replace(_drift(services, i, orphans[i]), deleted=gone[i], moved=moved_here[i]) for i in ids}
     return {i: drift for i, drift in found.items() if not drift.none}
 
 
@@ -81,7 +83,7 @@ def compare(services: Services, dataset_id: str) -> Drift:
     """List the dataset's keys on both sides."""
     listed = ((key, dataset_id) for key in services.vectors.keys(dataset_id))
     orphans = {key for keys in orphan_pages(services, listed) for key in keys}
-    return _drift(services, dataset_id, orphans, 0)
+    return _drift(services, dataset_id, orphans)
 
 
 def live_pages(services: Services, dataset_id: str) -> Iterator[LivePage]:
@@ -117,23 +119,23 @@ def orphan_pages(services: Services, listed: Iterable[tuple[str, str]]) -> Itera
         yield services.vectors.datasets_of(sorted(unnamed)) if unnamed else {}
 
 
-def _drift(services: Services, dataset_id: str, orphans: Collection[str], gone: int) -> Drift:
+def _drift(services: Services, dataset_id: str, orphans: Collection[str]) -> Drift:
     live = lost = 0
     absent: set[str] = set()
     for page in live_pages(services, dataset_id):
         live, lost = live + len(page.keys), lost + page.lost
         absent |= missing(services, dataset_id, page.keys)
-    return Drift(live, frozenset(absent), frozenset(orphans), lost, gone)
+    return Drift(live, frozenset(absent), frozenset(orphans), lost)
 
 
-def _deleted(services: Services) -> Counter[str]:
-    """Documents that are gone and not yet withdrawn, by dataset."""
-    found: Counter[str] = Counter()
+def _elsewhere(services: Services) -> tuple[Counter[str], Counter[str]]:
+    """Documents that are gone and not yet withdrawn, by dataset; those moved and not yet queued, by the new one."""
+    gone, moved_to = Counter[str](), Counter[str]()
     for page in deletion.pages(services):
-        if page.gone:
-            with transaction(services.fltr) as tx:
-                found += Counter(deleted.datasets_of(tx, page.gone).values())
-    return found
+        with transaction(services.fltr) as tx:
+            gone += Counter(deleted.datasets_of(tx, page.gone).values() if page.gone else ())
+            moved_to += Counter(move.now for move in moved.among(tx, page.document_ids))
+    return gone, moved_to
 
 
 def _pages(listed: Iterable[_T]) -> Iterator[list[_T]]:

@@ -8,7 +8,7 @@ import pytest
 from fltr_pipeline.credits.holds import Payer
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline import deletion, sweeper
-from fltr_pipeline.pipeline.reconcile import compare_all
+from fltr_pipeline.pipeline.reconcile import Drift, compare_all
 from fltr_pipeline.pipeline.search import search
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.text.model import EmbeddingModel
@@ -89,6 +89,7 @@ def test_a_moved_document_is_found_in_its_new_dataset_without_embedding_or_charg
     monkeypatch.setattr(sweeper, "_LOOK_SECONDS", 0.0)
     probes = [sweeper.probe(world.services, after).found for after in ("", min(shelves.ids.values()))]
     assert sorted(probes) == ["", "a document was moved to another dataset"]
+    assert compare_all(world.services)[shelves.other.id] == Drift(0, frozenset(), frozenset(), moved=1)
 
     assert world.sweep_all(list_keys=False).withdrawn.documents_moved == 1
     assert {sweeper.probe(world.services, after).found for after in ("", min(shelves.ids.values()))} == {""}
