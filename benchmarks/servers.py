@@ -1,10 +1,11 @@
 """PostgreSQL and Milvus Lite as the embedded stack runs them, without Dagster: nothing works beside what is measured.
 
-Belongs here: starting and stopping them, and settings that name them. Does not: data, timing.
+Belongs here: starting and stopping them, and settings that name them and, in Milvus Lite's place, another Milvus.
+Does not: data, timing, that other Milvus (the tests have one).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -34,27 +35,33 @@ def postgres(home: Path) -> Iterator[Cluster]:
 
 
 @contextmanager
-def stores(home: Path) -> Iterator[Services]:
-    """All five stores, fresh, under `home`."""
-    with postgres(home) as cluster:
+def milvus_lite(home: Path) -> Iterator[str]:
+    """Its address."""
+    spec, log = milvus.spec(home, free_port()), home / "milvus.log"
+    try:
+        wait_until_ready(spec, spawn(spec, log), log)
+        yield spec.address
+    finally:
+        end(lambda: find(home, milvus.NAME))
+
+
+@contextmanager
+def stores(home: Path, vectors: Callable[[Path], AbstractContextManager[str]] = milvus_lite) -> Iterator[Services]:
+    """All five stores, fresh, under `home`; `vectors` starts the Milvus there and says its address."""
+    with postgres(home) as cluster, vectors(home) as milvus_uri:
         auth = cluster.url("psycopg", "fltr_auth")
         init_databases(cluster.url("psycopg", "fltr"), auth)
-        spec, log = milvus.spec(home, free_port()), home / "milvus.log"
         blobs = home / "blobs"
         blobs.mkdir()
-        try:
-            wait_until_ready(spec, spawn(spec, log), log)
-            services = open_services(
-                Settings(
-                    database_url=SecretStr(cluster.url("psycopg", "fltr")),
-                    auth_database_url=SecretStr(as_role(auth, AUTH_ROLE)),
-                    dagster_database_url=SecretStr(cluster.url("psycopg2", "dagster")),
-                    milvus_uri=spec.address,
-                    blob_url=str(blobs),
-                )
+        services = open_services(
+            Settings(
+                database_url=SecretStr(cluster.url("psycopg", "fltr")),
+                auth_database_url=SecretStr(as_role(auth, AUTH_ROLE)),
+                dagster_database_url=SecretStr(cluster.url("psycopg2", "dagster")),
+                milvus_uri=milvus_uri,
+                blob_url=str(blobs),
             )
-            yield services
-            services.fltr.dispose()
-            services.ledger.engine.dispose()
-        finally:
-            end(lambda: find(home, milvus.NAME))
+        )
+        yield services
+        services.fltr.dispose()
+        services.ledger.engine.dispose()

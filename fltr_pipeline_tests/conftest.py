@@ -20,6 +20,7 @@ from fltr_pipeline.stores.schema import init_databases
 from fltr_pipeline_tests import old_auth
 from fltr_pipeline_tests.databases import Databases
 from fltr_pipeline_tests.milvus_lite import MilvusLite
+from fltr_pipeline_tests.milvus_server import milvus_server
 from fltr_pipeline_tests.processes import traces
 from fltr_pipeline_tests.world import World
 
@@ -106,6 +107,13 @@ def milvus_uri(short_tmp: Path) -> Iterator[str]:
     """The address of a real Milvus Lite server; a test uses collections of its own names."""
     with MilvusLite(short_tmp / "milvus") as server:
         yield server.uri
+
+
+@pytest.fixture(scope="session")
+def milvus_server_uri(short_tmp: Path) -> Iterator[str]:
+    """The address of a real Milvus server. Strong reads wait for its next tick: here it ticks faster than usual."""
+    with milvus_server(short_tmp, tick_milliseconds=50) as uri:
+        yield uri
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,21 @@
 """Small vectors for tests of the vector store.
 
-Belongs here: rows of them, and a search. Does not: servers (milvus_lite).
+Belongs here: rows of them, a search, and which servers a test runs on. Does not: servers (milvus_lite, milvus_server).
 """
 
 import uuid
 
+import pytest
+
 from fltr_pipeline.models import VectorRow
 from fltr_pipeline.stores.vectors import VectorStore
+from fltr_pipeline_tests import milvus_server
 
 DIMENSION = 4
+ON_EACH_MILVUS = pytest.mark.parametrize(
+    "milvus_kind", ["lite", "server"] if milvus_server.RUNS_HERE else ["lite"], indirect=True
+)
+"""An integration test runs on Milvus Lite, and on a Milvus server where there is one for this machine."""
 
 
 def new_name() -> str:

@@ -55,8 +55,35 @@ def fltr(request: pytest.FixtureRequest, copy_of_fltr: Callable[[str], Copy]) ->
 
 
 @pytest.fixture
-def store(milvus_uri: str) -> VectorStore:
-    store = VectorStore(milvus_uri, None, collection=new_name(), dimension=DIMENSION)
+def milvus_kind(request: pytest.FixtureRequest) -> str:
+    """`lite`, or what `ON_EACH_MILVUS` asks for."""
+    return getattr(request, "param", "lite")
+
+
+@pytest.fixture
+def milvus_uri(request: pytest.FixtureRequest, milvus_kind: str, milvus_uri: str) -> str:
+    """The address of a Milvus of that kind."""
+    uri: str = request.getfixturevalue("milvus_server_uri") if milvus_kind == "server" else milvus_uri
+    return uri
+
+
+@pytest.fixture(scope="session")
+def server_store(milvus_server_uri: str) -> VectorStore:
+    return new_store(milvus_server_uri)
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest, milvus_kind: str, milvus_uri: str) -> VectorStore:
+    """An empty collection. A server takes seconds to load a new one: there the first is emptied and used again."""
+    if milvus_kind == "lite":
+        return new_store(milvus_uri)
+    store: VectorStore = request.getfixturevalue("server_store")
+    store.delete([key for key, _ in store.every_key()])
+    return store
+
+
+def new_store(uri: str) -> VectorStore:
+    store = VectorStore(uri, None, collection=new_name(), dimension=DIMENSION)
     store.ensure()
     return store
 

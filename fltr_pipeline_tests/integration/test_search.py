@@ -7,7 +7,10 @@ from fltr_pipeline.pipeline.embed import Embed
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.search import search
 from fltr_pipeline.stores.fltr.datasets import Dataset
+from fltr_pipeline_tests.vectors import ON_EACH_MILVUS
 from fltr_pipeline_tests.world import World
+
+pytestmark = ON_EACH_MILVUS
 
 BREAD = "Flour, water, salt and yeast; knead, let it rise, bake at 220 degrees."
 

@@ -17,6 +17,7 @@ from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, manifest
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.stores.vectors import VectorStore
+from fltr_pipeline_tests.vectors import ON_EACH_MILVUS
 from fltr_pipeline_tests.world import World
 
 TREATY = b"The treaty of Westphalia ended the thirty years war in 1648."
@@ -75,6 +76,7 @@ def paid(world: World, dataset: Dataset) -> int:
 # --- in Milvus alone --------------------------------------------------------------------------------------------------
 
 
+@ON_EACH_MILVUS
 def test_orphans_are_told_and_then_deleted_wherever_they_lie(
     world: World, books: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +104,7 @@ def test_a_short_pass_lists_no_keys(world: World, books: Dataset) -> None:
     world.sweep_all()
 
 
+@ON_EACH_MILVUS
 def test_vectors_of_an_attempt_in_flight_are_no_orphans(world: World, books: Dataset) -> None:
     """A full pass right before the insert, right behind it, and with the worker dead."""
     world.upload(books, {"new.txt": TREATY})
@@ -134,6 +137,7 @@ class Died(BaseException):
     """The worker dies here."""
 
 
+@ON_EACH_MILVUS
 @pytest.mark.parametrize("dies", [True, False])
 def test_vectors_that_a_worker_inserts_after_it_lost_its_document_go_with_the_next_pass(
     world: World, books: Dataset, *, dies: bool
@@ -176,6 +180,7 @@ def test_keys_that_no_run_swept_are_swept_by_a_pass(world: World, books: Dataset
 # --- in the manifest alone --------------------------------------------------------------------------------------------
 
 
+@ON_EACH_MILVUS
 @pytest.mark.parametrize("file", ["kept", "deleted"])
 def test_lost_vectors_are_made_anew_free_of_charge_while_the_rest_stays_searchable(
     world: World, books: Dataset, file: str
@@ -204,6 +209,7 @@ def test_lost_vectors_are_made_anew_free_of_charge_while_the_rest_stays_searchab
     assert (compare_all(world.services), world.sweep_all()) == ({}, NOTHING)
 
 
+@ON_EACH_MILVUS
 def test_a_collection_that_is_lost_is_filled_anew_free_of_charge(
     world: World, books: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +244,7 @@ def test_the_last_good_version_is_repaired_and_the_failure_of_the_newer_input_is
     assert (compare_all(world.services), world.sweep_all()) == ({}, NOTHING)
 
 
+@ON_EACH_MILVUS
 def test_an_edit_under_way_that_kept_a_lost_vector_is_repaired_behind_its_publish(world: World, books: Dataset) -> None:
     kept = keys_of(world, "long.txt")[1]
     world.upload(books, {"long.txt": long_text(12) + b"\n\nOne more paragraph, all new."})

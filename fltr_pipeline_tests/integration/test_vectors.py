@@ -1,26 +1,16 @@
-"""The vector store on a real Milvus Lite server. The one fake is a server that refuses."""
+"""The vector store's rows and their vectors, on a real Milvus Lite server and on a real Milvus server."""
 
 import math
-import socket
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
-from signal import SIGKILL
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
-from fltr_pipeline.errors import (
-    ConfigurationError,
-    FltrError,
-    InvalidValue,
-    StoreUnavailable,
-)
+from fltr_pipeline.errors import InvalidValue
 from fltr_pipeline.stores.vectors import TEXT_BYTES, VectorStore
-from fltr_pipeline_tests.milvus_lite import MilvusLite, free_port
-from fltr_pipeline_tests.vectors import DIMENSION, dense, new_name, row
+from fltr_pipeline_tests.vectors import ON_EACH_MILVUS, dense, row
+
+pytestmark = ON_EACH_MILVUS
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
@@ -48,14 +38,11 @@ def test_a_vector_comes_back_as_it_was_inserted_and_can_be_inserted_again(store:
 
 
 def test_datasets_do_not_see_each_other(store: VectorStore) -> None:
-    store.insert([row(f"a{n}", "ds-a", text="fox") for n in range(5)] + [row("b", "ds-b", text="fox")])
+    store.insert([row(f"a{n}", "ds-a") for n in range(5)] + [row("b", "ds-b")])
     assert set(dense(store, "ds-a", 1, 0, 0, 0)) == {f"a{n}" for n in range(5)}
     assert dense(store, "ds-b", 1, 0, 0, 0) == ["b"]
     assert store.present(["a1", "b"], "ds-b") == {"b"}
     assert list(store.keys("ds-b")) == ["b"]
-    assert [hit.key for hit in store.search("ds-b", vector=None, text="fox", k=9, mode="bm25")] == ["b"]
-    hybrid = store.search("ds-b", vector=[1, 0, 0, 0], text="fox", k=9, mode="hybrid")
-    assert [hit.key for hit in hybrid] == ["b"]
     assert dense(store, "ds-c", 1, 0, 0, 0) == []
 
 
@@ -133,31 +120,6 @@ def test_dense_scores_are_cosines_best_first(store: VectorStore) -> None:
     assert len(store.search("ds", vector=[1, 0, 0, 0], text=None, k=2)) == 2
 
 
-def test_bm25_finds_words_and_a_larger_score_is_better(store: VectorStore) -> None:
-    texts = {"none": "the hen", "once": "a fox and a very long tale of hens", "twice": "fox, fox"}
-    store.insert([row(key, text=text) for key, text in texts.items()])
-    hits = store.search("ds", vector=None, text="Fox", k=10, mode="bm25")
-    assert [hit.key for hit in hits] == ["twice", "once"]
-    assert hits[0].score > hits[1].score > 0
-    assert store.search("ds", vector=None, text="zebra", k=10, mode="bm25") == []
-
-
-def test_hybrid_puts_first_what_both_sides_like(store: VectorStore) -> None:
-    store.insert([row(f"vector{n}", vector=(1, n / 100, 0, 0), text="hen") for n in range(1, 5)])
-    store.insert([row(f"word{n}", vector=(0, 0, 1, n), text="fox") for n in range(1, 5)])
-    store.insert([row("both", vector=(1, 0, 0, 0), text="fox fox")])
-    hits = store.search("ds", vector=[1, 0, 0, 0], text="fox", k=3, mode="hybrid")
-    assert hits[0].key == "both"
-    assert len(hits) == 3
-    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
-
-
-@pytest.mark.parametrize("text", [None, "", " \n"])
-def test_a_search_for_words_needs_a_text(store: VectorStore, text: str | None) -> None:
-    with pytest.raises(InvalidValue, match="needs a text"):
-        store.search("ds", vector=[1, 0, 0, 0], text=text, k=1, mode="hybrid")
-
-
 @pytest.mark.parametrize("k", [0, -1, 16_385])
 def test_k_is_within_what_milvus_answers(store: VectorStore, k: int) -> None:
     with pytest.raises(InvalidValue, match="k must be"):
@@ -179,113 +141,13 @@ def test_what_the_server_overlooks_once_is_present(store: VectorStore, monkeypat
     assert looks[1:] == [["k1", "k2", "other"]]
 
 
-# --- faults ----------------------------------------------------------------------------------------------------------
-
-
 def test_a_released_collection_is_loaded_and_asked_again(store: VectorStore, milvus: Any) -> None:
     store.insert([row("k")])
     uses: list[Callable[[], object]] = [
         lambda: dense(store, "ds", 1, 0, 0, 0),
-        lambda: [hit.key for hit in store.search("ds", vector=None, text="text", k=1, mode="bm25")],
         lambda: list(store.keys("ds")),
         lambda: list(store.present(["k"], "ds")),
     ]
     for use in uses:
         milvus.release_collection(store.collection)
         assert use() == ["k"]
-
-
-def test_a_killed_server_loses_nothing_and_the_same_store_goes_on(tmp_path: Path) -> None:
-    with MilvusLite(tmp_path / "milvus") as server:
-        store = VectorStore(server.uri, None, collection=new_name(), dimension=DIMENSION, timeout=5)
-        store.ensure()
-        store.insert([row(f"k{n}", text="fox", vector=(1, n, 0, 0)) for n in range(100)])
-        store.delete(["k0"])
-        server.stop(SIGKILL)
-        with pytest.raises(StoreUnavailable):
-            store.present(["k1"], "ds")
-        server.start()
-        assert len(store.present([f"k{n}" for n in range(100)], "ds")) == 99
-        server.stop(SIGKILL)
-        server.start()
-        assert not store.ensure().created
-        assert dense(store, "ds", 1, 1, 0, 0, k=1) == ["k1"]
-        assert len(list(store.keys("ds"))) == 99
-        assert len(store.search("ds", vector=None, text="fox", k=200, mode="bm25")) == 99
-
-
-def test_a_server_that_is_not_there_is_unavailable_and_no_secret_is_told() -> None:
-    uri = f"http://admin:uri-secret@127.0.0.1:{free_port()}"
-    store = VectorStore(uri, SecretStr("token-secret"), collection="c", dimension=DIMENSION, timeout=5)
-    uses: list[Callable[[], object]] = [
-        store.ensure,
-        lambda: store.insert([row("k")]),
-        lambda: store.present(["k"], "ds"),
-        lambda: store.delete(["k"]),
-        lambda: list(store.keys("ds")),
-        lambda: dense(store, "ds", 1, 0, 0, 0),
-    ]
-    for use in uses:
-        with pytest.raises(StoreUnavailable, match=r"Milvus at http://127.0.0.1:\d+: .*is the server up") as caught:
-            use()
-        assert "secret" not in str(caught.value)
-    assert "secret" not in repr(store)
-
-
-def test_a_server_that_accepts_and_says_nothing_is_unavailable() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(StoreUnavailable):
-            VectorStore(uri, None, collection="c", dimension=DIMENSION, timeout=1).ensure()
-
-
-@contextmanager
-def refusing_server(status: str) -> Iterator[str]:
-    """A gRPC server that answers every call with this status."""
-    import grpc
-
-    class Refuse(grpc.GenericRpcHandler):  # type: ignore[misc]
-        def service(self, _: object) -> Any:
-            def abort(request: bytes, context: Any) -> None:
-                context.abort(grpc.StatusCode[status], f"{status}: token-secret is not welcome")
-
-            return grpc.unary_unary_rpc_method_handler(abort)
-
-    server = grpc.server(ThreadPoolExecutor(2), handlers=[Refuse()])
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.stop(None).wait()
-
-
-@pytest.mark.parametrize(
-    ("status", "error"),
-    [
-        ("UNAUTHENTICATED", ConfigurationError),
-        ("PERMISSION_DENIED", ConfigurationError),
-        ("RESOURCE_EXHAUSTED", StoreUnavailable),
-        ("DEADLINE_EXCEEDED", StoreUnavailable),
-        ("UNAVAILABLE", StoreUnavailable),
-        ("INTERNAL", StoreUnavailable),
-    ],
-)
-def test_a_refusal_becomes_the_fitting_error(status: str, error: type[FltrError]) -> None:
-    with refusing_server(status) as uri:
-        store = VectorStore(uri, SecretStr("token-secret"), collection="c", dimension=DIMENSION, timeout=2)
-        with pytest.raises(error) as caught:
-            store.ensure()
-    assert "token-secret" not in str(caught.value)
-
-
-@pytest.mark.parametrize("uri", ["", "milvus:19530", "./milvus.db", "/tmp/milvus.db", "s3://bucket"])
-def test_an_address_that_is_no_servers_is_a_configuration_error(uri: str) -> None:
-    with pytest.raises(ConfigurationError, match="FLTR_MILVUS_URI"):
-        VectorStore(uri, None, collection="c", dimension=DIMENSION)
-
-
-@pytest.mark.parametrize(("collection", "dimension", "timeout"), [("a b", 4, 1), ("", 4, 1), ("c", 0, 1), ("c", 4, 0)])
-def test_settings_that_cannot_work_are_refused_at_once(collection: str, dimension: int, timeout: float) -> None:
-    with pytest.raises(ConfigurationError):
-        VectorStore("http://127.0.0.1:1", None, collection=collection, dimension=dimension, timeout=timeout)
