@@ -11,11 +11,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from fltr_pipeline.errors import (
-    ConfigurationError,
-    FltrError,
-    StoreUnavailable,
-)
+from fltr_pipeline.errors import ConfigurationError, FltrError, StoreUnavailable
 from fltr_pipeline.stores.vectors import VectorStore
 from fltr_pipeline_tests.milvus_lite import MilvusLite, free_port
 from fltr_pipeline_tests.vectors import DIMENSION, dense, new_name, row
@@ -70,7 +66,7 @@ def refusing_server(status: str) -> Iterator[str]:
     """A gRPC server that answers every call with this status."""
     import grpc
 
-    class Refuse(grpc.GenericRpcHandler):  # type: ignore[misc]
+    class Refuse:
         def service(self, _: object) -> Any:
             def abort(request: bytes, context: Any) -> None:
                 context.abort(grpc.StatusCode[status], f"{status}: token-secret is not welcome")
