@@ -167,6 +167,8 @@ class CreditError(FltrError):
 class InvalidAmount(CreditError):
     """An amount that is not positive, above the cap, or beyond int4."""
 
+    code: ClassVar[str] = "invalid_amount"
+
 
 class ForeignPayer(CreditError):
     """The upload names an API key that belongs to another account than the dataset."""

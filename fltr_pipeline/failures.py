@@ -66,6 +66,10 @@ ADVICE: Mapping[str, Advice] = {
         "The charge for the document could not be recorded; nothing was charged.",
         "A ledger row was changed by hand: `fltr-pipeline credits audit` names it.",
     ),
+    "invalid_amount": Advice(
+        "A step of the document's processing would cost more than is charged at once; nothing was charged: split it.",
+        "See whether `FLTR_PRICES__*` are as they are meant, and the amount in the message.",
+    ),
     "quarantined": Advice(
         "Files with the same bytes made processing fail by our fault again and again; nothing was charged.",
         "Keep the file for the parser's maintainers. It is tried again under a new extractor, or if a person asks.",

@@ -4,12 +4,15 @@ Belongs here: making them, and reading what the ledger's rows say. Does not: ass
 """
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fltr_pipeline.credits.holds import Close, CloseState, Hold, Payer, Pot, key_digest
+from fltr_pipeline.credits.ledger import Ledger
 from fltr_pipeline.models import Op
+from fltr_pipeline.stores.auth import pots
+from fltr_pipeline.stores.database import transaction
 from fltr_pipeline_tests.world import World
 
 
@@ -28,8 +31,14 @@ def release(h: Hold, reason: str = "failed") -> Close:
     return Close(h, 0, CloseState.RELEASED, reason)
 
 
+def balances(ledger: Ledger, wanted: Iterable[Pot]) -> dict[Pot, int]:
+    """What each pot has; nothing for pots that don't exist."""
+    with transaction(ledger.engine) as tx:
+        return {pot: n for pot in wanted for n in pots.balances(tx, pot.kind, [pot.id]).values()}
+
+
 def available(world: World, payer: Payer) -> int:
-    return world.services.ledger.balances([payer.pot])[payer.pot]
+    return balances(world.services.ledger, [payer.pot])[payer.pot]
 
 
 def add_team(world: World, owner: Payer, credits: int = 100) -> Pot:
@@ -107,4 +116,4 @@ def unexplained(world: World, pot: Pot) -> int:
         " WHERE coalesce(transaction_metadata->>'pot', 'user:' || user_id) = %s",
         pot.name,
     )
-    return int(world.services.ledger.balances([pot])[pot] - (int(opening[0][0]) if opening else 0) - explained)
+    return int(balances(world.services.ledger, [pot])[pot] - (int(opening[0][0]) if opening else 0) - explained)

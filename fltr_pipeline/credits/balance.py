@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine
 
 from fltr_pipeline.credits.holds import Payer, Pot
-from fltr_pipeline.stores.auth import people, pots, scan
+from fltr_pipeline.stores.auth import people, pots, rows, scan
 from fltr_pipeline.stores.auth.pots import KeyLimits
 
 
@@ -51,7 +51,7 @@ def balances_of(engine: Engine, payer: Payer) -> Balances:
     """
     with scan.snapshot(engine) as tx:
         digests = [pool.digest for pool in people.pools_of_user(tx, payer.user_id)]
-        limits = pots.limits(tx, digests) if digests else {}
+        limits = pots.limits(tx, digests, rows.utc_now()) if digests else {}
         keys = tuple(_key(_balance(tx, Pot("api_key", digest)), limits[digest]) for digest in digests)
         return Balances(_balance(tx, payer.pot), keys)
 

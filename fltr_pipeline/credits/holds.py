@@ -146,3 +146,8 @@ class Closed:
     charged: int
     returned: int = field(default=0, compare=False)
     """Credits that this call gave back; 0 where the hold had ended before."""
+
+    @property
+    def paid(self) -> bool:
+        """Whether what was to be charged was: a pot that is gone misses what would come back, not what it paid."""
+        return self.state is CloseState.SETTLED or (self.state is CloseState.POT_GONE and self.charged > 0)

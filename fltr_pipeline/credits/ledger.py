@@ -205,17 +205,13 @@ class Ledger:
         self._known.add(pot)
         return balance
 
-    def balances(self, wanted: Iterable[Pot]) -> dict[Pot, int]:
-        """What each pot has available now; nothing for pots that don't exist."""
-        return self._retried(partial(_balances, wanted=list(wanted)))
-
     def spendable(self, wanted: Iterable[Pot]) -> dict[Pot, int]:
         """What a hold can take from each pot now: the balance, or what an API key's limits leave of it."""
 
         def run(tx: Connection) -> dict[Pot, int]:
             found = _balances(tx, list(wanted))
             keys = [pot.id for pot in found if pot.kind == "api_key"]
-            left = {Pot("api_key", i): k.left for i, k in pots.limits(tx, keys).items()} if keys else {}
+            left = {Pot("api_key", i): k.left for i, k in pots.limits(tx, keys, rows.utc_now()).items()} if keys else {}
             limits = {pot: n for pot, n in left.items() if n is not None}
             return {pot: max(0, min(n, limits.get(pot, n))) for pot, n in found.items()}
 
@@ -289,7 +285,7 @@ class Ledger:
         """Reserve what the pot covers; when it can't cover all, look again and take those that fit, in order."""
         wanted = list(holds)
         refused: dict[str, HoldState] = {}
-        for _ in range(_TRIES):
+        for left in reversed(range(_TRIES)):
             if not wanted:
                 return refused
             run = partial(transfers.reserve, pot=pot, holds=wanted, leaving=leaving, known=pot in self._known)
@@ -297,7 +293,8 @@ class Ledger:
                 states = self._retried(run)
             except transfers.DoesNotCover:
                 available = self.spendable([pot]).get(pot)
-                wanted, rest = self._fitting(wanted, available or 0, leaving)
+                # Others were faster each time: at last only what is there already, which nobody can take.
+                wanted, rest = self._fitting(wanted, available or 0 if left > 1 else 0, leaving)
                 why = HoldState.POT_GONE if available is None else HoldState.INSUFFICIENT
                 refused |= dict.fromkeys((h.id for h in rest), why)
             except IntegrityError as error:

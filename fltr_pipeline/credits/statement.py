@@ -75,7 +75,7 @@ class Group:
 
 
 def entries(rows: Sequence[StoredRow]) -> Iterator[Entry]:
-    """Holds with their closes and refunds; every other row as it is: a grant, or another program's usage.
+    """Holds with their closes and refunds; every other row as it is: a grant, or another program's usage or refund.
 
     What never moved a credit, a void or an opening, is left out.
     """
@@ -91,6 +91,8 @@ def entries(rows: Sequence[StoredRow]) -> Iterator[Entry]:
                 charged=-row.amount - back if closed else 0, returned=back, held=0 if closed else -row.amount,
                 granted=0, run_id=row.metadata.get("run_id"),
             )  # fmt: skip
+        elif kind is None and row.type == "refund" and row.amount > 0:
+            yield Entry(row.created_at, row.operation, row.resource_id, 0, -row.amount, row.amount, 0, 0)
         elif kind in {None, "grant"}:
             spent = max(0, -row.amount)
             yield Entry(row.created_at, row.operation, row.resource_id, spent, spent, 0, 0, max(0, row.amount))

@@ -8,6 +8,7 @@ was really inserted decides what the balance changes by, so every transfer may b
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 
 from sqlalchemy import Connection
 
@@ -45,10 +46,11 @@ def reserve(tx: Connection, pot: Pot, holds: Sequence[Hold], leaving: int, *, kn
         DoesNotCover: roll back.
         LedgerConflict: a hold of that id has another amount or pot.
     """
-    inserted = rows.insert(tx, [hold_row(h) for h in holds])
+    at = rows.utc_now()
+    inserted = rows.insert(tx, [hold_row(h) for h in holds], at)
     total = -sum(inserted.values())
     if total:
-        _take(tx, pot, total, leaving * len(inserted))
+        _take(tx, pot, total, leaving * len(inserted), at)
         if not known:
             see(tx, pot, -total)
     states = dict.fromkeys(inserted, HoldState.OPEN)
@@ -133,7 +135,10 @@ def grant(tx: Connection, payer: Payer, row_id: str, amount: int, reason: str, *
             raise PotIsGone
         if not known:
             see(tx, pot, amount)
-    return pots.balances(tx, pot.kind, [pot.id])[pot.id]
+    left = pots.balances(tx, pot.kind, [pot.id]).get(pot.id)
+    if left is None:  # it was deleted since a COMMIT whose answer was lost
+        raise PotIsGone
+    return left
 
 
 def see(tx: Connection, pot: Pot, changed: int) -> None:
@@ -150,12 +155,13 @@ def see(tx: Connection, pot: Pot, changed: int) -> None:
     rows.insert(tx, [opening_row(Opening(pot, owner, balance - changed, balance - explained))])
 
 
-def _take(tx: Connection, pot: Pot, total: int, leaving: int) -> None:
+def _take(tx: Connection, pot: Pot, total: int, leaving: int, at: datetime) -> None:
+    """`at`: when the rows say that they were made, which tells the day and the month that a key's limits are for."""
     if not pots.take(tx, pot.kind, pot.id, total, leaving=leaving):
         raise DoesNotCover
     if pot.kind == "api_key":
         # A statement of its own, after the lock on the balance: within one, the sum would be a stale one.
-        left = pots.limits(tx, [pot.id])[pot.id].left
+        left = pots.limits(tx, [pot.id], at)[pot.id].left
         if left is not None and left < leaving:
             raise DoesNotCover
 
@@ -166,7 +172,10 @@ def _state(hold: Hold, found: StoredRow | None, found_close: StoredRow | None) -
     if is_void(found):
         return HoldState.RELEASED
     check_same(hold, found)
-    return HoldState.OPEN if found_close is None else HoldState(outcome_of(found_close))
+    if found_close is None:
+        return HoldState.OPEN
+    ended = _closed(hold, found_close)
+    return HoldState.SETTLED if ended.paid else HoldState(ended.state)
 
 
 def _earlier(hold: Hold, found: dict[str, StoredRow]) -> Closed | None:

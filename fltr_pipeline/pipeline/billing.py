@@ -22,6 +22,7 @@ from fltr_pipeline.stores.fltr.charges import Charge
 
 _LOG = logging.getLogger(__name__)
 _TRIES = 5
+_GONE = (CloseState.PAYER_GONE, CloseState.POT_GONE)
 
 _FOLLOWING = {
     Op.DATASET_SETUP: (),
@@ -156,10 +157,10 @@ class Billing:
             again = self._hold([replace(s.charge, state="released") for s in late.values()], fences)
             refused += again.refused
             todo = {c.key: replace(late[c.key], charge=c) for c in again.granted.values()}
-        gone = [s for s in settlements if s.charged > 0 and closed[s.charge.key].state is CloseState.PAYER_GONE]
-        refused += [_refusal(s.charge, HoldState.PAYER_GONE) for s in gone]
+        missing = [(s.charge, closed[s.charge.key].state) for s in settlements if not _paid(s, closed)]
+        refused += [_refusal(charge, HoldState(state)) for charge, state in missing if state in _GONE]
         known = {r.subject_id for r in refused}
-        unpaid = {s.charge.subject_id for s in settlements if s.charged > 0 and not _kept(closed[s.charge.key])}
+        unpaid = {charge.subject_id for charge, _ in missing}
         return Settled(refused, frozenset(unpaid - known), *_totals(settlements, closed))
 
     def give_up(self, generations: Sequence[tuple[str, int]]) -> int:
@@ -226,8 +227,8 @@ class Billing:
         refused: list[Refusal] = []
         todo = list(charges)
         for _ in range(_TRIES):
-            granted |= {c.subject_id: c for c in todo if c.amount == 0 or c.state == "settled"}
-            over = [c for c in todo if c.amount > 0 and c.state not in {"open", "settled"}]
+            granted |= {c.subject_id: c for c in todo if c.amount == 0 or c.paid}
+            over = [c for c in todo if c.amount > 0 and c.state != "open" and not c.paid]
             holds = {hold_of(c).id: c for c in todo if c.amount > 0 and c.state == "open"}
             states = self.ledger.reserve([hold_of(c) for c in holds.values()], leaving=leaving) if holds else {}
             for hold_id, charge in holds.items():
@@ -287,9 +288,9 @@ def _late(settlement: Settlement, closed: Mapping[ChargeKey, Closed]) -> bool:
     return settlement.charged > 0 and closed[settlement.charge.key].state is CloseState.RELEASED
 
 
-def _kept(closed: Closed) -> bool:
+def _paid(settlement: Settlement, closed: Mapping[ChargeKey, Closed]) -> bool:
     """Whether what was to be charged was charged."""
-    return closed.state is CloseState.SETTLED or (closed.state is CloseState.POT_GONE and closed.charged > 0)
+    return settlement.charged == 0 or closed[settlement.charge.key].paid
 
 
 def _totals(settlements: Sequence[Settlement], closed: Mapping[ChargeKey, Closed]) -> tuple[int, int]:

@@ -168,6 +168,8 @@ def _end_charges(services: Services, billing: Billing, found: Sequence[Abandoned
     delivered = [a.charge for a in found if a.delivered]
     void = billing.void([a.charge for a in found if not a.delivered], "abandoned")
     settled = billing.settle(_settlements(services, delivered, {}))
+    if settled.refused:  # live and unpaid, as only a database that was set back has it: else it were found for ever
+        void |= billing.void([r.charge for r in settled.refused], "unpaid")
     returned = settled.returned + sum(c.returned for c in void.values())
     return Swept(charges=len(found), credits_returned=returned)
 

@@ -18,6 +18,7 @@ from fltr_pipeline.errors import (
     ConfigurationError,
     DocumentError,
     ForeignPayer,
+    InvalidAmount,
     LedgerConflict,
     Quarantined,
     SchemaDrift,
@@ -28,6 +29,7 @@ from fltr_pipeline.errors import (
 from fltr_pipeline.models import Op, Stage
 from fltr_pipeline.pipeline.billing import Billing, Quote, Refusal, Settlement
 from fltr_pipeline.pipeline.quarantine import GAVE_UP, Quarantine
+from fltr_pipeline.pipeline.reprocess import RETRYABLE
 from fltr_pipeline.pipeline.worker import Report, Worker, progressed
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, datasets, generations
@@ -157,7 +159,7 @@ class StageRun:
         except _NOT_THE_DOCUMENTS:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told with the document's name
-            if len(group) == 1 and isinstance(error, LedgerConflict):
+            if len(group) == 1 and isinstance(error, InvalidAmount | LedgerConflict):
                 self._fail_for_our_fault([Failure(group[0], error.code, f"{group[0].filename}: {error}")], report)
             elif len(group) == 1:
                 _LOG.exception("%s of %s broke", self.work.op, group[0].filename)
@@ -227,8 +229,12 @@ class StageRun:
         self._fail_for_our_fault([Failure(r.claim, e.code, str(e)) for r, e in failed if not e.user_error], report)
 
     def _units(self, result: Result) -> int:
-        """What an attempt took; one that failed by the customer's own file takes a unit, if that is to be charged."""
-        user_error = result.error is not None and result.error.user_error
+        """What an attempt took; one that failed by the customer's own file takes a unit, if that is to be charged.
+
+        What another night may mend, such as a limit that was reached, takes none: it would take one each night.
+        """
+        error = result.error
+        user_error = error is not None and error.user_error and error.code not in RETRYABLE
         return 1 if user_error and self.charge_user_errors else result.units
 
     def _give_up(self, claimed: Sequence[Claim], report: Report) -> list[Claim]:
@@ -250,7 +256,7 @@ class StageRun:
         return [c for c in claimed if c.document_id not in poison]
 
     def _refuse(self, claimed: Sequence[Claim], refused: Sequence[Refusal], report: Report) -> None:
-        """Let documents wait for credits; without a payer there is nothing to wait for."""
+        """Let documents wait for credits; without a payer there is nothing to wait for, and earlier steps go back."""
         by_id = {c.document_id: c for c in claimed}
         poor = [r for r in refused if r.state is HoldState.INSUFFICIENT]
         if poor:
@@ -261,7 +267,7 @@ class StageRun:
                 "%s: %d documents await credits of %s %s", self.work.op, len(poor), poor[0].pot.kind, poor[0].pot.id
             )
         gone = [r for r in refused if r.state is not HoldState.INSUFFICIENT]
-        self._fail([Failure(by_id[r.subject_id], r.state, _gone(r, self.dataset)) for r in gone], report)
+        self._fail_for_our_fault([Failure(by_id[r.subject_id], r.state, _gone(r, self.dataset)) for r in gone], report)
 
     def _fail_for_our_fault(self, failures: Sequence[Failure], report: Report) -> None:
         """What the document's ops were charged goes back, too.

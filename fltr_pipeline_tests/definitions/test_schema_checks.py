@@ -8,6 +8,7 @@ from fltr_pipeline.definitions import build_defs
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.defs.schedules import daily_verification
 from fltr_pipeline.stores.fltr.datasets import Dataset
+from fltr_pipeline_tests.money import available
 from fltr_pipeline_tests.world import World
 
 CHECKS = {"fltr_matches_specification", "fltr_auth_matches_specification"}
@@ -90,7 +91,7 @@ def test_harmful_drift_blocks_ingest_with_a_message_that_says_so(
 def untouched(world: World, payer: Payer) -> bool:
     """Whether no op has moved a credit of theirs, or noted that it will."""
     (charges,) = world.rows("SELECT count(*) FROM pipeline.charges")
-    return charges == (0,) and world.services.ledger.balances([payer.pot]) == {payer.pot: 10}
+    return charges == (0,) and available(world, payer) == 10
 
 
 @pytest.mark.parametrize("asset", sorted(WORK))

@@ -17,7 +17,7 @@ from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.settings import Prices, Settings
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, generations
-from fltr_pipeline.stores.fltr.charges import Charge
+from fltr_pipeline.stores.fltr.charges import Charge, mark_refunding
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline_tests.faults.billing_model import OF_STAGE, BillingModel, BillingView, Ended, Granted
 from fltr_pipeline_tests.faults.ledger_machine import Fates, Machine, fates
@@ -82,7 +82,8 @@ class BillingMachine(Machine):
             tries = [net.get(h.id, 0) for h in holds]
             assert sum(tries) <= charge.amount
             assert sum(n > 0 for n in tries) <= 1
-            ended = self.credits.state(holds[-1]) or charge.state
+            there = self.credits.state(holds[-1]) not in {None, "open"}
+            ended = self.credits.closed(holds[-1]).state if there else self.credits.state(holds[-1]) or charge.state
             given_back = charge.state in {"refunding", "refunded"} and ended == "settled"
             assert charge.state in {"open", ended} or given_back
 
@@ -234,21 +235,22 @@ class BillingMachine(Machine):
             self._give_up(worker, fate)
 
     def _give_up(self, worker: Worker, fate: Fates) -> None:
-        c = worker.claim
+        c, holds = worker.claim, self._holds(worker)
+        if holds and not self.model.documents[c.document_id].leased:
+            return  # handed on or parked: who does as they should never fails it
         with transaction(self.scene.fltr) as tx:
-            again = claims.refence(tx, [c])
-        assert bool(again) == (self._holds(worker) and self.model.documents[c.document_id].leased)
-        if again:
-            self.model.change(c.document_id, fence=c.fence + 1)
-            done = self.call(
+            ended = claims.fail(tx, [Failure(c, "internal_error", "")])
+            mark_refunding(tx, [(i, c.generation) for i in ended])
+            generations.discard_others(tx, list(ended))
+        assert bool(ended) == holds
+        if ended:
+            self.workers.remove(worker)  # its fence stands, so it is to keep its hands off
+            self.model.mark_refunding(c.document_id, c.generation)
+            self.model.fail(c.document_id)
+            self.call(
                 lambda: self._billing(PRICES[0]).give_up([(c.document_id, c.generation)]) >= 0,
                 lambda m: m.give_up(c.document_id, c.generation), fate,
             )  # fmt: skip
-            if done:
-                with transaction(self.scene.fltr) as tx:
-                    claims.fail(tx, [Failure(x, "internal_error", "") for x in again])
-                    generations.discard_others(tx, [c.document_id])
-                self.model.fail(c.document_id)
 
     def sweep(self, data: st.DataObject) -> None:
         """As many as like."""

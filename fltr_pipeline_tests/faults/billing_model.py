@@ -140,13 +140,10 @@ class BillingModel:
             )
             refused |= again.refused
             todo = [replace(late[c.key], charge=c) for c in again.granted.values()]
-        kept = {
-            key for key, c in closed.items()
-            if c.state is CloseState.SETTLED or (c.state is CloseState.POT_GONE and c.charged)
-        }  # fmt: skip
-        unpaid = {s.charge.subject_id for s in settlements if s.charged and s.charge.key not in kept}
-        gone = {s.charge.subject_id for s in settlements if s.charged and closed[s.charge.key].state == "payer_gone"}
-        return Ended(refused | {(i, HoldState.PAYER_GONE) for i in gone}, unpaid | {i for i, _ in refused})
+        ended = {s.charge.subject_id: closed[s.charge.key] for s in settlements if s.charged}
+        unpaid = {i: c.state for i, c in ended.items() if not _is_paid(c.state, c.charged)}
+        refused |= {(i, HoldState(end)) for i, end in unpaid.items() if end in {"payer_gone", "pot_gone"}}
+        return Ended(refused, unpaid.keys() | {i for i, _ in refused})
 
     def void(self, charges: Sequence[Charge]) -> Call[dict[ChargeKey, Closed]]:
         """End them, and see to it that they never come back."""
@@ -158,14 +155,17 @@ class BillingModel:
 
     def give_up(self, document: str, generation: int) -> Call[bool]:
         """Everything goes back: that is decided first."""
-        key = (document, generation)
-        for c in [c for c in self.charges.values() if (c.subject_id, c.generation) == key and c.charged]:
-            if c.state == "settled":
-                self.charges[c.key] = replace(c, state="refunding")
+        self.mark_refunding(document, generation)
         yield
-        mine = [c for c in self.charges.values() if (c.subject_id, c.generation) == key]
+        mine = [c for c in self.charges.values() if (c.subject_id, c.generation) == (document, generation)]
         yield from self._give_back([c for c in mine if c.state in {"open", "refunding"}])
         return True
+
+    def mark_refunding(self, document: str, generation: int) -> None:
+        """What its ops were charged is to go back."""
+        for c in list(self.charges.values()):
+            if (c.subject_id, c.generation, c.state) == (document, generation, "settled") and c.charged:
+                self.charges[c.key] = replace(c, state="refunding")
 
     def _give_back(self, charges: Sequence[Charge]) -> Call[None]:
         open_ones = [c for c in charges if c.state == "open"]
@@ -192,6 +192,8 @@ class BillingModel:
             delivered = [c for c in abandoned if self._live(c)]
             yield from self.void([c for c in abandoned if c not in delivered])
             yield from self.settle([self._full(c, prices, None) for c in delivered])
+            now = [self.charges[c.key] for c in delivered]
+            yield from self.void([c for c in now if c.state == "open"])
         while refunding := [c for c in self.charges.values() if c.state == "refunding"]:
             yield from self._give_back(refunding)
         if orphans:
@@ -326,7 +328,7 @@ class BillingModel:
         """A free or settled one is granted; one that ended is tried again under the next sequence, by its owner."""
         answer, todo = Granted({}, set()), list(charges)
         while todo:
-            ended = [c for c in todo if c.amount and c.state not in {"open", "settled"}]
+            ended = [c for c in todo if c.amount and c.state != "open" and not _is_paid(c.state, c.charged)]
             open_ones = [c for c in todo if c.amount and c.state == "open"]
             states = yield from self.ledger.reserve([hold_of(c) for c in open_ones], leaving)
             for c in todo:
@@ -355,3 +357,8 @@ class BillingModel:
             now, how = self.charges[c.key], closed[c.key]
             if now.sequence == c.sequence and now.state == "open":
                 self.charges[c.key] = replace(now, state=how.state.value, charged=how.charged)
+
+
+def _is_paid(state: str, charged: int | None) -> bool:
+    """A pot that is gone has paid what it was charged."""
+    return state == "settled" or (state == "pot_gone" and bool(charged))

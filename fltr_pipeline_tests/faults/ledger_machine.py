@@ -19,6 +19,7 @@ from fltr_pipeline.errors import InvalidAmount, LedgerConflict, PayerGone, PotGo
 from fltr_pipeline.models import Op
 from fltr_pipeline_tests.faults.ledger_model import Call, LedgerModel, Limits, check, differences, run
 from fltr_pipeline_tests.faults.ledger_scene import Crashed, Fate, Scene
+from fltr_pipeline_tests.money import balances
 
 KEYS = {"sk-free": Limits(None, None), "sk-daily": Limits(9, None), "sk-monthly": Limits(12, 20)}
 DIGESTS = {key_digest(key): key for key in KEYS}
@@ -158,7 +159,7 @@ class Machine(RuleBasedStateMachine):
         for user in ("ada", "bob", "cyd"):
             assert self.ledger.payers(user, NAMED) == self.credits.payers(user, NAMED)
         there = {p.pot for p in self.payers} & self.credits.balances.keys()
-        assert self.ledger.balances([*there, Pot("user", "nobody")]) == {p: self.credits.balances[p] for p in there}
+        assert balances(self.ledger, [*there, Pot("user", "nobody")]) == {p: self.credits.balances[p] for p in there}
         assert self.ledger.spendable(there) == {p: self.credits.spendable(p) for p in there}
 
     @invariant()

@@ -98,12 +98,14 @@ class LedgerModel:
 
     def state(self, hold: Hold) -> HoldState | None:
         """How a hold stands; None: it never landed."""
-        row, closed = self.rows.get(hold.id), self.rows.get(hold.close_id)
+        row = self.rows.get(hold.id)
         if row is None:
             return None
-        if row.kind == "void":
-            return HoldState.RELEASED
-        return HoldState(closed.outcome) if closed and closed.outcome else HoldState.OPEN
+        if row.kind != "void" and hold.close_id not in self.rows:
+            return HoldState.OPEN
+        ended = self.closed(hold)
+        paid = ended.state is CloseState.POT_GONE and ended.charged > 0
+        return HoldState.SETTLED if paid else HoldState(ended.state)
 
     def reserve(self, holds: Sequence[Hold], leaving: int = 0) -> Call[dict[str, HoldState]]:
         """Each as it stands, else whatever the pot still covers, in order."""
@@ -138,11 +140,11 @@ class LedgerModel:
         return answers
 
     def closed(self, hold: Hold) -> Closed:
-        """How a hold ended."""
-        state, row = self.state(hold), self.rows.get(hold.close_id)
-        if state is None:
+        """How a hold that is not open ended."""
+        if hold.id not in self.rows:
             return Closed(CloseState.PAYER_GONE, 0)
-        return Closed(CloseState(state), (row.number or 0) if row else 0)
+        ended = self.rows.get(hold.close_id)
+        return Closed(CloseState(str(ended.outcome)), ended.number or 0) if ended else Closed(CloseState.RELEASED, 0)
 
     def void(self, holds: Sequence[Hold]) -> Call[dict[str, Closed]]:
         """As a release; what never landed can't any more."""

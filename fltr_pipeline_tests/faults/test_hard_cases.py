@@ -84,6 +84,25 @@ def test_documents_that_wait_for_a_pot_that_is_gone_are_told_so(world: World) ->
     assert world.statuses(dataset) == {"a.txt": "ready"}
 
 
+def test_what_was_paid_before_the_pot_of_the_next_step_vanished_goes_back(world: World) -> None:
+    """Extracted by the user's own credits, to be embedded by a team's."""
+    payer = world.user(credits=50)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"a.txt": TEXT})
+    world.extract(dataset)
+    assert world.statement(payer).charged == 1
+    team = with_team(world, payer, 0)
+    world.process(dataset)
+    assert world.statuses(dataset) == {"a.txt": "awaiting_credits"}
+    without_team(world, team)
+    world.process(dataset)
+    assert world.rows("SELECT error_code FROM pipeline.documents") == [("pot_gone",)]
+    assert (world.statement(payer).charged, world.statement(payer).held) == (0, 0)
+    world.process(dataset, ReprocessMode.failed)
+    assert world.statuses(dataset) == {"a.txt": "ready"}
+    assert world.statement(payer).charged == 2
+
+
 def test_a_pot_that_pays_for_a_small_document_does_not_starve_behind_a_large_one(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ from fltr_pipeline.stores.fltr import charges, claims
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline_tests.faults.ledger_model import Limits
 from fltr_pipeline_tests.faults.ledger_scene import Scene
+from fltr_pipeline_tests.money import balances
 
 ADA = Payer("ada", Pot("user", "ada"))
 DOCUMENT = "doc"
@@ -203,9 +204,11 @@ class Mutant:
     """As what the test fails."""
 
 
+LEFT = " + CAST(:leaving AS bigint)"
+
 MUTANTS = [
-    Mutant("credits >= n", in_sql(pots, "_TAKE", " AND credits >= :amount + :leaving"), test_a_pot_is_never_overdrawn),
-    Mutant("credits >= n + what must be left", in_sql(pots, "_TAKE", " + :leaving"), test_what_must_be_left_is_left),
+    Mutant("credits >= n", in_sql(pots, "_TAKE", f" AND credits >= :amount{LEFT}"), test_a_pot_is_never_overdrawn),
+    Mutant("credits >= n + what must be left", in_sql(pots, "_TAKE", LEFT), test_what_must_be_left_is_left),
     Mutant(
         "the fence of a charge",
         in_sql(charges, "_WRITE", "WHERE f.fence IS NULL OR p.fence = f.fence"),
@@ -306,7 +309,7 @@ def settle(h: Hold, charged: int) -> Close:
 
 
 def balance(ledger: Ledger) -> int:
-    return ledger.balances([ADA.pot])[ADA.pot]
+    return balances(ledger, [ADA.pot])[ADA.pot]
 
 
 def worker(scene: Scene) -> Billing:

@@ -303,3 +303,32 @@ def desk_charge(desk: Desk, claim: Claim) -> Charge:
         user_id=desk.payer.user_id, pot_kind="user", pot_id=desk.payer.user_id, price_version="2026-11", unit_price=1,
         job_id=claim.job_id,
     )  # fmt: skip
+
+
+# --- a pot that vanishes ----------------------------------------------------------------------------------------------
+
+
+def test_what_a_pot_paid_before_it_vanished_is_delivered_by_the_next_worker(world: World) -> None:
+    desk = Desk.of(world)
+    (claim,) = desk.claim()
+    charge = desk.hold(claim)
+    world.change_auth("DELETE FROM user_credits")
+    assert desk.settle(charge, 1, claim).unpaid == frozenset()
+    assert desk.charges() == [("document_extract", 1, "pot_gone", 1)]
+    desk.an_hour_passes()
+    (again,) = desk.fltr.claim(desk.dataset, run="another", limit=1)
+    granted = desk.hold(again)
+    assert (granted.sequence, granted.charged) == (1, 1)
+    assert desk.settle(granted, 1, again).unpaid == frozenset()
+    world.change("UPDATE pipeline.charges SET state = 'open', charged = NULL")  # its worker died before it was recorded
+    assert desk.settle(desk.hold(again), 1, again).unpaid == frozenset()
+
+
+def test_a_hold_that_was_swept_while_its_pot_vanished_is_refused(world: World) -> None:
+    desk = Desk.of(world)
+    (claim,) = desk.claim()
+    charge = desk.hold(claim)
+    world.change_auth("DELETE FROM user_credits")
+    world.billing.void([charge], "expired")
+    settled = desk.settle(charge, 1, claim)
+    assert ([r.state for r in settled.refused], settled.lost) == (["pot_gone"], frozenset())

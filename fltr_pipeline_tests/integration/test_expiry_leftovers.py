@@ -77,6 +77,23 @@ def test_a_generation_that_is_live_is_paid_for(world: World) -> None:
     assert desk.totals() == (2, 0, 48)
 
 
+@pytest.mark.parametrize(
+    "change", ["UPDATE user_credits SET credits = 0", "DELETE FROM user_credits", "DELETE FROM users"]
+)
+def test_a_generation_that_is_live_and_that_nobody_can_pay_ends_the_sweep(world: World, change: str) -> None:
+    """As above, of a ledger that was set back, too."""
+    desk = Desk.of(world)
+    (first,) = desk.claim()
+    desk.hold(first, units=4)
+    desk.publish(desk.decide(first))
+    world.change_auth("DELETE FROM credit_transactions")
+    world.change_auth(change)
+    assert desk.sweep() == Swept(charges=1)
+    assert [state for _, _, state, _ in desk.charges()] != ["open"]
+    assert lines(world, "reserve") == []
+    assert desk.sweep() == NOTHING
+
+
 def test_what_has_failed_gives_back_what_was_never_closed(world: World) -> None:
     desk = Desk.of(world)
     (claim,) = desk.claim()

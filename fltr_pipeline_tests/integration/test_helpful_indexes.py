@@ -85,7 +85,7 @@ QUERIES: dict[str, tuple[HelpfulIndex, Callable[[Connection], object]]] = {
     "first hold on a user's balance": (OF_USER, lambda tx: rows.sum_of_pot(tx, "user", "u7")),
     "held of a team": (OF_TEAM, lambda tx: scan.held(tx, "team", "t7")),
     "first hold on a team's balance": (OF_TEAM, lambda tx: rows.sum_of_pot(tx, "team", "t7")),
-    "limits of a key": (OF_KEY, lambda tx: pots.limits(tx, [DIGEST])),
+    "limits of a key": (OF_KEY, lambda tx: pots.limits(tx, [DIGEST], rows.utc_now())),
     "held of a key": (OF_KEY, lambda tx: scan.held(tx, "api_key", DIGEST)),
     "keys of a user": (KEYS_OF_USER, lambda tx: people.pools_of_user(tx, "u7")),
 }

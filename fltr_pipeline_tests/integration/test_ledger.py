@@ -4,13 +4,17 @@ import threading
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fltr_pipeline.credits import transfers
 from fltr_pipeline.credits.holds import Closed, CloseState, Hold, HoldState
+from fltr_pipeline.credits.ledger import Ledger
 from fltr_pipeline.errors import InvalidAmount, NotFound, PotGone
+from fltr_pipeline.stores.database import transaction
 from fltr_pipeline_tests.money import (
     available,
     hold,
@@ -85,6 +89,40 @@ def test_a_batch_takes_the_first_that_the_pot_covers(world: World) -> None:
     assert unexplained(world, payer.pot) == 0
 
 
+@pytest.mark.parametrize(
+    ("amount", "leaving", "credits", "state"),
+    [
+        (20_000, 20_000, 40_000, "open"), (20_000, 20_000, 39_999, "insufficient"), (32_767, 1, 32_768, "open"),
+        (1_000_000, 2**31 - 1, 2**31 - 1, "insufficient"), (40_000, 2**33, 50_000, "insufficient"),
+    ],
+)  # fmt: skip
+def test_what_must_be_left_is_compared_whatever_its_size(
+    world: World, amount: int, leaving: int, credits: int, state: str
+) -> None:
+    h = hold(world.user(credits), amount)
+    assert world.services.ledger.reserve([h], leaving=leaving) == {h.id: state}
+
+
+def test_a_hold_that_stands_is_found_however_often_others_are_faster(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, payer = world.services.ledger, world.user(credits=3)
+    there, new = hold(payer, 3), hold(payer, 1)
+    ledger.reserve([there])
+    monkeypatch.setattr(Ledger, "spendable", lambda _, pots: dict.fromkeys(pots, 1))
+    assert ledger.reserve([there, new]) == {there.id: HoldState.OPEN, new.id: HoldState.INSUFFICIENT}
+
+
+def test_a_grant_whose_answer_was_lost_and_whose_pot_is_gone_since(world: World) -> None:
+    ledger, payer = world.services.ledger, world.user()
+    run = partial(transfers.grant, payer=payer, row_id="grant", amount=5, reason="x", known=True)
+    with transaction(ledger.engine) as tx:
+        assert run(tx) == 105
+    world.change_auth("DELETE FROM user_credits")
+    with pytest.raises(transfers.PotIsGone), transaction(ledger.engine) as tx:
+        run(tx)
+
+
 def test_pots_of_a_batch_are_charged_apart(world: World) -> None:
     ledger, rich, poor = world.services.ledger, world.user(credits=10), world.user(credits=1)
     batch = [hold(rich, 4), hold(poor, 4), hold(rich, 4)]
@@ -131,7 +169,7 @@ def test_a_pot_that_is_gone_ends_its_holds_all_the_same(world: World, caplog: py
         assert ledger.void([voided], reason="expired") == {voided.id: Closed(CloseState.POT_GONE, 0)}
     assert {line.metadata["outcome"] for line in lines(world, "close") if line.id != charged.close_id} == {"pot_gone"}
     late = hold(payer)
-    assert ledger.reserve([late, h]) == {late.id: HoldState.POT_GONE, h.id: HoldState.POT_GONE}
+    assert ledger.reserve([late, h]) == {late.id: HoldState.POT_GONE, h.id: HoldState.SETTLED}, "what it paid stands"
     assert lines(world, "reserve") == [line for line in lines(world, "reserve") if line.id != late.id]
     with pytest.raises(PotGone):
         ledger.grant(payer, 5, reason="x")

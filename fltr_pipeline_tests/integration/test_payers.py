@@ -5,11 +5,13 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from itertools import chain, repeat
 
 import pytest
 
 from fltr_pipeline.credits.holds import Hold, HoldState, Payer, Pot, key_digest
 from fltr_pipeline.pipeline.uploads import upload
+from fltr_pipeline.stores.auth import pots, rows
 from fltr_pipeline.stores.auth.rows import utc_now
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline_tests.money import Key, add_key, add_team, available, hold, join, lines, release, settle, unexplained
@@ -196,6 +198,23 @@ def test_what_other_programs_spent_with_the_key_counts(world: World) -> None:
         )  # fmt: skip
     assert spendable(world, key) == 5
     assert reserved(world, hold(key.payer, 6), hold(key.payer, 5)) == ["insufficient", "open"]
+
+
+def test_a_hold_that_is_made_as_the_day_ends_counts_in_that_day(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock passes midnight between its row and the look at the limit."""
+    key = add_key(world, world.user(), daily=5)
+    earlier = hold(key.payer, 3)
+    assert reserved(world, earlier) == ["open"]
+    held_at(world, earlier, 1)
+    midnight = utc_now().replace(hour=0, minute=0, second=0, microsecond=0)
+    clock = chain([midnight - timedelta(seconds=1)], repeat(midnight + timedelta(seconds=1)))
+    for module in (rows, pots):
+        monkeypatch.setattr(module, "utc_now", lambda: next(clock))
+    assert reserved(world, hold(key.payer, 4)) == ["open"], "of the day that has begun"
+    spent = world.auth_rows(
+        "SELECT -sum(amount) FROM credit_transactions WHERE amount < 0 AND created_at < %s", midnight
+    )
+    assert spent == [(3,)]
 
 
 def test_what_must_stay_for_later_steps_must_be_within_the_limit_too(world: World) -> None:

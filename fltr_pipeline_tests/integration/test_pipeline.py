@@ -5,8 +5,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from fltr_pipeline.errors import TimeLimit
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline.embed import Embed
+from fltr_pipeline.pipeline.extract import Extract
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import compare
 from fltr_pipeline.pipeline.search import search
@@ -281,6 +283,22 @@ def test_a_file_that_is_broken_by_its_own_fault_is_charged_only_where_that_is_wa
     assert (statement.charged, statement.held, statement.available) == (charged, 0, 10 - charged)
 
 
+def test_a_limit_that_another_night_may_not_reach_is_never_charged(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each night's backfill would charge it once more."""
+    monkeypatch.setenv("FLTR_CHARGE_USER_ERRORS", "true")
+    monkeypatch.setattr(
+        Extract, "perform", lambda _, claimed, charges: [Result(c, error=TimeLimit("too slow")) for c in claimed]
+    )
+    payer = world.user(credits=10)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"slow.txt": TREATY})
+    world.process(dataset)
+    assert world.rows("SELECT error_code FROM pipeline.documents") == [("time_limit",)]
+    assert world.statement(payer).available == 10
+
+
 def test_a_document_whose_price_is_above_the_cap_fails_alone_and_costs_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,7 +308,7 @@ def test_a_document_whose_price_is_above_the_cap_fails_alone_and_costs_nothing(
     dataset = world.dataset(payer)
     world.upload(dataset, {"long.txt": b"x" * 9000, "none.txt": b"x"})
     _, extracted, *_ = world.process(dataset)
-    assert {f.code for f in extracted.failures} == {"internal_error"}
+    assert {f.code for f in extracted.failures} == {"invalid_amount"}
     assert "an amount must be between 1 and 1000000" in extracted.failures[0].message
     assert world.rows("SELECT count(*) FROM pipeline.charges WHERE op = 'document_extract'") == [(0,)]
     assert world.statement(payer).available == 10

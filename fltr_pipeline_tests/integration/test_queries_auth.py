@@ -314,18 +314,18 @@ def test_takers_at_the_same_time_never_overdraw(world: World) -> None:
 
 
 def used(world: World, digest: str) -> tuple[int, int]:
-    found = ask(world, pots.limits, [digest])[digest]
+    found = ask(world, pots.limits, [digest], rows.utc_now())[digest]
     return found.used_today, found.used_this_month
 
 
 def test_limits_are_as_the_key_has_them(world: World) -> None:
     owner = world.user()
     free, tight = add_key(world, owner), add_key(world, owner, daily=5, monthly=9)
-    assert ask(world, pots.limits, [free.digest, tight.digest, key_digest("unknown")]) == {
+    assert ask(world, pots.limits, [free.digest, tight.digest, key_digest("unknown")], rows.utc_now()) == {
         free.digest: KeyLimits(free.digest, None, None, 0, 0),
         tight.digest: KeyLimits(tight.digest, 5, 9, 0, 0),
     }
-    assert ask(world, pots.limits, []) == {}
+    assert ask(world, pots.limits, [], rows.utc_now()) == {}
 
 
 @pytest.mark.parametrize(

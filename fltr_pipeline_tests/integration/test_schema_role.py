@@ -1,13 +1,17 @@
 """The least-privilege role of `fltr_auth`: what it can do, and above all what it can't."""
 
 from collections.abc import Callable
+from importlib import resources
 
 import psycopg
 import pytest
 
+from fltr_pipeline.stores import schema
 from fltr_pipeline.stores.schema import AUTH_ROLE, init_auth_copy
 from fltr_pipeline.stores.schema.connection import as_role, transaction
 from fltr_pipeline.stores.schema.development import add_user
+
+SCRIPT = resources.files(schema).joinpath("auth_role.sql").read_bytes()
 
 ALLOWED = [
     "SELECT id, email FROM users",
@@ -85,3 +89,24 @@ def test_what_was_granted_beyond_it_is_taken_away(auth: str) -> None:
     init_auth_copy(auth)
     test_everything_else_is_refused(auth)
     test_what_the_ledger_does_is_allowed(auth)
+
+
+@pytest.mark.parametrize("more", [f"ALTER ROLE {AUTH_ROLE} CREATEDB", f"GRANT pg_monitor TO {AUTH_ROLE}"])
+def test_a_role_that_may_do_more_by_other_ways_is_refused(auth: str, more: str) -> None:
+    """In one transaction: the role is the whole server's, and other tests use it."""
+    with transaction(auth) as connection:
+        connection.execute(more.encode())
+        with pytest.raises(psycopg.errors.RaiseException, match="attributes or memberships"):
+            connection.execute(SCRIPT)
+        connection.rollback()
+
+
+def test_what_everybody_may_do_is_warned_of(auth: str) -> None:
+    said: list[str] = []
+    with transaction(auth) as connection:
+        connection.add_notice_handler(lambda notice: said.append(str(notice.message_primary)))
+        connection.execute(SCRIPT)
+        assert said == []
+        connection.execute(b"GRANT CREATE ON SCHEMA public TO PUBLIC")
+        connection.execute(SCRIPT)
+    assert said == [f"{AUTH_ROLE} can make tables in schema public, as everybody can"]

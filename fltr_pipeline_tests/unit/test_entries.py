@@ -197,6 +197,13 @@ def test_what_others_wrote_is_spent_or_granted() -> None:
     assert [net(e) for e in entries(rows)] == [(0, 0, 0, 0, 50), (2, 2, 0, 0, 0), (0, 0, 0, 0, 7)]
 
 
+def test_what_others_give_back_lowers_what_they_charged() -> None:
+    rows = [other(-10), replace(other(10), type="refund")]
+    numbers = [net(e) for e in entries(rows)]
+    assert numbers == [(10, 10, 0, 0, 0), (0, -10, 10, 0, 0)]
+    assert [sum(column) for column in zip(*numbers, strict=True)] == [10, 0, 10, 0, 0]
+
+
 ROWS = st.lists(st.tuples(st.integers(1, 100), st.none() | st.floats(0, 1), st.booleans()), unique=True)
 GRANTS = st.lists(st.integers(-50, 500))
 

@@ -6,6 +6,7 @@ A balance is only ever changed relatively: others write it, too.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection, TextClause, text
 
@@ -46,7 +47,7 @@ class KeyLimits:
 def _take(table: str, key: str) -> TextClause:
     return text(
         f"UPDATE {table} SET credits = credits - :amount, updated_at = :now "  # noqa: S608 - of constants
-        f"WHERE {key} = :id AND credits >= :amount + :leaving"
+        f"WHERE {key} = :id AND credits >= :amount + CAST(:leaving AS bigint)"
     )
 
 
@@ -100,12 +101,12 @@ def balances(tx: Connection, pot_kind: str, pot_ids: Sequence[str]) -> dict[str,
     return {r.id: r.credits for r in tx.execute(_BALANCE[pot_kind], {"ids": id_array(pot_ids)})}
 
 
-def limits(tx: Connection, digests: Sequence[str]) -> dict[str, KeyLimits]:
-    """What API keys may spend and did, by digest, in today's windows; nothing for keys without a balance.
+def limits(tx: Connection, digests: Sequence[str], at: datetime) -> dict[str, KeyLimits]:
+    """What API keys may spend and did, by digest, in the windows of `at` (UTC); nothing for keys without a balance.
 
     In a transaction that has changed a key's balance no other can add to its use: read after that, it is exact.
     """
-    today = utc_now().replace(hour=0, minute=0, second=0, microsecond=0)
+    today = at.replace(hour=0, minute=0, second=0, microsecond=0)
     month = today.replace(day=1)
     parameters = {"month": month, "since_day": today.isoformat(), "since_month": month.isoformat()}
     found = tx.execute(_LIMITS, {"digests": list(digests), **parameters})

@@ -125,14 +125,17 @@ def utc_now() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
 
 
-def insert(tx: Connection, rows: Sequence[LedgerRow]) -> dict[str, int]:
-    """Insert the rows that don't exist yet, in id order; returns id → amount of those really inserted."""
-    now = utc_now().isoformat()
+def insert(tx: Connection, rows: Sequence[LedgerRow], at: datetime | None = None) -> dict[str, int]:
+    """Insert the rows that don't exist yet, in id order; returns id → amount of those really inserted.
+
+    `at` (UTC, without a zone): when they were made; None: now.
+    """
+    made = (at or utc_now()).isoformat()
     values = [
         {
             "id": r.id, "user_id": r.user_id, "team_id": r.team_id, "amount": r.amount, "type": r.type,
             "operation": r.operation, "resource_id": r.resource_id, "api_key_id": r.api_key_id,
-            "transaction_metadata": r.metadata, "created_at": now,
+            "transaction_metadata": r.metadata, "created_at": made,
         }
         for r in rows
     ]  # fmt: skip

@@ -39,6 +39,11 @@ class Charge:
         """What is charged once: an op on a generation of a subject."""
         return self.subject_id, self.op, self.generation
 
+    @property
+    def paid(self) -> bool:
+        """Whether its work is paid for, by a pot that may be gone since."""
+        return self.state == "settled" or (self.state == "pot_gone" and bool(self.charged))
+
 
 # The first writer's amount, pot and price stand; a retry reads them back and uses them as they are.
 _WRITE = text("""
