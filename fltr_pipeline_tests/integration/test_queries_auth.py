@@ -386,3 +386,10 @@ def test_use_counts_in_the_utc_day_and_month_of_its_hold(world: World) -> None:
     in_month = sum(10**n for n, at in enumerate(moments.values()) if at >= month)
     of_today = sum(10**n for n, at in enumerate(moments.values()) if at >= today)
     assert used(world, key.digest) == (-of_today, -in_month)
+
+
+@pytest.mark.parametrize("raw", ["sk-ünïcode", "back\\slash", r"\x41", r"\\", "'quoted'"])
+def test_a_key_is_found_by_its_digest_whatever_its_characters(world: World, raw: str) -> None:
+    payer = world.user()
+    world.change_auth("INSERT INTO api_key_credits (api_key, user_id, credits) VALUES (%s, %s, 7)", raw, payer.user_id)
+    assert ask(world, pots.balances, "api_key", [key_digest(raw)]) == {key_digest(raw): 7}

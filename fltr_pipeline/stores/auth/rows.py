@@ -60,8 +60,9 @@ COLUMNS = """
 """
 """SQL: what a StoredRow is made of, of the table as `t`. A key that another program wrote there stays where it is."""
 
-KEY_DIGEST = "encode(sha256(convert_to(api_key, 'UTF8')), 'hex')"
-"""SQL: what an API key is called outside its own table."""
+KEY_DIGEST = "encode(sha256(replace(api_key, chr(92), repeat(chr(92), 2))::bytea), 'hex')"
+"""SQL: what an API key is called outside its own table; of a UTF-8 database. Immutable, as an index needs it, which
+`convert_to` is not; the cast to bytea reads a backslash, chr(92), as the beginning of an escape."""
 
 DIGESTS = f"SELECT api_key, {KEY_DIGEST} AS digest FROM api_key_credits"  # noqa: S608 - of constants
 

@@ -4,15 +4,18 @@ Belongs here: the list, with the queries that profit, and the probe. Does not: i
 (specification).
 """
 
+import re
 from dataclasses import dataclass
 
+from fltr_pipeline.stores.auth.rows import KEY_DIGEST
 from fltr_pipeline.stores.schema import connection
 from fltr_pipeline.stores.schema.connection import Connection
 
-# The columns of each usable index in their order; NULL for an expression. A partial one serves some rows only.
+# The columns and expressions of each usable index in their order. A partial one serves some rows only.
 _INDEXES = """
 SELECT c.relname::text,
-       ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, position)
+       ARRAY(SELECT coalesce(a.attname::text, pg_get_indexdef(i.indexrelid, k.position::int, true))
+             FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, position)
              LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
              WHERE k.position <= i.indnkeyatts ORDER BY k.position)
 FROM pg_index i
@@ -31,6 +34,8 @@ class HelpfulIndex:
     table: str
     columns: tuple[str, ...]
     serves: str
+    expression: str | None = None
+    """SQL over the one column, which is what is indexed instead."""
 
     @property
     def name(self) -> str:
@@ -38,10 +43,20 @@ class HelpfulIndex:
         return f"{self.table}_{'_'.join(self.columns)}_idx"
 
     @property
+    def of(self) -> str:
+        """What is indexed, as SQL."""
+        return f"({self.expression})" if self.expression else ", ".join(self.columns)
+
+    @property
     def drizzle(self) -> str:
         """The line for the table's third argument in the Drizzle schema."""
         columns = ", ".join(f"t.{_camel_case(column)}" for column in self.columns)
-        return f'index("{self.name}").on({columns})'
+        return f'index("{self.name}").on({f"sql`{self.expression}`" if self.expression else columns})'
+
+    def begins(self, there: list[str]) -> bool:
+        """Whether an index on these columns and expressions stands in for it."""
+        wanted = (self.expression,) if self.expression else self.columns
+        return [_bare(what) for what in there[: len(wanted)]] == [_bare(what) for what in wanted]
 
 
 HELPFUL = (
@@ -59,6 +74,9 @@ HELPFUL = (
         "an API key's daily and monthly limit, looked at with each reservation; what its pool holds",
     ),
     HelpfulIndex("api_key_credits", ("user_id",), "a user's API keys, their deletion"),
+    HelpfulIndex(
+        "api_key_credits", ("api_key",), "finding a key by its digest, with each reservation on its pool", KEY_DIGEST
+    ),
 )
 
 
@@ -75,12 +93,13 @@ def missing(auth: str | Connection) -> tuple[HelpfulIndex, ...]:
     return tuple(
         wanted
         for wanted in HELPFUL
-        if not any(table == wanted.table and _begins(columns, wanted.columns) for table, columns in found)
+        if not any(table == wanted.table and wanted.begins(there) for table, there in found)
     )
 
 
-def _begins(columns: list[str | None], wanted: tuple[str, ...]) -> bool:
-    return tuple(columns[: len(wanted)]) == wanted
+def _bare(what: str) -> str:
+    """Without the casts, parentheses and spaces that PostgreSQL adds when it tells of an expression."""
+    return re.sub(r"::\w+( varying)?|[()\s]", "", what)
 
 
 def _camel_case(column: str) -> str:
