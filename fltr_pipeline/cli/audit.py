@@ -66,7 +66,11 @@ def _show(result: Audit) -> None:
         markup=False,
     )
     verdict = "balanced" if result.balanced else "not balanced"
-    console.print(f"{verdict}: {counted(result.errors, 'error')}, {counted(result.warnings, 'warning')}", markup=False)
+    left_out = result.errors + result.warnings - len(result.findings)
+    more = f"; {left_out:,} more than are listed: mend these, and ask again" if left_out else ""
+    console.print(
+        f"{verdict}: {counted(result.errors, 'error')}, {counted(result.warnings, 'warning')}{more}", markup=False
+    )
 
 
 def _show_indexes(lacking: tuple[HelpfulIndex, ...]) -> None:

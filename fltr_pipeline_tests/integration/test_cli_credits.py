@@ -294,6 +294,15 @@ def test_the_audit_of_a_balanced_ledger_has_its_figures_and_exits_0(world: World
     assert "charged 3" in shown.words
 
 
+def test_the_audit_tells_how_much_it_does_not_list(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fltr_pipeline.credits.audit.FINDINGS_KEPT", 1)
+    payer = world.user(credits=20)
+    world.services.ledger.reserve([hold(payer, 2, subject) for subject in ("one", "two", "three")])
+    world.change_auth("UPDATE credit_transactions SET created_at = created_at - interval '1 hour' WHERE amount < 0")
+    shown = fltr_pipeline("credits", "audit", "--overdue", "30")
+    assert "not balanced: 3 errors, 0 warnings; 2 more than are listed" in shown.words
+
+
 def test_the_audit_names_the_row_that_is_wrong_and_exits_1(world: World) -> None:
     payer = world.user(credits=20)
     h = hold(payer, 5, "[book]")
