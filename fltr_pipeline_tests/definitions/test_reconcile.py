@@ -1,10 +1,17 @@
 """The job `reconcile` and its probe, on a real instance and real databases."""
 
+from typing import Any
+
 import dagster as dg
+import pytest
 
 from fltr_pipeline.definitions import build_defs
+from fltr_pipeline.defs import op
 from fltr_pipeline.defs.reconcile import overdue_work
+from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.models import Stage
+from fltr_pipeline.pipeline import sweeper
+from fltr_pipeline.pipeline.sweeper import Report
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims
@@ -108,9 +115,28 @@ def test_the_probe_launches_a_short_pass_for_a_deletion(world: World, instance: 
     assert isinstance(tick(instance), dg.SkipReason)
 
 
-def test_a_database_that_does_not_answer_is_tried_again(world: World, instance: dg.DagsterInstance) -> None:
+def test_a_database_that_does_not_answer_is_tried_again(
+    world: World, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep_all, asked = sweeper.sweep_all, list[bool]()
+
+    def at_the_second_time(*arguments: Any, list_keys: bool) -> Report:
+        asked.append(list_keys)
+        if len(asked) == 1:
+            raise StoreUnavailable("fltr does not answer")
+        return sweep_all(*arguments, list_keys=list_keys)
+
+    monkeypatch.setattr(sweeper, "sweep_all", at_the_second_time)
+    monkeypatch.setattr(op, "_FIRST_RETRY_SECONDS", 0)
+    result = build_defs().resolve_job_def("reconcile").execute_in_process(instance=instance)
+    assert result.success
+    assert asked == [True, True]
+
+
+def test_a_schema_that_is_not_ours_ends_the_run_at_once(world: World, instance: dg.DagsterInstance) -> None:
     world.change("ALTER SCHEMA pipeline RENAME TO elsewhere")
     result = build_defs().resolve_job_def("reconcile").execute_in_process(instance=instance, raise_on_error=False)
     assert not result.success
     (failure,) = result.get_step_failure_events()
     assert "db verify" in str(failure.step_failure_data.error)
+    assert not [event for event in result.all_events if event.is_step_up_for_retry]
