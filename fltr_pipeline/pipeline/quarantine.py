@@ -9,7 +9,7 @@ limits, or a reprocessing that a person asks for let it in again.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fltr_pipeline.errors import MemoryLimit, NotFound, ParserCrash, Quarantined, TimeLimit
+from fltr_pipeline.errors import MemoryLimit, NotFound, ParserCrash, Quarantined, StoreUnavailable, TimeLimit
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import quarantine as store
@@ -87,6 +87,9 @@ class Quarantine:
             if (key := blobs.find(claim.dataset_id, claim.document_id)) is not None:
                 return Content(*blobs.digest(key))
         except NotFound:
+            return None
+        except StoreUnavailable:
+            blobs.check()  # it may refuse this one alone, and then nobody reads the content
             return None
         with transaction(self.services.fltr) as tx:
             return store.inline_content(tx, claim.document_id)

@@ -18,6 +18,7 @@ from fltr_pipeline.errors import (
     ConfigurationError,
     DocumentError,
     ForeignPayer,
+    Inaccessible,
     LedgerConflict,
     Quarantined,
     SchemaDrift,
@@ -132,12 +133,12 @@ class StageRun:
         return claimed
 
     def _batch(self, claimed: Sequence[Claim], report: Report) -> None:
-        claimed = self._turn_away(self._give_up(claimed, report), report)
-        if self.payer is None:
-            self._fail([Failure(c, HoldState.PAYER_GONE, _owner_gone(self.dataset)) for c in claimed], report)
-            return
         rest = {c.document_id: c for c in claimed}
         try:
+            claimed = self._turn_away(self._give_up(claimed, report), report)
+            if self.payer is None:
+                self._fail([Failure(c, HoldState.PAYER_GONE, _owner_gone(self.dataset)) for c in claimed], report)
+                return
             for group in self.work.groups(claimed):
                 progressed()
                 self._group(group, report)
@@ -222,9 +223,24 @@ class StageRun:
         for result in done:
             if result.claim.document_id in ours:
                 report.counts.update(Counter(result.counts))
-        failed = [(r, r.error) for r in results if r.error]
-        self._fail([Failure(r.claim, e.code, str(e)) for r, e in failed if e.user_error], report)
-        self._fail_for_our_fault([Failure(r.claim, e.code, str(e)) for r, e in failed if not e.user_error], report)
+        failed = [(Failure(r.claim, r.error.code, str(r.error)), r.error) for r in results if r.error]
+        self._fail([f for f, e in failed if e.user_error], report)
+        spent = self._put_back([f for f, e in failed if isinstance(e, Inaccessible)], report)
+        of_ours = [f for f, e in failed if not (e.user_error or isinstance(e, Inaccessible))]
+        self._fail_for_our_fault(of_ours + spent, report)
+
+    def _put_back(self, failures: Sequence[Failure], report: Report) -> list[Failure]:
+        """Park what may be readable later, each document by itself; returns what was tried often enough."""
+        if not failures:
+            return []
+        with transaction(self.fltr) as tx:
+            tries = claims.put_back(tx, failures)
+        spent = [f for f in failures if tries.get(f.claim.document_id, 0) >= Inaccessible.tries]
+        waiting = [f for f in failures if f.claim.document_id in tries and f not in spent]
+        for f in waiting:
+            _LOG.warning("document %s is tried again later (%s): %s", f.claim.document_id, f.code, f.message)
+        report.put_back += len(waiting)
+        return spent
 
     def _units(self, result: Result) -> int:
         """What an attempt took; one that failed by the customer's own file takes a unit, if that is to be charged."""

@@ -103,6 +103,8 @@ class Report:
     awaiting_credits: int = 0
     lost: int = 0
     """Documents that another worker took over, or whose input changed, while we worked on them."""
+    put_back: int = 0
+    """Documents that are tried again later, each by itself: their blobs can't be read at present."""
     credits_reserved: int = 0
     credits_charged: int = 0
     credits_returned: int = 0
@@ -116,7 +118,7 @@ class Report:
     @property
     def claimed(self) -> int:
         """Documents that this op took into its hands."""
-        return self.done + self.awaiting_credits + self.lost + len(self.failures)
+        return self.done + self.awaiting_credits + self.lost + self.put_back + len(self.failures)
 
     def summary(self) -> str:
         """For the log: how far, how fast, how long still."""

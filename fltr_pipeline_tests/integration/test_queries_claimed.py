@@ -26,6 +26,7 @@ def wait(tx: Connection, claimed: list[Claim]) -> set[str]:
 WRITES: list[Callable[[Connection, list[Claim]], set[str]]] = [
     lambda tx, claimed: claims.advance(tx, claimed, Stage.EMBED),
     lambda tx, claimed: claims.retry_later(tx, claimed, "later"),
+    lambda tx, claimed: set(claims.put_back(tx, [Failure(c, "inaccessible", "later") for c in claimed])),
     lambda tx, claimed: {c.document_id for c in claims.refence(tx, claimed)},
     fail,
     wait,
@@ -63,12 +64,27 @@ def test_backoff_doubles_up_to_ten_minutes(fltr: Fltr, retries: int, seconds: in
     dataset = fltr.dataset()
     fltr.upload(dataset, "a")
     claimed = fltr.claim(dataset)
-    fltr.change("UPDATE pipeline.documents SET retries = :n", n=retries)
+    fltr.change("UPDATE pipeline.documents SET retries = :n, error_code = 'transient'", n=retries)
     with fltr.transaction() as tx:
         claims.retry_later(tx, claimed, "no answer")
     columns = "stage, lease_until, retries, error_code, error_message, extract(epoch FROM retry_at - error_at)::int"
     expected = ("extract", None, retries + 1, "transient", "no answer", seconds)
     assert fltr.state(claimed[0].document_id, columns) == expected
+
+
+def test_what_is_put_back_for_a_reason_of_its_own_counts_only_its_like(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    fltr.upload(dataset, "a", "b")
+    tries = []
+    for code in ("transient", "transient", "inaccessible", "inaccessible", "transient"):
+        fltr.change("UPDATE pipeline.documents SET retry_at = NULL")
+        failures = [Failure(c, code, f"{c.filename} waits") for c in fltr.claim(dataset)]
+        with fltr.transaction() as tx:
+            tries.append(set(claims.put_back(tx, failures[::-1]).values()))
+    assert tries == [{1}, {2}, {1}, {2}, {1}]
+    columns = "error_message, extract(epoch FROM retry_at - error_at)::int"
+    waits = fltr.rows(f"SELECT {columns} FROM pipeline.documents ORDER BY 1")
+    assert waits == [("a waits", 5), ("b waits", 5)]
 
 
 def test_a_failure_ends_the_attempt_with_its_reason(fltr: Fltr) -> None:

@@ -75,6 +75,10 @@ CLAIMS: dict[str, tuple[set[str], Call]] = {
     "renew": ({"documents_pkey"}, lambda large, tx: claims.renew(tx, large.claims(2))),
     "refence": (set(), lambda large, tx: claims.refence(tx, large.claims(2))),
     "retry_later": (set(), lambda large, tx: claims.retry_later(tx, large.claims(2), "later")),
+    "put_back": (
+        set(),
+        lambda large, tx: claims.put_back(tx, [Failure(c, "inaccessible", "later") for c in large.claims(2)]),
+    ),
     "fail": (
         {"documents_pkey", "processing_jobs_pkey"},
         lambda large, tx: claims.fail(tx, [Failure(c, "corrupt", "bad") for c in large.claims(2)]),

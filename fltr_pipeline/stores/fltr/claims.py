@@ -3,7 +3,7 @@
 Belongs here: fence, lease, stage, status. Does not: jobs, text and chunks (generations), amounts (charges).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, RowMapping, TextClause, text
@@ -177,15 +177,18 @@ _REFENCE = text("""
     RETURNING p.document_id, p.fence
 """)
 
+# Failures in a row that are alike: a store's hour of silence is none of a document's own.
+_RETRIES = "CASE WHEN p.error_code = r.code THEN p.retries ELSE 0 END"
+
 _RETRY = text(f"""
     UPDATE pipeline.documents p
-    SET lease_until = NULL, retries = p.retries + 1,
-        error_code = 'transient', error_message = :message, error_at = now(),
-        retry_at = now() + {_BACKOFF.format(failures="p.retries")}
-    FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
+    SET lease_until = NULL, retries = 1 + {_RETRIES},
+        error_code = r.code, error_message = r.message, error_at = now(),
+        retry_at = now() + {_BACKOFF.format(failures=_RETRIES)}
+    FROM json_to_recordset(:rows) AS r(document_id text, fence bigint, code text, message text)
     WHERE p.document_id = r.document_id AND p.lease_until IS NOT NULL
       AND (p.fence = r.fence OR (p.fence > r.fence AND p.run_id = :run_id))
-    RETURNING p.document_id
+    RETURNING p.document_id, p.retries
 """)  # noqa: S608 - of constants
 
 _FAIL = text("""
@@ -266,9 +269,7 @@ def _claim_uploaded(tx: Connection, dataset_id: str, run_id: str, limit: int, le
     states = {r["document_id"]: r for r in taken}
     close_jobs(tx, [r["job_id"] for r in states.values() if r["job_id"]], "canceled")
     jobs = insert_jobs(tx, list(states), "running")
-    tx.execute(
-        _SET_STATUS, {"ids": id_array(states), "status": "processing", "before": ["uploaded", "awaiting_credits"]}
-    )
+    _processing(tx, states)
     return [_claim(i, dataset_id, rows[i]["filename"], states[i], jobs[i]) for i in rows]
 
 
@@ -303,12 +304,15 @@ def _claim_parked(tx: Connection, parked: TextClause, parameters: Mapping[str, o
     jobs = insert_jobs(tx, over, "running")
     kept = {i: s["job_id"] for i, s in states.items() if i not in jobs}
     start_jobs(tx, list(kept.values()))
-    tx.execute(
-        _SET_STATUS, {"ids": id_array(states), "status": "processing", "before": ["uploaded", "awaiting_credits"]}
-    )
+    _processing(tx, states)
     jobs |= kept
     dataset_id = str(parameters["dataset_id"])
     return [_claim(i, dataset_id, names[i], states[i], jobs[i]) for i in waiting if i in states]
+
+
+def _processing(tx: Connection, ids: Iterable[str]) -> None:
+    before = ["uploaded", "awaiting_credits"]
+    tx.execute(_SET_STATUS, {"ids": id_array(ids), "status": "processing", "before": before})
 
 
 def _claim(document_id: str, dataset_id: str, filename: str, state: RowMapping, job_id: str) -> Claim:
@@ -321,6 +325,13 @@ def _claim(document_id: str, dataset_id: str, filename: str, state: RowMapping, 
 def _fenced(claims: Sequence[Claim]) -> str:
     return recordset(
         {"document_id": c.document_id, "fence": c.fence} for c in sorted(claims, key=lambda c: c.document_id)
+    )
+
+
+def _failed(failures: Sequence[Failure]) -> str:
+    return recordset(
+        {"document_id": f.claim.document_id, "fence": f.claim.fence, "code": f.code, "message": f.message}
+        for f in sorted(failures, key=lambda f: f.claim.document_id)
     )
 
 
@@ -346,17 +357,19 @@ def retry_later(tx: Connection, claims: Sequence[Claim], message: str, run_id: s
 
     `run_id`: of the worker, which may itself have claimed them again since.
     """
-    return set(tx.execute(_RETRY, {"rows": _fenced(claims), "message": message, "run_id": run_id or None}).scalars())
+    return set(put_back(tx, [Failure(c, "transient", message) for c in claims], run_id))
+
+
+def put_back(tx: Connection, failures: Sequence[Failure], run_id: str = "") -> dict[str, int]:
+    """`retry_later`, each for a reason of its own; returns how many times in a row it failed for that one, by id."""
+    rows = tx.execute(_RETRY, {"rows": _failed(failures), "run_id": run_id or None})
+    return {r.document_id: r.retries for r in rows}
 
 
 def fail(tx: Connection, failures: Sequence[Failure]) -> set[str]:
     """End the attempts. A `ready` document stays so if it has a live version; a newer upload stays `uploaded`."""
     lock_documents(tx, [f.claim.document_id for f in failures])
-    rows = recordset(
-        {"document_id": f.claim.document_id, "fence": f.claim.fence, "code": f.code, "message": f.message}
-        for f in failures
-    )
-    done = {r.document_id: r.live_generation for r in tx.execute(_FAIL, {"rows": rows})}
+    done = {r.document_id: r.live_generation for r in tx.execute(_FAIL, {"rows": _failed(failures)})}
     not_live = [i for i, generation in done.items() if generation is None]
     tx.execute(_SET_FAILED, {"ids": id_array(done), "not_live": id_array(not_live)})
     close_jobs(tx, [f.claim.job_id for f in failures if f.claim.document_id in done], "failed")
