@@ -68,7 +68,9 @@ def requeueing(mode: ReprocessMode, retryable: list[str] | None = None) -> Call:
 
 
 CLAIMS: dict[str, tuple[set[str], Call]] = {
-    "claim uploads": ({"documents_waiting_idx", "documents_by_stage"}, claiming(Stage.EXTRACT)),
+    "claim uploads": (
+        {"documents_waiting_idx", "documents_by_stage", "deletions_pkey"}, claiming(Stage.EXTRACT)
+    ),
     "claim parked": ({"documents_by_stage", "processing_jobs_pkey"}, claiming(Stage.PLAN)),
     "advance": ({"documents_pkey"}, lambda large, tx: claims.advance(tx, large.claims(2), Stage.EMBED)),
     "waiting_at": (set(), lambda large, tx: datasets.waiting_at(tx, large.dataset.id, Stage.PLAN)),

@@ -63,10 +63,15 @@ _LOCK_UPLOADED = text("""
     FOR UPDATE SKIP LOCKED
 """)
 
+# Primary key. Who is just forgetting a document that was deleted and came back is waited for: the next statement then
+# sees it done, and counts it.
+_WAIT_FOR_KNOWN = text("SELECT FROM pipeline.documents WHERE document_id = ANY(:ids) ORDER BY document_id FOR UPDATE")
+
 # A new input is a new generation; the same input claimed again (its worker died before it got anywhere) is not, unless
 # its charges are those of a redo that was free. Where an attempt has staged a text, extraction, which sees the bytes,
-# says whether the input is new (`renew`). One that was deleted and comes back goes on after its charges: neither
-# they nor its keys are used twice. In another dataset nobody finds the vectors of this one: all are made anew.
+# says whether the input is new (`renew`). In another dataset nobody finds the vectors of this one: all are made anew.
+# One that was deleted and comes back goes on after its charges, and has fences of its own for each deletion: no charge,
+# key or fence is used twice, so whoever worked on it before changes nothing.
 _TAKE_UPLOADED = text("""
     WITH input AS (
         SELECT * FROM json_to_recordset(:rows) AS r(document_id text, input_version text)
@@ -74,10 +79,11 @@ _TAKE_UPLOADED = text("""
         DELETE FROM pipeline.upload_keys WHERE document_id = ANY(:ids) RETURNING document_id, api_key_id
     )
     INSERT INTO pipeline.documents AS p
-        (document_id, dataset_id, input_version, stage, run_id, lease_until, api_key_id, generation)
+        (document_id, dataset_id, input_version, stage, run_id, lease_until, api_key_id, generation, fence)
     SELECT r.document_id, :dataset_id, r.input_version, 'extract', :run_id, now() + make_interval(secs => :lease),
            k.api_key_id,
-           1 + coalesce((SELECT max(c.generation) FROM pipeline.charges c WHERE c.subject_id = r.document_id), 0)
+           1 + coalesce((SELECT max(c.generation) FROM pipeline.charges c WHERE c.subject_id = r.document_id), 0),
+           1 + ((SELECT count(*) FROM pipeline.deletions x WHERE x.document_id = r.document_id) << 32)
     FROM input r LEFT JOIN uploaded_with k USING (document_id)
     ORDER BY r.document_id
     ON CONFLICT (document_id) DO UPDATE SET
@@ -262,6 +268,7 @@ def _claim_uploaded(tx: Connection, dataset_id: str, run_id: str, limit: int, le
     if not rows:
         return []
     inputs = [{"document_id": i, "input_version": r["input_version"]} for i, r in rows.items()]
+    tx.execute(_WAIT_FOR_KNOWN, {"ids": list(rows)})
     taken = tx.execute(
         _TAKE_UPLOADED,
         {"dataset_id": dataset_id, "run_id": run_id, "lease": lease, "rows": recordset(inputs), "ids": list(rows)},
