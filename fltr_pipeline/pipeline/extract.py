@@ -246,6 +246,7 @@ class Extract:
             return []
         with transaction(self._services.fltr) as tx:
             held = texts.stage_texts(tx, pending)
+            self.quarantine.parsed(tx, [s.source_sha256 for s in pending])
         results = []
         for staged in pending:
             if staged.claim.document_id not in held:

@@ -9,6 +9,8 @@ limits, or a reprocessing that a person asks for let it in again.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sqlalchemy import Connection
+
 from fltr_pipeline.errors import MemoryLimit, NotFound, ParserCrash, Quarantined, StoreUnavailable, TimeLimit
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
@@ -21,7 +23,7 @@ GAVE_UP = "gave_up"
 
 _PARSER_ENDINGS = (TimeLimit, MemoryLimit, ParserCrash)
 _PARSES = 2
-"""A loaded machine, too, ends a parser: only what fails twice is taken for the content's own failure."""
+"""A loaded machine, too, ends a parser: only what fails twice in a row is taken for the content's own failure."""
 
 _WORDS = {
     GAVE_UP: "workers died at it",
@@ -61,6 +63,10 @@ class Quarantine:
         """Remember a failure that would cost as much the next time; any other is none of ours."""
         if isinstance(error, _PARSER_ENDINGS):
             self._remember(claim, content, error.code, tries=1, allowed=_PARSES)
+
+    def parsed(self, tx: Connection, digests: Sequence[str]) -> None:
+        """These contents came through their parser: only failures in a row count against one."""
+        store.forgive(tx, digests, self.services.tried_with)
 
     def workers_died(self, claim: Claim) -> None:
         """Remember that as many workers as are allowed died at the document, alone in their hands.

@@ -105,6 +105,7 @@ CLAIMS: dict[str, tuple[set[str], Call]] = {
         lambda large, tx: quarantine.of_claims(tx, large.claims(1), "t"),
     ),
     "of_sizes": ({"quarantine_by_size"}, lambda _, tx: quarantine.of_sizes(tx, [1, 2], "t")),
+    "forgive": ({"quarantine_pkey"}, lambda _, tx: quarantine.forgive(tx, ["s", "t"], "t")),
     "mark": ({"documents_pkey"}, lambda large, tx: quarantine.mark(tx, large.claims(1)[0], "s")),
     "staged_content": (
         {"generations_pkey"}, lambda large, tx: quarantine.staged_content(tx, large.claims(1)[0])
