@@ -66,7 +66,7 @@ class Worker:
     def heartbeat(self) -> Iterator[None]:
         """Renew the run's leases from a thread, three times per lease, for as long as its work makes progress.
 
-        A missed beat is only logged: if the lease runs out, the fence keeps this worker from writing.
+        A missed beat, for whatever reason, is only logged: if the lease runs out, the fence keeps this worker from writing.
         """
         stop = threading.Event()
         progress = _Progress()
@@ -82,6 +82,8 @@ class Worker:
                         claims.heartbeat(tx, run_id=self.run_id, lease_seconds=self.lease_seconds)
                 except TransientError as error:
                     _LOG.warning("heartbeat of run %s missed: %s", self.run_id, error)
+                except Exception:  # noqa: BLE001 - without a next beat the run would lose all that it holds
+                    _LOG.exception("heartbeat of run %s broke; it is tried again", self.run_id)
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
         thread.start()

@@ -1,11 +1,15 @@
 """A worker's leases live as long as its work gets on."""
 
+import threading
 import time
+from typing import Any
 
 import pytest
 
+from fltr_pipeline.errors import SchemaDrift, StoreUnavailable
 from fltr_pipeline.pipeline import worker
 from fltr_pipeline.pipeline.worker import Worker, progressed
+from fltr_pipeline.stores.fltr import claims
 from fltr_pipeline_tests.queries import Fltr
 
 DEADLINE = 60.0
@@ -37,6 +41,24 @@ def test_leases_are_renewed_while_work_gets_on_and_run_out_while_it_does_not(
         until("lease_until > now() + interval '30 min'")
     assert claim.attempts == 1
     assert fltr.state(document, "run_id, fence") == ("another", claim.fence)
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("no answer"), SchemaDrift("no such column"), RuntimeError("a bug")])
+def test_a_beat_that_is_missed_for_whatever_reason_is_not_the_last(
+    fltr: Fltr, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    beat, beats = claims.heartbeat, threading.Semaphore(0)
+    missed = [error]
+
+    def heartbeat(*arguments: Any, **named: Any) -> None:
+        if missed:
+            raise missed.pop()
+        beat(*arguments, **named)
+        beats.release()
+
+    monkeypatch.setattr(claims, "heartbeat", heartbeat)
+    with Worker(fltr.engine, "mine", lease_seconds=0.3).heartbeat():
+        assert beats.acquire(timeout=DEADLINE)
 
 
 def test_progress_is_counted_from_the_last_thing_finished(monkeypatch: pytest.MonkeyPatch, fltr: Fltr) -> None:
