@@ -66,7 +66,8 @@ class Worker:
     def heartbeat(self) -> Iterator[None]:
         """Renew the run's leases from a thread, three times per lease, for as long as its work makes progress.
 
-        A missed beat, for whatever reason, is only logged: if the lease runs out, the fence keeps this worker from writing.
+        A missed beat is only logged, whatever the reason: if the lease runs out, the fence keeps this worker from
+        writing.
         """
         stop = threading.Event()
         progress = _Progress()
