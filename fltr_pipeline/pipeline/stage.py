@@ -31,7 +31,7 @@ from fltr_pipeline.pipeline.billing import Billing, Quote, Refusal, Settlement
 from fltr_pipeline.pipeline.quarantine import GAVE_UP, Quarantine
 from fltr_pipeline.pipeline.worker import Report, Worker, progressed
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims, datasets, generations
+from fltr_pipeline.stores.fltr import claims, datasets, generations, leases
 from fltr_pipeline.stores.fltr.charges import Charge, mark_refunding
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.datasets import Dataset, FailedDocument
@@ -106,7 +106,7 @@ class StageRun:
         report = Report(counts=Counter(dict.fromkeys(self.work.counters, 0)))
         with transaction(self.fltr) as tx:
             # The ops of a run follow one another: what it still holds, an earlier try of this op left behind.
-            claims.expire_runs(tx, [self.worker.run_id])
+            leases.expire_runs(tx, [self.worker.run_id])
             ready = datasets.is_set_up(tx, self.dataset.id)
             report.expected = min(max_documents, datasets.waiting_at(tx, self.dataset.id, self.work.stage))
         if not ready and self.payer is not None:

@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 
 from fltr_pipeline.errors import TransientError
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims
+from fltr_pipeline.stores.fltr import leases
 from fltr_pipeline.stores.fltr.datasets import FailedDocument
 
 _LOG = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Worker:
                     continue
                 try:
                     with transaction(self.fltr) as tx:
-                        claims.heartbeat(tx, run_id=self.run_id, lease_seconds=self.lease_seconds)
+                        leases.heartbeat(tx, run_id=self.run_id, lease_seconds=self.lease_seconds)
                 except TransientError as error:
                     _LOG.warning("heartbeat of run %s missed: %s", self.run_id, error)
                 except Exception:  # noqa: BLE001 - without a next beat the run would lose all that it holds

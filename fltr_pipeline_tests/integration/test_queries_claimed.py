@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Connection
 
 from fltr_pipeline.models import Stage
-from fltr_pipeline.stores.fltr import claims
+from fltr_pipeline.stores.fltr import claims, leases
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.jobs import close_jobs, insert_jobs
 from fltr_pipeline_tests.queries import Fltr
@@ -177,9 +177,9 @@ def test_a_heartbeat_renews_the_leases_of_its_run_alone(fltr: Fltr) -> None:
     fltr.claim(mine, run="mine")
     fltr.claim(others, run="others")
     with fltr.transaction() as tx:
-        claims.heartbeat(tx, run_id="mine", lease_seconds=3600)
-        claims.heartbeat(tx, run_id="first", lease_seconds=3600)
-        claims.heartbeat(tx, run_id="nobody", lease_seconds=3600)
+        leases.heartbeat(tx, run_id="mine", lease_seconds=3600)
+        leases.heartbeat(tx, run_id="first", lease_seconds=3600)
+        leases.heartbeat(tx, run_id="nobody", lease_seconds=3600)
     renewed = "lease_until > now() + interval '30 min'"
     assert (fltr.state(document, renewed), fltr.state(foreign, renewed)) == ((True,), (False,))
     assert fltr.state(free, "lease_until") == (None,)
@@ -191,7 +191,7 @@ def test_a_heartbeat_does_not_wait_for_what_its_worker_is_writing(fltr: Fltr) ->
     written, other = fltr.claim(dataset, run="mine")
     with fltr.impatient() as worker, fltr.impatient() as heart:
         claims.advance(worker, [written], Stage.PLAN)
-        claims.heartbeat(heart, run_id="mine", lease_seconds=3600)
+        leases.heartbeat(heart, run_id="mine", lease_seconds=3600)
     assert fltr.state(written.document_id, "stage, lease_until") == ("plan", None)
     assert fltr.state(other.document_id, "lease_until > now() + interval '30 min'") == (True,)
 
@@ -202,6 +202,6 @@ def test_the_leases_of_dead_runs_end_at_once(fltr: Fltr) -> None:
     for run in ("one", "two", "three"):
         fltr.claim(dataset, run=run, limit=1)
     with fltr.transaction() as tx:
-        assert claims.expire_runs(tx, []) == []
-        assert len(claims.expire_runs(tx, ["one", "three", "unknown"])) == 2
+        assert leases.expire_runs(tx, []) == []
+        assert len(leases.expire_runs(tx, ["one", "three", "unknown"])) == 2
     assert sorted(c.filename for _ in range(3) for c in fltr.claim(dataset)) == ["a", "c"]

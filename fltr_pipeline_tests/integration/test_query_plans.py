@@ -20,6 +20,7 @@ from fltr_pipeline.stores.fltr import (
     expired,
     generations,
     jobs,
+    leases,
     manifest,
     moved,
     quarantine,
@@ -91,7 +92,7 @@ CLAIMS: dict[str, tuple[set[str], Call]] = {
     ),
     "claim suspects": (
         {"documents_suspect"},
-        lambda large, tx: (claims.expire_runs(tx, ["run 0"]), claiming(Stage.EMBED)(large, tx)),
+        lambda large, tx: (leases.expire_runs(tx, ["run 0"]), claiming(Stage.EMBED)(large, tx)),
     ),
     "remember": (
         {"documents_pkey"},
@@ -111,8 +112,8 @@ CLAIMS: dict[str, tuple[set[str], Call]] = {
         {"generations_pkey"}, lambda large, tx: quarantine.staged_content(tx, large.claims(1)[0])
     ),
     "readmit": ({"documents_pkey"}, lambda large, tx: quarantine.readmit(tx, large.ids)),
-    "heartbeat": ({"documents_leased"}, lambda _, tx: claims.heartbeat(tx, run_id="run 0", lease_seconds=60)),
-    "expire_runs": ({"documents_leased"}, lambda _, tx: claims.expire_runs(tx, ["run 0", "run 7"])),
+    "heartbeat": ({"documents_leased"}, lambda _, tx: leases.heartbeat(tx, run_id="run 0", lease_seconds=60)),
+    "expire_runs": ({"documents_leased"}, lambda _, tx: leases.expire_runs(tx, ["run 0", "run 7"])),
 }  # fmt: skip
 
 GENERATIONS: dict[str, tuple[set[str], Call]] = {
@@ -229,7 +230,7 @@ CHARGES: dict[str, tuple[set[str], Call]] = {
 EXPIRED: dict[str, tuple[set[str], Call]] = {
     "take": (
         {"documents_leased", "charges_open", "documents_pkey", "processing_jobs_pkey"},
-        lambda _, tx: (claims.expire_runs(tx, ["run 0"]), expired.take(tx, lease_seconds=60, age=-60, limit=2000)),
+        lambda _, tx: (leases.expire_runs(tx, ["run 0"]), expired.take(tx, lease_seconds=60, age=-60, limit=2000)),
     ),
     "overdue": ({"documents_leased", "charges_open"}, lambda _, tx: expired.overdue(tx, age=60)),
     "deliverable": (set(), lambda large, tx: expired.deliverable(tx, large.ids)),
@@ -318,6 +319,7 @@ def test_every_named_query_on_documents_has_a_plan_here() -> None:
             charges,
             expired,
             jobs,
+            leases,
             requeue,
             deleted,
             moved,

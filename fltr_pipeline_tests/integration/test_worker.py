@@ -10,7 +10,7 @@ import pytest
 from fltr_pipeline.errors import SchemaDrift, StoreUnavailable
 from fltr_pipeline.pipeline import embed, worker
 from fltr_pipeline.pipeline.worker import Worker, progressed
-from fltr_pipeline.stores.fltr import claims
+from fltr_pipeline.stores.fltr import leases
 from fltr_pipeline.text.model import EmbeddingModel
 from fltr_pipeline_tests.queries import Fltr
 from fltr_pipeline_tests.world import World
@@ -50,7 +50,7 @@ def test_leases_are_renewed_while_work_gets_on_and_run_out_while_it_does_not(
 def test_a_beat_that_is_missed_for_whatever_reason_is_not_the_last(
     fltr: Fltr, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    beat, beats = claims.heartbeat, threading.Semaphore(0)
+    beat, beats = leases.heartbeat, threading.Semaphore(0)
     missed = [error]
 
     def heartbeat(*arguments: Any, **named: Any) -> None:
@@ -59,7 +59,7 @@ def test_a_beat_that_is_missed_for_whatever_reason_is_not_the_last(
         beat(*arguments, **named)
         beats.release()
 
-    monkeypatch.setattr(claims, "heartbeat", heartbeat)
+    monkeypatch.setattr(leases, "heartbeat", heartbeat)
     with Worker(fltr.engine, "mine", lease_seconds=0.3).heartbeat():
         assert beats.acquire(timeout=DEADLINE)
 

@@ -1,6 +1,7 @@
 """Claims: who works on which document, and how a document leaves a worker's hands.
 
-Belongs here: fence, lease, stage, status. Does not: jobs, text and chunks (generations), amounts (charges).
+Belongs here: fence, stage, status. Does not: how long a hold lasts (leases), jobs, text and chunks (generations),
+amounts (charges).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from sqlalchemy import Connection, RowMapping, TextClause, text
 from fltr_pipeline.models import Stage
 from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.jobs import close_jobs, insert_jobs, start_jobs
+from fltr_pipeline.stores.fltr.leases import BACKOFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,6 @@ class Wait:
     pot_kind: str
     pot_id: str
 
-
-_BACKOFF = "make_interval(secs => least(600, 5 * power(2, least({failures}, 10))))"
-"""5 s doubling to 10 min."""
 
 # Index: documents_waiting_idx, in its own order: a batch out of twenty thousand uploads reads one batch.
 _LOCK_UPLOADED = text("""
@@ -142,7 +141,7 @@ _TAKE_PARKED = text(f"""
     SET fence = fence + 1, run_id = :run_id, lease_until = now() + make_interval(secs => :lease),
         attempts = o.deaths, credits_needed = NULL,
         retry_at = CASE WHEN o.deaths > 0
-                        THEN now() + make_interval(secs => :lease) + {_BACKOFF.format(failures="o.deaths")} END
+                        THEN now() + make_interval(secs => :lease) + {BACKOFF.format(failures="o.deaths")} END
     FROM (SELECT d.document_id AS id, d.attempts + (d.lease_until IS NOT NULL AND d.run_id <> '')::int AS deaths
           FROM pipeline.documents d WHERE d.document_id = ANY(:ids)) o
     WHERE document_id = o.id AND stage = :stage
@@ -190,7 +189,7 @@ _RETRY = text(f"""
     UPDATE pipeline.documents p
     SET lease_until = NULL, retries = 1 + {_RETRIES},
         error_code = r.code, error_message = r.message, error_at = now(),
-        retry_at = now() + {_BACKOFF.format(failures=_RETRIES)}
+        retry_at = now() + {BACKOFF.format(failures=_RETRIES)}
     FROM json_to_recordset(:rows) AS r(document_id text, fence bigint, code text, message text)
     WHERE p.document_id = r.document_id AND p.lease_until IS NOT NULL
       AND (p.fence = r.fence OR (p.fence > r.fence AND p.run_id = :run_id))
@@ -219,26 +218,6 @@ _WAIT = text("""
     WHERE p.document_id = r.document_id AND p.fence = r.fence
     RETURNING p.document_id
 """)
-
-# Index: pipeline.documents_leased. A row that its worker is writing needs no renewal; waiting for it could deadlock.
-_HEARTBEAT = text(f"""
-    UPDATE pipeline.documents
-    SET lease_until = now() + make_interval(secs => :lease),
-        retry_at = CASE WHEN attempts > 0
-                        THEN now() + make_interval(secs => :lease) + {_BACKOFF.format(failures="attempts")} END
-    WHERE document_id IN (
-        SELECT document_id FROM pipeline.documents WHERE run_id = :run_id AND lease_until IS NOT NULL
-        ORDER BY document_id FOR UPDATE SKIP LOCKED)
-""")  # noqa: S608 - of constants
-
-# Index: pipeline.documents_leased.
-_EXPIRE_RUNS = text(f"""
-    UPDATE pipeline.documents
-    SET lease_until = now() - interval '1 second',
-        retry_at = CASE WHEN attempts > 0 THEN now() + {_BACKOFF.format(failures="attempts")} END
-    WHERE run_id = ANY(:run_ids) AND lease_until IS NOT NULL
-    RETURNING document_id
-""")  # noqa: S608 - of constants
 
 
 def claim(
@@ -401,13 +380,3 @@ def wait_for_credits(tx: Connection, waits: Sequence[Wait]) -> set[str]:
 def lock_documents(tx: Connection, document_ids: Sequence[str]) -> dict[str, str]:
     """Lock the `public.documents` rows in id order; returns id → status of those that exist."""
     return {r.document_id: r.status for r in tx.execute(_LOCK_PUBLIC, {"ids": id_array(document_ids)})}
-
-
-def heartbeat(tx: Connection, *, run_id: str, lease_seconds: float) -> None:
-    """Renew the leases of all documents in the run's hands; one at which workers died waits beyond its lease's end."""
-    tx.execute(_HEARTBEAT, {"run_id": run_id, "lease": lease_seconds})
-
-
-def expire_runs(tx: Connection, run_ids: Sequence[str]) -> list[str]:
-    """Let the leases of runs known to be dead run out now; returns the documents that may be taken over."""
-    return list(tx.execute(_EXPIRE_RUNS, {"run_ids": list(run_ids)}).scalars())
