@@ -95,33 +95,32 @@ class Extract:
         lost = {c.document_id for c in others} - renewed.keys()
         return [[renewed.get(c.document_id, c) for c in claimed if c.document_id not in lost]]
 
-    def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
+    def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int | DocumentError]:
         """By the pages that a file of this size can have; the rest comes back.
 
-        What is too large, or refused, fails for free, and what is known already costs nothing.
+        What is too large fails for free, and what is known already costs nothing. Of what the store refuses nobody
+        knows the size, nor whether it is known: a charge, once written, stands.
         """
-        prices, self._uploads = self._services.settings.prices, self._sources.locate(claimed)
+        self._uploads = self._sources.locate(claimed)
         self._known = self._sources.known([c for c in claimed if not self._is_staged(c)], self._uploads)
-        sizes = {c.document_id: self._uploads[c.document_id].size for c in claimed}
-        free = {i for i, size in sizes.items() if size > self._most} | self._known.keys() | self._sources.refused.keys()
-        return {
-            c.document_id: 0
-            if c.document_id in free
-            else pricing.extract_units(
-                prices,
-                pricing.estimated_pages(c.filename, sizes[c.document_id]),
-                pricing.estimated_ocr_pages(c.filename, sizes[c.document_id], self._ocr_pages),
-            )
-            for c in claimed
-        }
+        return {c.document_id: self._most_units(c) for c in claimed}
+
+    def _most_units(self, claim: Claim) -> int | DocumentError:
+        if claim.document_id in self._sources.refused:
+            return self._inaccessible(claim)
+        size = self._uploads[claim.document_id].size
+        if size > self._most or claim.document_id in self._known:
+            return 0
+        return pricing.extract_units(
+            self._services.settings.prices,
+            pricing.estimated_pages(claim.filename, size),
+            pricing.estimated_ocr_pages(claim.filename, size, self._ocr_pages),
+        )
 
     def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
         """Parse in the worker processes and stage the texts as they come."""
         by_id = {c.document_id: c for c in claimed}
-        refused = [c for c in claimed if c.document_id in self._sources.refused]
-        given = [c for c in claimed if c.document_id not in self._sources.refused]
-        results = [Result(c, error=self._inaccessible(c)) for c in refused]
-        results += [self._staged_before(c) for c in given if self._is_staged(c)] + self._unchanged(given)
+        results = [self._staged_before(c) for c in claimed if self._is_staged(c)] + self._unchanged(claimed)
         known = {r.claim.document_id for r in results}
         sources: dict[str, Content] = {}
         pending: list[StagedText] = []

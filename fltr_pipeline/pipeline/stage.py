@@ -72,8 +72,8 @@ class StageWork(Protocol):
             StoreUnavailable: the batch is parked and tried again.
         """
 
-    def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
-        """The most units of the price list that each document can take, by id."""
+    def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int | DocumentError]:
+        """The most units of the price list that each document can take, by id; or why it can't be looked at."""
 
     def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
         """Do the work; a document whose fence was lost is simply left out of the results.
@@ -188,10 +188,10 @@ class StageRun:
         claimed = [claim for claim, _ in paid]
         units = self.work.quote(claimed)
         quotes = [
-            Quote(c.document_id, c.generation, c.fence, units[c.document_id], c.billable, payer, c.job_id,
-                  self.worker.run_id)
-            for c, payer in paid if c.document_id in units
+            Quote(c.document_id, c.generation, c.fence, most, c.billable, payer, c.job_id, self.worker.run_id)
+            for c, payer in paid if isinstance(most := units.get(c.document_id), int)
         ]  # fmt: skip
+        self._end([(c, e) for c in claimed if isinstance(e := units.get(c.document_id), DocumentError)], report)
         reservation = self.billing.reserve(self.work.op, self.dataset.id, quotes)
         report.credits_reserved += reservation.reserved
         self._refuse(claimed, reservation.refused, report)
@@ -223,11 +223,15 @@ class StageRun:
         for result in done:
             if result.claim.document_id in ours:
                 report.counts.update(Counter(result.counts))
-        failed = [(Failure(r.claim, r.error.code, str(r.error)), r.error) for r in results if r.error]
-        self._fail([f for f, e in failed if e.user_error], report)
-        spent = self._put_back([f for f, e in failed if isinstance(e, Inaccessible)], report)
-        of_ours = [f for f, e in failed if not (e.user_error or isinstance(e, Inaccessible))]
-        self._fail_for_our_fault(of_ours + spent, report)
+        self._end([(r.claim, r.error) for r in results if r.error], report)
+
+    def _end(self, errors: Sequence[tuple[Claim, DocumentError]], report: Report) -> None:
+        """End the attempts, and fail those documents that another attempt would not get further with."""
+        ended = [(Failure(c, e.code, str(e)), e) for c, e in errors]
+        self._fail([f for f, e in ended if e.user_error], report)
+        spent = self._put_back([f for f, e in ended if isinstance(e, Inaccessible)], report)
+        ours = [f for f, e in ended if not (e.user_error or isinstance(e, Inaccessible))]
+        self._fail_for_our_fault(ours + spent, report)
 
     def _put_back(self, failures: Sequence[Failure], report: Report) -> list[Failure]:
         """Park what may be readable later, each document by itself; returns what was tried often enough."""

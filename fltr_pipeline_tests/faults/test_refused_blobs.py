@@ -122,6 +122,27 @@ def test_a_store_that_gives_nothing_at_all_fails_no_document_however_long_that_l
     assert paid(world, dataset) == (2, 0)
 
 
+@pytest.mark.parametrize("asked", [OF_FILE, OF_FOLDER])
+def test_what_is_given_at_last_costs_what_it_would_have_cost_at_once(
+    world: World, refuse: Callable[..., None], asked: tuple[str, ...]
+) -> None:
+    dataset = world.dataset(world.user(credits=50))
+    ids = world.upload(dataset, {"new.txt": TREATY, "edited.txt": BREAD})
+    refuse(ids["new.txt"], asked=asked)
+    world.process(dataset)
+    world.upload(dataset, {"edited.txt": BREAD[::-1]})  # as long as what is live, so its digest is asked for
+    refuse(*ids.values(), asked=asked)
+    wait_is_over(world)
+    assert world.extract(dataset).put_back == 2
+    refuse()
+    wait_is_over(world)
+    world.process(dataset)
+    assert set(world.statuses(dataset).values()) == {"ready"}
+    assert paid(world, dataset) == (6, 0)
+    amounts = world.rows("SELECT sum(charged) FROM pipeline.charges WHERE op = 'document_extract'")
+    assert amounts == [(3,)]
+
+
 def test_what_is_live_or_begun_waits_as_it_is_for_what_can_not_be_compared(
     world: World, refuse: Callable[..., None]
 ) -> None:
