@@ -17,7 +17,8 @@
     │   ├── Encrypted  Corrupt  Unsupported  Empty  NoTextLayer
     │   ├── TooLarge  TimeLimit  MemoryLimit  ParserCrash
     │   ├── Quarantined             its bytes ended workers or parsers before, it isn't tried again
-    │   └── MissingUpload
+    │   ├── MissingUpload
+    │   └── Inaccessible            the blob store has it, but does not give it; tried again before it fails
     └── CreditError                 the ledger says no
         ├── InvalidAmount           ≤ 0, above the cap, or beyond int4
         ├── ForeignPayer            the upload names an API key of another account
@@ -158,6 +159,15 @@ class MissingUpload(DocumentError):
     """Marked as uploaded, but there is neither a blob nor inline text."""
 
     code = "missing_upload"
+
+
+class Inaccessible(DocumentError):
+    """The blob store answers, but does not give this document's bytes: forbidden, archived, a bad sector."""
+
+    code = "inaccessible"
+    user_error = False
+    tries: ClassVar[int] = 10
+    """Attempts in a row that may end so, over half an hour, before the document fails."""
 
 
 class CreditError(FltrError):

@@ -51,6 +51,10 @@ ADVICE: Mapping[str, Advice] = {
         "The file did not arrive: upload it again.",
         "See why the uploader marked the document as `uploaded` before the file was in the blob store.",
     ),
+    "inaccessible": Advice(
+        "The file could not be read from our storage by our fault; nothing was charged: wait, or upload it again.",
+        "Let the role of `FLTR_BLOB_URL` read it, or restore it from the archive; `nightly_backfill` tries again.",
+    ),
     "foreign_payer": Advice(
         "The upload names an API key of another account: upload it with a key of yours, or without one.",
         "See which application attached the key; the message has the beginning of its digest.",

@@ -65,6 +65,9 @@ FROM made, generate_series(0, 14) o WHERE n % 10 = 0;
 
 INSERT INTO pipeline.retired_keys (key, dataset_id, document_id) SELECT md5('r' || n), dataset_id, id FROM made;
 
+INSERT INTO pipeline.deletions (document_id, dataset_id, cause, vectors, verified_at)
+SELECT id, dataset_id, 'document', 1, now() FROM made;
+
 INSERT INTO pipeline.charges (subject_id, op, generation, dataset_id, amount, user_id, pot_kind, pot_id, price_version,
                               unit_price, state)
 SELECT id, 'document_plan', 1, dataset_id, 1, 'u', 'user', 'u', 'v', 1, CASE kind WHEN 1 THEN 'open' ELSE 'settled' END
@@ -76,7 +79,7 @@ SELECT md5('q' || n), 't', n, 'gave_up', 5, n % 2 = 0 FROM made;
 INSERT INTO pipeline.upload_keys SELECT id, repeat('1', 64) FROM made WHERE kind < 1;
 """
 
-LARGE = {"documents", "processing_jobs", "generations", "chunks", "retired_keys", "charges", "quarantine"}
+LARGE = {"documents", "processing_jobs", "generations", "chunks", "retired_keys", "charges", "quarantine", "deletions"}
 """Tables that grow with the documents, in either schema."""
 
 

@@ -130,6 +130,7 @@ def metadata_of(report: Report, **more: int) -> dict[str, dg.MetadataValue]:
         "documents_failed": len(report.failures),
         "documents_awaiting_credits": report.awaiting_credits,
         "documents_lost": report.lost,
+        "documents_put_back": report.put_back,
         "credits_reserved": report.credits_reserved,
         "credits_charged": report.credits_charged,
         "credits_returned": report.credits_returned,

@@ -16,7 +16,7 @@ from fltr_pipeline.embedded.supervisor import Progress, Supervisor, silent
 from fltr_pipeline.errors import ConfigurationError
 from fltr_pipeline.settings import Endpoints, Settings
 from fltr_pipeline.stores.database import engine_for, transaction
-from fltr_pipeline.stores.fltr.claims import expire_runs
+from fltr_pipeline.stores.fltr.leases import expire_runs
 from fltr_pipeline.stores.schema import init_databases
 
 UI_PORT = 3000

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from fltr_pipeline.credits import pricing
@@ -20,9 +20,10 @@ from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.generations import FreshChunk
 
 _LOG = logging.getLogger(__name__)
-_SLICE = 512  # chunks embedded and inserted at a time: bounds memory, paces the progress log
+_SLICE = 512  # chunks embedded and inserted at a time, at most: bounds memory, paces the progress log
+_FIRST_SLICE = 16  # and at least: a slow model, too, is to finish one well within FLTR_STALL_SECONDS
 _INSERTS = 2  # at a time: the next slice is embedded, and put into a request, while Milvus works on the one before
-_GROUP_SECONDS = 10  # of work between two publishes, at the pace of the group before
+_GROUP_SECONDS = 10  # of work between two publishes, and of a slice, at the pace of what was before
 _GROUP_TOKENS = 20_000  # of the first group, and at least: some ten seconds of a small model on two cores
 _SWEEP = 1000  # keys deleted from Milvus at a time
 
@@ -38,6 +39,7 @@ class Embed:
         self.quarantine = Quarantine(services)
         self._services = services
         self._group_tokens = _GROUP_TOKENS
+        self._slice = _FIRST_SLICE
 
     def groups(self, claimed: Sequence[Claim]) -> Iterable[Sequence[Claim]]:
         """By tokens: a document is published when it and a few others are done, not when a whole slow batch is."""
@@ -129,7 +131,8 @@ class Embed:
         done = 0
         inserts: deque[Future[None]] = deque()
         with ThreadPoolExecutor(_INSERTS, thread_name_prefix="insert") as threads:
-            for part in _slices(fresh):
+            for part in _slices(fresh, lambda: self._slice):
+                began = time.monotonic()
                 words = [staged[c.document_id][c.start : c.end] for c in part]
                 encoded = self._encode(part, words, given)
                 chunks = zip(part, words, encoded, strict=True)
@@ -139,6 +142,8 @@ class Embed:
                 inserts.append(threads.submit(vectors.insert, rows))
                 done += len(part)
                 progressed()
+                pace = len(part) / max(time.monotonic() - began, 1e-9)
+                self._slice = min(_SLICE, max(_FIRST_SLICE, int(pace * _GROUP_SECONDS)))
                 rate = done / max(time.monotonic() - started, 1e-9)
                 _LOG.info("embedded %d of %d chunks of %d documents (%.0f/s)", done, len(fresh), len(claimed), rate)
             while inserts:
@@ -166,6 +171,8 @@ def sweep(services: Services, dataset_id: str) -> int:
         swept += len(keys)
 
 
-def _slices(chunks: Sequence[FreshChunk]) -> Iterator[Sequence[FreshChunk]]:
-    for start in range(0, len(chunks), _SLICE):
-        yield chunks[start : start + _SLICE]
+def _slices(chunks: Sequence[FreshChunk], size: Callable[[], int]) -> Iterator[Sequence[FreshChunk]]:
+    start = 0
+    while start < len(chunks):
+        yield (part := chunks[start : start + size()])
+        start += len(part)

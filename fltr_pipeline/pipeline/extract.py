@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from fltr_pipeline.credits import pricing
-from fltr_pipeline.errors import DocumentError, MissingUpload, NoTextLayer, NotFound, TooLarge, Unsupported
+from fltr_pipeline.errors import DocumentError, Inaccessible, MissingUpload, NoTextLayer, TooLarge, Unsupported
 from fltr_pipeline.models import Op, ParsedDocument, Recognition, Stage
 from fltr_pipeline.pipeline.quarantine import Quarantine
 from fltr_pipeline.pipeline.services import Services
@@ -85,6 +85,7 @@ class Extract:
 
     def groups(self, claimed: Sequence[Claim]) -> Sequence[Sequence[Claim]]:
         """All at once. Where an earlier attempt staged a text of other bytes, this one is a new generation's."""
+        self._sources.refused.clear()
         self._begun, others = self._sources.begun(claimed)
         if not others:
             return [claimed]
@@ -94,25 +95,27 @@ class Extract:
         lost = {c.document_id for c in others} - renewed.keys()
         return [[renewed.get(c.document_id, c) for c in claimed if c.document_id not in lost]]
 
-    def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
+    def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int | DocumentError]:
         """By the pages that a file of this size can have; the rest comes back.
 
-        What is too large fails for free, and what is known already costs nothing.
+        What is too large fails for free, and what is known already costs nothing. Of what the store refuses nobody
+        knows the size, nor whether it is known: a charge, once written, stands.
         """
-        prices, self._uploads = self._services.settings.prices, self._sources.locate(claimed)
+        self._uploads = self._sources.locate(claimed)
         self._known = self._sources.known([c for c in claimed if not self._is_staged(c)], self._uploads)
-        sizes = {c.document_id: self._uploads[c.document_id].size for c in claimed}
-        free = {i for i, size in sizes.items() if size > self._most or i in self._known}
-        return {
-            c.document_id: 0
-            if c.document_id in free
-            else pricing.extract_units(
-                prices,
-                pricing.estimated_pages(c.filename, sizes[c.document_id]),
-                pricing.estimated_ocr_pages(c.filename, sizes[c.document_id], self._ocr_pages),
-            )
-            for c in claimed
-        }
+        return {c.document_id: self._most_units(c) for c in claimed}
+
+    def _most_units(self, claim: Claim) -> int | DocumentError:
+        if claim.document_id in self._sources.refused:
+            return self._inaccessible(claim)
+        size = self._uploads[claim.document_id].size
+        if size > self._most or claim.document_id in self._known:
+            return 0
+        return pricing.extract_units(
+            self._services.settings.prices,
+            pricing.estimated_pages(claim.filename, size),
+            pricing.estimated_ocr_pages(claim.filename, size, self._ocr_pages),
+        )
 
     def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
         """Parse in the worker processes and stage the texts as they come."""
@@ -212,14 +215,22 @@ class Extract:
             raise TooLarge(
                 f"{claim.filename}: has {upload.size:,} bytes, the limit is {self._most:,} (FLTR_MAX_DOCUMENT_MB)"
             )
-        if upload.key is not None:
-            try:
-                return claim.filename, self._services.blobs.read(upload.key)
-            except NotFound as error:
-                raise MissingUpload(f"{claim.filename}: {error}") from error
+        if (key := upload.key) is not None:
+            data = self._sources.ask(claim.document_id, lambda: self._services.blobs.read(key))
+            if claim.document_id in self._sources.refused:
+                raise self._inaccessible(claim)
+            if data is None:
+                raise MissingUpload(f"{claim.filename}: its file went out of the blob store meanwhile; upload it again")
+            return claim.filename, data
         with transaction(self._services.fltr) as tx:
             content = datasets.content(tx, claim.document_id)
         return f"{claim.document_id}.txt", (content or "").encode()
+
+    def _inaccessible(self, claim: Claim) -> Inaccessible:
+        return Inaccessible(
+            f"{claim.filename}: {self._sources.refused[claim.document_id]}; the store itself answers: let "
+            "FLTR_BLOB_URL's role read this file, or restore it from the archive, or upload it again"
+        )
 
     def _staged(self, claim: Claim, parsed: ParsedDocument, source: Content) -> StagedText:
         return StagedText(
@@ -234,6 +245,7 @@ class Extract:
             return []
         with transaction(self._services.fltr) as tx:
             held = texts.stage_texts(tx, pending)
+            self.quarantine.parsed(tx, [s.source_sha256 for s in pending])
         results = []
         for staged in pending:
             if staged.claim.document_id not in held:

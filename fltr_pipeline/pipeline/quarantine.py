@@ -9,7 +9,9 @@ limits, or a reprocessing that a person asks for let it in again.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fltr_pipeline.errors import MemoryLimit, NotFound, ParserCrash, Quarantined, TimeLimit
+from sqlalchemy import Connection
+
+from fltr_pipeline.errors import MemoryLimit, NotFound, ParserCrash, Quarantined, StoreUnavailable, TimeLimit
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import quarantine as store
@@ -21,7 +23,7 @@ GAVE_UP = "gave_up"
 
 _PARSER_ENDINGS = (TimeLimit, MemoryLimit, ParserCrash)
 _PARSES = 2
-"""A loaded machine, too, ends a parser: only what fails twice is taken for the content's own failure."""
+"""A loaded machine, too, ends a parser: only what fails twice in a row is taken for the content's own failure."""
 
 _WORDS = {
     GAVE_UP: "workers died at it",
@@ -62,6 +64,10 @@ class Quarantine:
         if isinstance(error, _PARSER_ENDINGS):
             self._remember(claim, content, error.code, tries=1, allowed=_PARSES)
 
+    def parsed(self, tx: Connection, digests: Sequence[str]) -> None:
+        """These contents came through their parser: only failures in a row count against one."""
+        store.forgive(tx, digests, self.services.tried_with)
+
     def workers_died(self, claim: Claim) -> None:
         """Remember that as many workers as are allowed died at the document, alone in their hands.
 
@@ -87,6 +93,9 @@ class Quarantine:
             if (key := blobs.find(claim.dataset_id, claim.document_id)) is not None:
                 return Content(*blobs.digest(key))
         except NotFound:
+            return None
+        except StoreUnavailable:
+            blobs.check()  # it may refuse this one alone, and then nobody reads the content
             return None
         with transaction(self.services.fltr) as tx:
             return store.inline_content(tx, claim.document_id)

@@ -6,7 +6,9 @@ from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets
 from fltr_pipeline.stores.fltr import requeue as queue
 
-RETRYABLE = ("gave_up", "internal_error", "parser_crash", "time_limit", "memory_limit", "payer_gone", "pot_gone")
+RETRYABLE = (
+    "gave_up", "internal_error", "inaccessible", "parser_crash", "time_limit", "memory_limit", "payer_gone", "pot_gone",
+)  # fmt: skip
 """Failures that another night may mend; the others are the document's own."""
 
 

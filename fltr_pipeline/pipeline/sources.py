@@ -6,10 +6,10 @@ Belongs here: looking at the blob store, many documents at a time. Does not: par
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
-from fltr_pipeline.errors import NotFound
+from fltr_pipeline.errors import NotFound, StoreUnavailable
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets, texts
@@ -53,14 +53,16 @@ class Sources:
 
     services: Services
     extractor: str
+    refused: dict[str, StoreUnavailable] = field(default_factory=dict)
+    """What the store says of the documents whose bytes it does not give although it answers, by id."""
 
     def locate(self, claimed: Sequence[Claim]) -> dict[str, Upload]:
         """Where each document's bytes are: in a blob, or in `content`, as text that was uploaded inline."""
         blobs = self.services.blobs
-        found = at_once(lambda c: blobs.locate(c.dataset_id, c.document_id), claimed)
+        found = at_once(lambda c: self.ask(c.document_id, lambda: blobs.locate(c.dataset_id, c.document_id)), claimed)
         by_id = {c.document_id: blob for c, blob in zip(claimed, found, strict=True)}
         inline: dict[str, int] = {}
-        if without := [i for i, blob in by_id.items() if blob is None]:
+        if without := [i for i, blob in by_id.items() if blob is None and i not in self.refused]:
             with transaction(self.services.fltr) as tx:
                 inline = datasets.content_sizes(tx, without)
         return {i: Upload(blob.key, blob.size) if blob else Upload(None, inline.get(i)) for i, blob in by_id.items()}
@@ -78,12 +80,31 @@ class Sources:
         }
 
     def begun(self, claimed: Sequence[Claim]) -> tuple[dict[str, StagedSource], list[Claim]]:
-        """The documents whose attempt has staged a text: of these very bytes, by id, and of others."""
+        """The documents whose attempt has staged a text: of these very bytes, by id, and of others.
+
+        Neither, where the store refuses the bytes.
+        """
         with transaction(self.services.fltr) as tx:
             staged = texts.staged_sources(tx, claimed)
         again = [c for c in claimed if c.document_id in staged]
         same = self._unchanged(staged, self.locate(again)) if again else set()
-        return {i: s for i, s in staged.items() if i in same}, [c for c in again if c.document_id not in same]
+        others = [c for c in again if c.document_id not in same | self.refused.keys()]
+        return {i: s for i, s in staged.items() if i in same}, others
+
+    def ask(self, document_id: str, question: Callable[[], _T]) -> _T | None:
+        """The store's answer about a document's bytes; None if there are none, or it does not give them (`refused`).
+
+        Raises:
+            StoreUnavailable: it does not answer at all.
+        """
+        try:
+            return question()
+        except NotFound:
+            return None
+        except StoreUnavailable as error:
+            self.services.blobs.check()
+            self.refused[document_id] = error
+            return None
 
     def _unchanged(self, sources: Mapping[str, LiveSource | StagedSource], uploads: Mapping[str, Upload]) -> set[str]:
         alike = {i: uploads[i] for i, source in sources.items() if source.source_bytes == uploads[i].found}
@@ -91,12 +112,10 @@ class Sources:
         return {i for i, digest in digests.items() if digest == sources[i].source_sha256}
 
     def _digest(self, document_id: str, upload: Upload) -> str | None:
-        """None if the upload is gone meanwhile."""
-        if upload.key is not None:
-            try:
-                return self.services.blobs.digest(upload.key)[0]
-            except NotFound:
-                return None
+        """None if the upload is gone meanwhile, or refused."""
+        if (key := upload.key) is not None:
+            digest = self.ask(document_id, lambda: self.services.blobs.digest(key))
+            return None if digest is None else digest[0]
         with transaction(self.services.fltr) as tx:
             content = datasets.content(tx, document_id)
         return None if content is None else hashlib.sha256(content.encode()).hexdigest()

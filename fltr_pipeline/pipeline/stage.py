@@ -18,6 +18,7 @@ from fltr_pipeline.errors import (
     ConfigurationError,
     DocumentError,
     ForeignPayer,
+    Inaccessible,
     InvalidAmount,
     LedgerConflict,
     Quarantined,
@@ -32,7 +33,7 @@ from fltr_pipeline.pipeline.quarantine import GAVE_UP, Quarantine
 from fltr_pipeline.pipeline.reprocess import RETRYABLE
 from fltr_pipeline.pipeline.worker import Report, Worker, progressed
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims, datasets, generations
+from fltr_pipeline.stores.fltr import claims, datasets, generations, leases
 from fltr_pipeline.stores.fltr.charges import Charge, mark_refunding
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.datasets import Dataset, FailedDocument
@@ -73,8 +74,8 @@ class StageWork(Protocol):
             StoreUnavailable: the batch is parked and tried again.
         """
 
-    def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
-        """The most units of the price list that each document can take, by id."""
+    def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int | DocumentError]:
+        """The most units of the price list that each document can take, by id; or why it can't be looked at."""
 
     def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
         """Do the work; a document whose fence was lost is simply left out of the results.
@@ -107,7 +108,7 @@ class StageRun:
         report = Report(counts=Counter(dict.fromkeys(self.work.counters, 0)))
         with transaction(self.fltr) as tx:
             # The ops of a run follow one another: what it still holds, an earlier try of this op left behind.
-            claims.expire_runs(tx, [self.worker.run_id])
+            leases.expire_runs(tx, [self.worker.run_id])
             ready = datasets.is_set_up(tx, self.dataset.id)
             report.expected = min(max_documents, datasets.waiting_at(tx, self.dataset.id, self.work.stage))
         if not ready and self.payer is not None:
@@ -134,12 +135,12 @@ class StageRun:
         return claimed
 
     def _batch(self, claimed: Sequence[Claim], report: Report) -> None:
-        claimed = self._turn_away(self._give_up(claimed, report), report)
-        if self.payer is None:
-            self._fail([Failure(c, HoldState.PAYER_GONE, _owner_gone(self.dataset)) for c in claimed], report)
-            return
         rest = {c.document_id: c for c in claimed}
         try:
+            claimed = self._turn_away(self._give_up(claimed, report), report)
+            if self.payer is None:
+                self._fail([Failure(c, HoldState.PAYER_GONE, _owner_gone(self.dataset)) for c in claimed], report)
+                return
             for group in self.work.groups(claimed):
                 progressed()
                 self._group(group, report)
@@ -189,10 +190,10 @@ class StageRun:
         claimed = [claim for claim, _ in paid]
         units = self.work.quote(claimed)
         quotes = [
-            Quote(c.document_id, c.generation, c.fence, units[c.document_id], c.billable, payer, c.job_id,
-                  self.worker.run_id)
-            for c, payer in paid if c.document_id in units
+            Quote(c.document_id, c.generation, c.fence, most, c.billable, payer, c.job_id, self.worker.run_id)
+            for c, payer in paid if isinstance(most := units.get(c.document_id), int)
         ]  # fmt: skip
+        self._end([(c, e) for c in claimed if isinstance(e := units.get(c.document_id), DocumentError)], report)
         reservation = self.billing.reserve(self.work.op, self.dataset.id, quotes)
         report.credits_reserved += reservation.reserved
         self._refuse(claimed, reservation.refused, report)
@@ -224,9 +225,28 @@ class StageRun:
         for result in done:
             if result.claim.document_id in ours:
                 report.counts.update(Counter(result.counts))
-        failed = [(r, r.error) for r in results if r.error]
-        self._fail([Failure(r.claim, e.code, str(e)) for r, e in failed if e.user_error], report)
-        self._fail_for_our_fault([Failure(r.claim, e.code, str(e)) for r, e in failed if not e.user_error], report)
+        self._end([(r.claim, r.error) for r in results if r.error], report)
+
+    def _end(self, errors: Sequence[tuple[Claim, DocumentError]], report: Report) -> None:
+        """End the attempts, and fail those documents that another attempt would not get further with."""
+        ended = [(Failure(c, e.code, str(e)), e) for c, e in errors]
+        self._fail([f for f, e in ended if e.user_error], report)
+        spent = self._put_back([f for f, e in ended if isinstance(e, Inaccessible)], report)
+        ours = [f for f, e in ended if not (e.user_error or isinstance(e, Inaccessible))]
+        self._fail_for_our_fault(ours + spent, report)
+
+    def _put_back(self, failures: Sequence[Failure], report: Report) -> list[Failure]:
+        """Park what may be readable later, each document by itself; returns what was tried often enough."""
+        if not failures:
+            return []
+        with transaction(self.fltr) as tx:
+            tries = claims.put_back(tx, failures)
+        spent = [f for f in failures if tries.get(f.claim.document_id, 0) >= Inaccessible.tries]
+        waiting = [f for f in failures if f.claim.document_id in tries and f not in spent]
+        for f in waiting:
+            _LOG.warning("document %s is tried again later (%s): %s", f.claim.document_id, f.code, f.message)
+        report.put_back += len(waiting)
+        return spent
 
     def _units(self, result: Result) -> int:
         """What an attempt took; one that failed by the customer's own file takes a unit, if that is to be charged.

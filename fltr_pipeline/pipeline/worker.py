@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 
 from fltr_pipeline.errors import TransientError
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims
+from fltr_pipeline.stores.fltr import leases
 from fltr_pipeline.stores.fltr.datasets import FailedDocument
 
 _LOG = logging.getLogger(__name__)
@@ -66,7 +66,8 @@ class Worker:
     def heartbeat(self) -> Iterator[None]:
         """Renew the run's leases from a thread, three times per lease, for as long as its work makes progress.
 
-        A missed beat is only logged: if the lease runs out, the fence keeps this worker from writing.
+        A missed beat is only logged, whatever the reason: if the lease runs out, the fence keeps this worker from
+        writing.
         """
         stop = threading.Event()
         progress = _Progress()
@@ -79,9 +80,11 @@ class Worker:
                     continue
                 try:
                     with transaction(self.fltr) as tx:
-                        claims.heartbeat(tx, run_id=self.run_id, lease_seconds=self.lease_seconds)
+                        leases.heartbeat(tx, run_id=self.run_id, lease_seconds=self.lease_seconds)
                 except TransientError as error:
                     _LOG.warning("heartbeat of run %s missed: %s", self.run_id, error)
+                except Exception:  # noqa: BLE001 - without a next beat the run would lose all that it holds
+                    _LOG.exception("heartbeat of run %s broke; it is tried again", self.run_id)
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
         thread.start()
@@ -103,6 +106,8 @@ class Report:
     awaiting_credits: int = 0
     lost: int = 0
     """Documents that another worker took over, or whose input changed, while we worked on them."""
+    put_back: int = 0
+    """Documents that are tried again later, each by itself: their blobs can't be read at present."""
     credits_reserved: int = 0
     credits_charged: int = 0
     credits_returned: int = 0
@@ -116,7 +121,7 @@ class Report:
     @property
     def claimed(self) -> int:
         """Documents that this op took into its hands."""
-        return self.done + self.awaiting_credits + self.lost + len(self.failures)
+        return self.done + self.awaiting_credits + self.lost + self.put_back + len(self.failures)
 
     def summary(self) -> str:
         """For the log: how far, how fast, how long still."""

@@ -10,7 +10,7 @@ import shutil
 import unicodedata
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -152,6 +152,15 @@ class BlobStore:
             if len(files) > 1:
                 newest = max(files, key=lambda name: (self._fs.modified(name), name))
             return Blob(f"{folder}/{newest.rpartition('/')[2]}", files[newest])
+
+    def check(self) -> None:
+        """That the store answers at all: what it refuses all the same is a single blob's or folder's trouble."""
+        path = self._path(_UNFINISHED)
+        with self._translated(_UNFINISHED):
+            self._fs.invalidate_cache(path)
+            with suppress(FileNotFoundError):
+                self._fs.ls(path, detail=False)
+            self._refuse_missing_root()
 
     def delete_document(self, dataset_id: str, document_id: str) -> None:
         """Remove all blobs of a document; it is fine if there are none."""

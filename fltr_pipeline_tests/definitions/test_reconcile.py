@@ -14,7 +14,7 @@ from fltr_pipeline.pipeline import sweeper
 from fltr_pipeline.pipeline.sweeper import Report
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims
+from fltr_pipeline.stores.fltr import claims, leases
 from fltr_pipeline_tests.world import World
 
 
@@ -44,7 +44,7 @@ def test_the_probe_launches_a_run_when_a_lease_ran_out_and_the_run_leaves_nothin
         claims.claim(tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id="dead", limit=9, lease_seconds=600)
     assert isinstance(tick(instance), dg.SkipReason)
     with transaction(world.services.fltr) as tx:
-        claims.expire_runs(tx, ["dead"])
+        leases.expire_runs(tx, ["dead"])
     assert isinstance(tick(instance), dg.RunRequest)
 
     at_it = instance.add_run(dg.DagsterRun(job_name="reconcile", status=dg.DagsterRunStatus.STARTED))

@@ -179,6 +179,23 @@ def test_a_file_that_ends_its_parser_twice_is_not_parsed_a_third_time(
     assert world.statement(payer).available == 50
 
 
+def test_failures_of_its_parser_with_successes_between_are_not_the_files_own(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = world.dataset(world.user(credits=50))
+    outcome = ParserPool._outcome
+
+    def late_with_some(pool: ParserPool, filename: str, data: bytes, on_page: Any) -> Any:
+        return TimeLimit(f"{filename}: late") if "late" in filename else outcome(pool, filename, data, on_page)
+
+    monkeypatch.setattr(ParserPool, "_outcome", late_with_some)
+    for name in ("late in January.txt", "a.txt", "late in June.txt", "b.txt"):
+        world.upload(dataset, {name: POISON})
+        world.process(dataset)
+    assert failures(world) == {"late in January.txt": "time_limit", "late in June.txt": "time_limit"}
+    assert world.rows("SELECT count(*) FROM pipeline.quarantine") == [(0,)]
+
+
 def test_a_good_version_stays_when_the_new_one_is_poison(world: World) -> None:
     dataset = world.dataset(world.user(credits=50))
     world.upload(dataset, {"a.txt": b"A good text."})

@@ -26,7 +26,7 @@ from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import compare
 from fltr_pipeline.pipeline.setup import ground, set_up
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import charges, generations, texts
+from fltr_pipeline.stores.fltr import charges, datasets, generations, texts
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.stores.vectors import VectorStore
 from fltr_pipeline.text.model import EmbeddingModel
@@ -60,6 +60,7 @@ SHORT = [
 POINTS = [(stage, step) for stage in LAST for step in [*STEPS, *OF_STAGE[stage], "last"]] if LONG else SHORT
 DEADLINE = 120.0
 TEXT = b"The treaty of Westphalia ended the thirty years war in 1648."
+NEWER = b"The treaty was signed in Osnabrueck and in Muenster."
 TABLES = (
     "documents",
     "processing_jobs",
@@ -150,7 +151,7 @@ def after_a_sweep(world: World, dataset: Dataset) -> dict[str, list[str]]:
     return everything(world) | {"vectors": sorted(world.services.vectors.keys(dataset.id))}
 
 
-def done_and_paid_once(world: World, dataset: Dataset) -> None:
+def done_and_paid_once(world: World, dataset: Dataset, *, ended: frozenset[str] = frozenset({"settled"})) -> None:
     """Searchable, for one credit of extraction and one of embedding; nothing is held, and no sweep finds anything."""
     assert world.statuses(dataset) == {"a.txt": "ready"}
     payer = world.services.ledger.payer(dataset.user_id)
@@ -158,7 +159,7 @@ def done_and_paid_once(world: World, dataset: Dataset) -> None:
     statement = world.statement(payer)
     assert (statement.charged, statement.held, statement.available) == (2, 0, 18)
     assert world.auth_rows("SELECT sum(amount) FROM credit_transactions") == [(18,)]
-    assert set(world.rows("SELECT state FROM pipeline.charges WHERE amount > 0")) == {("settled",)}
+    assert {state for (state,) in world.rows("SELECT state FROM pipeline.charges WHERE amount > 0")} == ended
     assert expiry.sweep(world.services, world.billing, orphans=True).nothing
     assert compare(world.services, dataset.id).none
 
@@ -229,3 +230,27 @@ def test_a_slow_worker_whose_hold_expired_holds_again_before_it_publishes(
     done_and_paid_once(world, dataset)
     sequences = world.rows("SELECT sequence FROM pipeline.charges WHERE op = %s", f"document_{stage}")
     assert sequences == [(2,)]
+
+
+@pytest.mark.parametrize("step", ["before the text is staged", "before settle"])
+def test_a_worker_that_wakes_after_its_document_was_deleted_and_came_back_changes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    without_a_model(monkeypatch.setattr)
+    dataset = uploaded(world, "extract")
+    ((document,),) = world.rows("SELECT id FROM documents")
+    with stopped(world, dataset, "extract", step) as worker:
+        lease_runs_out(world)
+        world.change("DELETE FROM documents")
+        world.sweep_all(list_keys=False)
+        assert world.rows("SELECT count(*) FROM pipeline.documents") == [(0,)]
+        world.services.blobs.put(dataset.id, document, "a.txt", NEWER)
+        with transaction(world.services.fltr) as tx:
+            datasets.upload(tx, dataset.id, [(document, "a.txt")])
+        world.extract(dataset)
+        before = everything(world)
+        wake(worker)
+    assert everything(world) == before
+    world.process(dataset)
+    assert world.rows("SELECT content FROM documents") == [(NEWER.decode(),)]
+    done_and_paid_once(world, dataset, ended=frozenset({"settled", "released"}))

@@ -14,7 +14,7 @@ from fltr_pipeline.pipeline.extract import Extract
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import compare
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims, generations
+from fltr_pipeline.stores.fltr import claims, generations, leases
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.generations import FreshChunk
 from fltr_pipeline.stores.vectors import VectorStore
@@ -38,7 +38,7 @@ def test_a_worker_that_lost_its_lease_changes_nothing(world: World) -> None:
             tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id="other", limit=5, lease_seconds=60
         )
     with transaction(world.services.fltr) as tx:
-        assert claims.expire_runs(tx, [slow.run_id]) == [claim.document_id]
+        assert leases.expire_runs(tx, [slow.run_id]) == [claim.document_id]
     world.process(dataset)
     with transaction(world.services.fltr) as tx:
         assert claims.advance(tx, [claim], Stage.PLAN) == set()
@@ -56,7 +56,7 @@ def test_a_document_that_kills_its_workers_is_given_up(world: World) -> None:
     for _ in range(world.services.settings.max_attempts + 1):
         with transaction(world.services.fltr) as tx:
             assert claims.claim(tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id="w", limit=5, lease_seconds=60)
-            claims.expire_runs(tx, ["w"])
+            leases.expire_runs(tx, ["w"])
         world.change("UPDATE pipeline.documents SET retry_at = NULL")  # the wait after each death is over
     _, extracted, *_ = world.process(dataset)
     assert [f.code for f in extracted.failures] == ["gave_up"]
@@ -157,7 +157,7 @@ def test_a_document_taken_over_while_it_is_embedded_does_not_hold_up_its_group(
     assert (report.done, report.lost) == (1, 1)
     assert world.statuses(dataset) == {"a.txt": "processing", "b.md": "ready"}
     with transaction(world.services.fltr) as tx:
-        claims.expire_runs(tx, ["other"])
+        leases.expire_runs(tx, ["other"])
     world.process(dataset)
     assert world.statuses(dataset) == {"a.txt": "ready", "b.md": "ready"}
     assert compare(world.services, dataset.id).none

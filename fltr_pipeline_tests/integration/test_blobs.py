@@ -130,6 +130,14 @@ def test_a_folder_that_is_not_mounted_is_not_an_empty_store(tmp_path: Path) -> N
         blobs.find("ds", "doc")
     with pytest.raises(StoreUnavailable):
         blobs.delete_document("ds", "doc")
+    with pytest.raises(StoreUnavailable):
+        blobs.check()
+
+
+def test_a_store_answers_before_anything_is_in_it_and_after(blobs: BlobStore) -> None:
+    blobs.check()
+    blobs.put("ds", "doc", "a.txt", b"text")
+    blobs.check()
 
 
 def test_an_unknown_kind_of_store_is_a_configuration_error() -> None:

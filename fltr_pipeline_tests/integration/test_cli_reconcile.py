@@ -4,7 +4,7 @@ from datetime import UTC
 
 from fltr_pipeline.models import Stage
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims
+from fltr_pipeline.stores.fltr import claims, leases
 from fltr_pipeline_tests.command_line import fltr_pipeline
 from fltr_pipeline_tests.world import World
 
@@ -14,7 +14,7 @@ def test_what_a_dead_worker_left_is_ended_and_told(world: World) -> None:
     world.upload(dataset, {"a.txt": b"Some text.", "b.txt": b"Other text."})
     with transaction(world.services.fltr) as tx:
         claims.claim(tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id="dead", limit=9, lease_seconds=600)
-        claims.expire_runs(tx, ["dead"])
+        leases.expire_runs(tx, ["dead"])
     assert "2 documents taken from dead workers" in fltr_pipeline("reconcile").stdout
     assert "nothing to do" in fltr_pipeline("reconcile").stdout
     assert fltr_pipeline("reconcile", "--json").document == {

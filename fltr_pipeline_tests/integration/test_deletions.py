@@ -18,7 +18,7 @@ from fltr_pipeline.pipeline.reconcile import compare, compare_all
 from fltr_pipeline.pipeline.search import search
 from fltr_pipeline.pipeline.sweeper import Report
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims, deleted, manifest
+from fltr_pipeline.stores.fltr import claims, deleted, leases, manifest
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.stores.vectors import VectorStore
 from fltr_pipeline_tests.world import World
@@ -115,7 +115,7 @@ def test_work_in_flight_for_a_deleted_document_stops_and_its_hold_comes_back(wor
         work = Embed(world.services)
         assert work.perform([claim], {})
         with transaction(world.services.fltr) as tx:
-            claims.expire_runs(tx, ["dead"])
+            leases.expire_runs(tx, ["dead"])
     world.change("DELETE FROM documents WHERE id = %s", ids["a.txt"])
     report = world.sweep_all()
     assert report.withdrawn == Withdrawn(documents_deleted=1)

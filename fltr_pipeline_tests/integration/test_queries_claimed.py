@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Connection
 
 from fltr_pipeline.models import Stage
-from fltr_pipeline.stores.fltr import claims
+from fltr_pipeline.stores.fltr import claims, leases
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.jobs import close_jobs, insert_jobs
 from fltr_pipeline_tests.queries import Fltr
@@ -26,6 +26,7 @@ def wait(tx: Connection, claimed: list[Claim]) -> set[str]:
 WRITES: list[Callable[[Connection, list[Claim]], set[str]]] = [
     lambda tx, claimed: claims.advance(tx, claimed, Stage.EMBED),
     lambda tx, claimed: claims.retry_later(tx, claimed, "later"),
+    lambda tx, claimed: set(claims.put_back(tx, [Failure(c, "inaccessible", "later") for c in claimed])),
     lambda tx, claimed: {c.document_id for c in claims.refence(tx, claimed)},
     fail,
     wait,
@@ -63,12 +64,27 @@ def test_backoff_doubles_up_to_ten_minutes(fltr: Fltr, retries: int, seconds: in
     dataset = fltr.dataset()
     fltr.upload(dataset, "a")
     claimed = fltr.claim(dataset)
-    fltr.change("UPDATE pipeline.documents SET retries = :n", n=retries)
+    fltr.change("UPDATE pipeline.documents SET retries = :n, error_code = 'transient'", n=retries)
     with fltr.transaction() as tx:
         claims.retry_later(tx, claimed, "no answer")
     columns = "stage, lease_until, retries, error_code, error_message, extract(epoch FROM retry_at - error_at)::int"
     expected = ("extract", None, retries + 1, "transient", "no answer", seconds)
     assert fltr.state(claimed[0].document_id, columns) == expected
+
+
+def test_what_is_put_back_for_a_reason_of_its_own_counts_only_its_like(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    fltr.upload(dataset, "a", "b")
+    tries = []
+    for code in ("transient", "transient", "inaccessible", "inaccessible", "transient"):
+        fltr.change("UPDATE pipeline.documents SET retry_at = NULL")
+        failures = [Failure(c, code, f"{c.filename} waits") for c in fltr.claim(dataset)]
+        with fltr.transaction() as tx:
+            tries.append(set(claims.put_back(tx, failures[::-1]).values()))
+    assert tries == [{1}, {2}, {1}, {2}, {1}]
+    columns = "error_message, extract(epoch FROM retry_at - error_at)::int"
+    waits = fltr.rows(f"SELECT {columns} FROM pipeline.documents ORDER BY 1")
+    assert waits == [("a waits", 5), ("b waits", 5)]
 
 
 def test_a_failure_ends_the_attempt_with_its_reason(fltr: Fltr) -> None:
@@ -161,9 +177,9 @@ def test_a_heartbeat_renews_the_leases_of_its_run_alone(fltr: Fltr) -> None:
     fltr.claim(mine, run="mine")
     fltr.claim(others, run="others")
     with fltr.transaction() as tx:
-        claims.heartbeat(tx, run_id="mine", lease_seconds=3600)
-        claims.heartbeat(tx, run_id="first", lease_seconds=3600)
-        claims.heartbeat(tx, run_id="nobody", lease_seconds=3600)
+        leases.heartbeat(tx, run_id="mine", lease_seconds=3600)
+        leases.heartbeat(tx, run_id="first", lease_seconds=3600)
+        leases.heartbeat(tx, run_id="nobody", lease_seconds=3600)
     renewed = "lease_until > now() + interval '30 min'"
     assert (fltr.state(document, renewed), fltr.state(foreign, renewed)) == ((True,), (False,))
     assert fltr.state(free, "lease_until") == (None,)
@@ -175,7 +191,7 @@ def test_a_heartbeat_does_not_wait_for_what_its_worker_is_writing(fltr: Fltr) ->
     written, other = fltr.claim(dataset, run="mine")
     with fltr.impatient() as worker, fltr.impatient() as heart:
         claims.advance(worker, [written], Stage.PLAN)
-        claims.heartbeat(heart, run_id="mine", lease_seconds=3600)
+        leases.heartbeat(heart, run_id="mine", lease_seconds=3600)
     assert fltr.state(written.document_id, "stage, lease_until") == ("plan", None)
     assert fltr.state(other.document_id, "lease_until > now() + interval '30 min'") == (True,)
 
@@ -186,6 +202,6 @@ def test_the_leases_of_dead_runs_end_at_once(fltr: Fltr) -> None:
     for run in ("one", "two", "three"):
         fltr.claim(dataset, run=run, limit=1)
     with fltr.transaction() as tx:
-        assert claims.expire_runs(tx, []) == []
-        assert len(claims.expire_runs(tx, ["one", "three", "unknown"])) == 2
+        assert leases.expire_runs(tx, []) == []
+        assert len(leases.expire_runs(tx, ["one", "three", "unknown"])) == 2
     assert sorted(c.filename for _ in range(3) for c in fltr.claim(dataset)) == ["a", "c"]

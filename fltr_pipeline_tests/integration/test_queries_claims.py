@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
 from fltr_pipeline.models import ReprocessMode, Stage
-from fltr_pipeline.stores.fltr import claims, datasets, requeue
+from fltr_pipeline.stores.fltr import claims, datasets, deleted, requeue
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline_tests.queries import Fltr
@@ -94,6 +94,49 @@ def test_an_upload_forgets_what_became_of_the_attempt_before(fltr: Fltr) -> None
     fltr.claim(dataset)
     columns = "attempts, retry_at, credits_needed, error_code, error_message, error_at"
     assert fltr.state(document, columns) == (0, None, None, None, None, None)
+
+
+def come_back(fltr: Fltr, dataset: Dataset, document_id: str) -> None:
+    with fltr.transaction() as tx:
+        datasets.upload(tx, dataset.id, [(document_id, "a")])
+
+
+def test_a_document_that_comes_back_under_its_id_has_a_fence_that_nobody_had(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    (document,) = fltr.upload(dataset, "a")
+    fences = [claim.fence for claim in fltr.claim(dataset)]
+    for _ in range(2):
+        fltr.let_leases_run_out()
+        fences += [claim.fence for claim in fltr.claim(dataset)]
+        fltr.let_leases_run_out()
+        fltr.change("DELETE FROM documents")
+        with fltr.transaction() as tx:
+            assert deleted.forget(tx, [document]) == 1
+        come_back(fltr, dataset, document)
+        fences += [claim.fence for claim in fltr.claim(dataset)]
+    assert fences[0] == 1
+    assert fences == sorted(set(fences))
+
+
+def test_a_document_that_comes_back_while_it_is_forgotten_has_one_too(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    (document,) = fltr.upload(dataset, "a")
+    (before,) = fltr.claim(dataset)
+    fltr.let_leases_run_out()
+    fltr.change("DELETE FROM documents")
+    claimed: list[Claim] = []
+    with fltr.transaction() as tx:
+        assert deleted.forget(tx, [document]) == 1
+        come_back(fltr, dataset, document)
+        claiming = threading.Thread(target=lambda: claimed.extend(fltr.claim(dataset)))
+        claiming.start()
+        deadline = time.monotonic() + 60
+        while fltr.one("SELECT count(*) FROM pg_locks WHERE NOT granted") == (0,):
+            assert time.monotonic() < deadline, "nobody waits"
+            time.sleep(0.01)
+    claiming.join()
+    (after,) = claimed
+    assert after.fence > before.fence
 
 
 # --- claim: the API key of an upload ----------------------------------------------------------------------------------

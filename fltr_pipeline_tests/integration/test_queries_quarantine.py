@@ -51,6 +51,19 @@ def test_only_of_the_sizes_asked_for_and_under_the_configuration_that_it_failed_
     assert known(fltr, sizes=(65, 67)) == known(fltr, sizes=()) == known(fltr, "another") == {}
 
 
+def test_a_success_forgives_the_failures_before_it_but_lifts_no_quarantine(fltr: Fltr) -> None:
+    claim, kept = claimed(fltr), Content("cd" * 32, 66)
+    remember(fltr, claim)
+    remember(fltr, claim, tried_with="before")
+    remember(fltr, claim, kept, tries=2)
+    ask(fltr, quarantine.forgive, [POISON.sha256, kept.sha256], "now")
+    ask(fltr, quarantine.forgive, [], "now")
+    left = "SELECT source_sha256, tried_with FROM pipeline.quarantine ORDER BY 1"
+    assert fltr.rows(left) == [(POISON.sha256, "before"), (kept.sha256, "now")]
+    remember(fltr, claim)
+    assert known(fltr).keys() == {kept.sha256}, "counted from one again"
+
+
 def test_who_lost_its_fence_says_nothing_of_the_document(fltr: Fltr) -> None:
     claim = claimed(fltr)
     fltr.change("UPDATE pipeline.documents SET fence = fence + 1")

@@ -3,7 +3,7 @@
 import pytest
 
 from fltr_pipeline.models import Stage
-from fltr_pipeline.stores.fltr import claims
+from fltr_pipeline.stores.fltr import claims, leases
 from fltr_pipeline.stores.fltr.claims import Wait
 from fltr_pipeline_tests.queries import Fltr
 
@@ -56,7 +56,7 @@ def test_after_a_death_alone_it_waits_longer_each_time_and_holds_up_no_other(flt
         assert [c.filename for c in fltr.claim(dataset)] == ["poison"]
         assert fltr.state(document, SECONDS) == (wait,)
     with fltr.transaction() as tx:
-        assert claims.expire_runs(tx, ["run"]) == [document]
+        assert leases.expire_runs(tx, ["run"]) == [document]
     fltr.upload(dataset, "other")
     assert [c.filename for c in fltr.claim(dataset)] == ["other"]
     fltr.change("UPDATE pipeline.documents SET retry_at = now() WHERE document_id = :d", d=document)
@@ -72,7 +72,7 @@ def test_the_wait_begins_where_the_lease_ends_however_often_that_was_renewed(flt
     (other,) = fltr.upload(dataset, "b")
     fltr.claim(dataset)
     with fltr.transaction() as tx:
-        claims.heartbeat(tx, run_id="run", lease_seconds=3600)
+        leases.heartbeat(tx, run_id="run", lease_seconds=3600)
     assert fltr.state(suspect, SECONDS) == (10,)
     assert fltr.state(other, "lease_until > now() + interval '30 min', retry_at") == (True, None)
     fltr.advance([claim], Stage.PLAN)

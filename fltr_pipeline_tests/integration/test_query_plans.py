@@ -20,6 +20,7 @@ from fltr_pipeline.stores.fltr import (
     expired,
     generations,
     jobs,
+    leases,
     manifest,
     moved,
     quarantine,
@@ -68,13 +69,19 @@ def requeueing(mode: ReprocessMode, retryable: list[str] | None = None) -> Call:
 
 
 CLAIMS: dict[str, tuple[set[str], Call]] = {
-    "claim uploads": ({"documents_waiting_idx", "documents_by_stage"}, claiming(Stage.EXTRACT)),
+    "claim uploads": (
+        {"documents_waiting_idx", "documents_by_stage", "deletions_pkey"}, claiming(Stage.EXTRACT)
+    ),
     "claim parked": ({"documents_by_stage", "processing_jobs_pkey"}, claiming(Stage.PLAN)),
     "advance": ({"documents_pkey"}, lambda large, tx: claims.advance(tx, large.claims(2), Stage.EMBED)),
     "waiting_at": (set(), lambda large, tx: datasets.waiting_at(tx, large.dataset.id, Stage.PLAN)),
     "renew": ({"documents_pkey"}, lambda large, tx: claims.renew(tx, large.claims(2))),
     "refence": (set(), lambda large, tx: claims.refence(tx, large.claims(2))),
     "retry_later": (set(), lambda large, tx: claims.retry_later(tx, large.claims(2), "later")),
+    "put_back": (
+        set(),
+        lambda large, tx: claims.put_back(tx, [Failure(c, "inaccessible", "later") for c in large.claims(2)]),
+    ),
     "fail": (
         {"documents_pkey", "processing_jobs_pkey"},
         lambda large, tx: claims.fail(tx, [Failure(c, "corrupt", "bad") for c in large.claims(2)]),
@@ -85,7 +92,7 @@ CLAIMS: dict[str, tuple[set[str], Call]] = {
     ),
     "claim suspects": (
         {"documents_suspect"},
-        lambda large, tx: (claims.expire_runs(tx, ["run 0"]), claiming(Stage.EMBED)(large, tx)),
+        lambda large, tx: (leases.expire_runs(tx, ["run 0"]), claiming(Stage.EMBED)(large, tx)),
     ),
     "remember": (
         {"documents_pkey"},
@@ -99,13 +106,14 @@ CLAIMS: dict[str, tuple[set[str], Call]] = {
         lambda large, tx: quarantine.of_claims(tx, large.claims(1), "t"),
     ),
     "of_sizes": ({"quarantine_by_size"}, lambda _, tx: quarantine.of_sizes(tx, [1, 2], "t")),
+    "forgive": ({"quarantine_pkey"}, lambda _, tx: quarantine.forgive(tx, ["s", "t"], "t")),
     "mark": ({"documents_pkey"}, lambda large, tx: quarantine.mark(tx, large.claims(1)[0], "s")),
     "staged_content": (
         {"generations_pkey"}, lambda large, tx: quarantine.staged_content(tx, large.claims(1)[0])
     ),
     "readmit": ({"documents_pkey"}, lambda large, tx: quarantine.readmit(tx, large.ids)),
-    "heartbeat": ({"documents_leased"}, lambda _, tx: claims.heartbeat(tx, run_id="run 0", lease_seconds=60)),
-    "expire_runs": ({"documents_leased"}, lambda _, tx: claims.expire_runs(tx, ["run 0", "run 7"])),
+    "heartbeat": ({"documents_leased"}, lambda _, tx: leases.heartbeat(tx, run_id="run 0", lease_seconds=60)),
+    "expire_runs": ({"documents_leased"}, lambda _, tx: leases.expire_runs(tx, ["run 0", "run 7"])),
 }  # fmt: skip
 
 GENERATIONS: dict[str, tuple[set[str], Call]] = {
@@ -222,7 +230,7 @@ CHARGES: dict[str, tuple[set[str], Call]] = {
 EXPIRED: dict[str, tuple[set[str], Call]] = {
     "take": (
         {"documents_leased", "charges_open", "documents_pkey", "processing_jobs_pkey"},
-        lambda _, tx: (claims.expire_runs(tx, ["run 0"]), expired.take(tx, lease_seconds=60, age=-60, limit=2000)),
+        lambda _, tx: (leases.expire_runs(tx, ["run 0"]), expired.take(tx, lease_seconds=60, age=-60, limit=2000)),
     ),
     "overdue": ({"documents_leased", "charges_open"}, lambda _, tx: expired.overdue(tx, age=60)),
     "deliverable": (set(), lambda large, tx: expired.deliverable(tx, large.ids)),
@@ -311,6 +319,7 @@ def test_every_named_query_on_documents_has_a_plan_here() -> None:
             charges,
             expired,
             jobs,
+            leases,
             requeue,
             deleted,
             moved,

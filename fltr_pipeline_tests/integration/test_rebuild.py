@@ -14,7 +14,7 @@ from fltr_pipeline.pipeline import rebuild
 from fltr_pipeline.pipeline.audit import audit_ledger
 from fltr_pipeline.stores import schema
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims
+from fltr_pipeline.stores.fltr import claims, leases
 from fltr_pipeline.stores.schema import catalog, dump, init_auth_copy, survey, versions
 from fltr_pipeline.stores.schema import connection as schema_connection
 from fltr_pipeline.stores.schema.catalog import Catalog
@@ -194,7 +194,7 @@ def test_it_refuses_while_a_worker_holds_a_lease_and_not_after_it_ran_out(
     with pytest.raises(RebuildRefused, match="at work works on"):
         apply(world, tmp_path)
     with transaction(world.services.fltr) as tx:
-        claims.expire_runs(tx, ["at work"])
+        leases.expire_runs(tx, ["at work"])
     apply(world, tmp_path)
 
 

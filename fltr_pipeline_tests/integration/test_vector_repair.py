@@ -14,7 +14,7 @@ from fltr_pipeline.pipeline.reconcile import Drift, compare, compare_all
 from fltr_pipeline.pipeline.search import search
 from fltr_pipeline.pipeline.sweeper import Report, Vectors
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims, manifest
+from fltr_pipeline.stores.fltr import claims, leases, manifest
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.stores.vectors import VectorStore
 from fltr_pipeline_tests.vectors import ON_EACH_MILVUS
@@ -126,7 +126,7 @@ def test_vectors_of_an_attempt_in_flight_are_no_orphans(world: World, books: Dat
     assert passes == [NOTHING, NOTHING]
     assert (len(world.keys(books)), compare_all(world.services)) == (before + 1, {})
     with transaction(world.services.fltr) as tx:
-        claims.expire_runs(tx, ["slow"])
+        leases.expire_runs(tx, ["slow"])
     assert world.sweep_all().swept.published == 1
     assert work.finish([result]) == set()
     assert found(world, books) == {"bread.txt", "long.txt", "new.txt"}
@@ -309,7 +309,7 @@ def test_a_lease_that_runs_out_while_all_keys_are_listed_does_not_wait_for_the_e
     def meanwhile(*arguments: object) -> object:
         with transaction(world.services.fltr) as tx:
             claims.claim(tx, dataset_id=books.id, stage=Stage.EXTRACT, run_id="dead", limit=9, lease_seconds=600)
-            claims.expire_runs(tx, ["dead"])
+            leases.expire_runs(tx, ["dead"])
         return page(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(manifest, "live_page", meanwhile)

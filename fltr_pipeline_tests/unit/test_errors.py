@@ -68,6 +68,6 @@ def test_each_document_error_has_advice() -> None:
     ]
 
 
-def test_only_the_parsers_death_and_what_was_not_tried_are_not_the_customers_fault() -> None:
+def test_only_the_parsers_death_and_what_was_not_tried_or_not_given_are_not_the_customers_fault() -> None:
     ours = {value.code for value in CLASSES.values() if issubclass(value, DocumentError) and not value.user_error}
-    assert ours == {"parser_crash", "quarantined"}
+    assert ours == {"parser_crash", "quarantined", "inaccessible"}

@@ -1,9 +1,10 @@
 """Claims: who works on which document, and how a document leaves a worker's hands.
 
-Belongs here: fence, lease, stage, status. Does not: jobs, text and chunks (generations), amounts (charges).
+Belongs here: fence, stage, status. Does not: how long a hold lasts (leases), jobs, text and chunks (generations),
+amounts (charges).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, RowMapping, TextClause, text
@@ -11,6 +12,7 @@ from sqlalchemy import Connection, RowMapping, TextClause, text
 from fltr_pipeline.models import Stage
 from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.jobs import close_jobs, insert_jobs, start_jobs
+from fltr_pipeline.stores.fltr.leases import BACKOFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,6 @@ class Wait:
     pot_id: str
 
 
-_BACKOFF = "make_interval(secs => least(600, 5 * power(2, least({failures}, 10))))"
-"""5 s doubling to 10 min."""
-
 # Index: documents_waiting_idx, in its own order: a batch out of twenty thousand uploads reads one batch.
 _LOCK_UPLOADED = text("""
     SELECT id::text AS document_id, filename, updated_at::text AS input_version
@@ -63,10 +62,15 @@ _LOCK_UPLOADED = text("""
     FOR UPDATE SKIP LOCKED
 """)
 
+# Primary key. Who is just forgetting a document that was deleted and came back is waited for: the next statement then
+# sees it done, and counts it.
+_WAIT_FOR_KNOWN = text("SELECT FROM pipeline.documents WHERE document_id = ANY(:ids) ORDER BY document_id FOR UPDATE")
+
 # A new input is a new generation; the same input claimed again (its worker died before it got anywhere) is not, unless
 # its charges are those of a redo that was free. Where an attempt has staged a text, extraction, which sees the bytes,
-# says whether the input is new (`renew`). One that was deleted and comes back goes on after its charges: neither
-# they nor its keys are used twice. In another dataset nobody finds the vectors of this one: all are made anew.
+# says whether the input is new (`renew`). In another dataset nobody finds the vectors of this one: all are made anew.
+# One that was deleted and comes back goes on after its charges, and has fences of its own for each deletion: no charge,
+# key or fence is used twice, so whoever worked on it before changes nothing.
 _TAKE_UPLOADED = text("""
     WITH input AS (
         SELECT * FROM json_to_recordset(:rows) AS r(document_id text, input_version text)
@@ -74,10 +78,11 @@ _TAKE_UPLOADED = text("""
         DELETE FROM pipeline.upload_keys WHERE document_id = ANY(:ids) RETURNING document_id, api_key_id
     )
     INSERT INTO pipeline.documents AS p
-        (document_id, dataset_id, input_version, stage, run_id, lease_until, api_key_id, generation)
+        (document_id, dataset_id, input_version, stage, run_id, lease_until, api_key_id, generation, fence)
     SELECT r.document_id, :dataset_id, r.input_version, 'extract', :run_id, now() + make_interval(secs => :lease),
            k.api_key_id,
-           1 + coalesce((SELECT max(c.generation) FROM pipeline.charges c WHERE c.subject_id = r.document_id), 0)
+           1 + coalesce((SELECT max(c.generation) FROM pipeline.charges c WHERE c.subject_id = r.document_id), 0),
+           1 + ((SELECT count(*) FROM pipeline.deletions x WHERE x.document_id = r.document_id) << 32)
     FROM input r LEFT JOIN uploaded_with k USING (document_id)
     ORDER BY r.document_id
     ON CONFLICT (document_id) DO UPDATE SET
@@ -136,7 +141,7 @@ _TAKE_PARKED = text(f"""
     SET fence = fence + 1, run_id = :run_id, lease_until = now() + make_interval(secs => :lease),
         attempts = o.deaths, credits_needed = NULL,
         retry_at = CASE WHEN o.deaths > 0
-                        THEN now() + make_interval(secs => :lease) + {_BACKOFF.format(failures="o.deaths")} END
+                        THEN now() + make_interval(secs => :lease) + {BACKOFF.format(failures="o.deaths")} END
     FROM (SELECT d.document_id AS id, d.attempts + (d.lease_until IS NOT NULL AND d.run_id <> '')::int AS deaths
           FROM pipeline.documents d WHERE d.document_id = ANY(:ids)) o
     WHERE document_id = o.id AND stage = :stage
@@ -177,15 +182,18 @@ _REFENCE = text("""
     RETURNING p.document_id, p.fence
 """)
 
+# Failures in a row that are alike: a store's hour of silence is none of a document's own.
+_RETRIES = "CASE WHEN p.error_code = r.code THEN p.retries ELSE 0 END"
+
 _RETRY = text(f"""
     UPDATE pipeline.documents p
-    SET lease_until = NULL, retries = p.retries + 1,
-        error_code = 'transient', error_message = :message, error_at = now(),
-        retry_at = now() + {_BACKOFF.format(failures="p.retries")}
-    FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
+    SET lease_until = NULL, retries = 1 + {_RETRIES},
+        error_code = r.code, error_message = r.message, error_at = now(),
+        retry_at = now() + {BACKOFF.format(failures=_RETRIES)}
+    FROM json_to_recordset(:rows) AS r(document_id text, fence bigint, code text, message text)
     WHERE p.document_id = r.document_id AND p.lease_until IS NOT NULL
       AND (p.fence = r.fence OR (p.fence > r.fence AND p.run_id = :run_id))
-    RETURNING p.document_id
+    RETURNING p.document_id, p.retries
 """)  # noqa: S608 - of constants
 
 _FAIL = text("""
@@ -210,26 +218,6 @@ _WAIT = text("""
     WHERE p.document_id = r.document_id AND p.fence = r.fence
     RETURNING p.document_id
 """)
-
-# Index: pipeline.documents_leased. A row that its worker is writing needs no renewal; waiting for it could deadlock.
-_HEARTBEAT = text(f"""
-    UPDATE pipeline.documents
-    SET lease_until = now() + make_interval(secs => :lease),
-        retry_at = CASE WHEN attempts > 0
-                        THEN now() + make_interval(secs => :lease) + {_BACKOFF.format(failures="attempts")} END
-    WHERE document_id IN (
-        SELECT document_id FROM pipeline.documents WHERE run_id = :run_id AND lease_until IS NOT NULL
-        ORDER BY document_id FOR UPDATE SKIP LOCKED)
-""")  # noqa: S608 - of constants
-
-# Index: pipeline.documents_leased.
-_EXPIRE_RUNS = text(f"""
-    UPDATE pipeline.documents
-    SET lease_until = now() - interval '1 second',
-        retry_at = CASE WHEN attempts > 0 THEN now() + {_BACKOFF.format(failures="attempts")} END
-    WHERE run_id = ANY(:run_ids) AND lease_until IS NOT NULL
-    RETURNING document_id
-""")  # noqa: S608 - of constants
 
 
 def claim(
@@ -259,6 +247,7 @@ def _claim_uploaded(tx: Connection, dataset_id: str, run_id: str, limit: int, le
     if not rows:
         return []
     inputs = [{"document_id": i, "input_version": r["input_version"]} for i, r in rows.items()]
+    tx.execute(_WAIT_FOR_KNOWN, {"ids": list(rows)})
     taken = tx.execute(
         _TAKE_UPLOADED,
         {"dataset_id": dataset_id, "run_id": run_id, "lease": lease, "rows": recordset(inputs), "ids": list(rows)},
@@ -266,9 +255,7 @@ def _claim_uploaded(tx: Connection, dataset_id: str, run_id: str, limit: int, le
     states = {r["document_id"]: r for r in taken}
     close_jobs(tx, [r["job_id"] for r in states.values() if r["job_id"]], "canceled")
     jobs = insert_jobs(tx, list(states), "running")
-    tx.execute(
-        _SET_STATUS, {"ids": id_array(states), "status": "processing", "before": ["uploaded", "awaiting_credits"]}
-    )
+    _processing(tx, states)
     return [_claim(i, dataset_id, rows[i]["filename"], states[i], jobs[i]) for i in rows]
 
 
@@ -303,12 +290,15 @@ def _claim_parked(tx: Connection, parked: TextClause, parameters: Mapping[str, o
     jobs = insert_jobs(tx, over, "running")
     kept = {i: s["job_id"] for i, s in states.items() if i not in jobs}
     start_jobs(tx, list(kept.values()))
-    tx.execute(
-        _SET_STATUS, {"ids": id_array(states), "status": "processing", "before": ["uploaded", "awaiting_credits"]}
-    )
+    _processing(tx, states)
     jobs |= kept
     dataset_id = str(parameters["dataset_id"])
     return [_claim(i, dataset_id, names[i], states[i], jobs[i]) for i in waiting if i in states]
+
+
+def _processing(tx: Connection, ids: Iterable[str]) -> None:
+    before = ["uploaded", "awaiting_credits"]
+    tx.execute(_SET_STATUS, {"ids": id_array(ids), "status": "processing", "before": before})
 
 
 def _claim(document_id: str, dataset_id: str, filename: str, state: RowMapping, job_id: str) -> Claim:
@@ -321,6 +311,13 @@ def _claim(document_id: str, dataset_id: str, filename: str, state: RowMapping, 
 def _fenced(claims: Sequence[Claim]) -> str:
     return recordset(
         {"document_id": c.document_id, "fence": c.fence} for c in sorted(claims, key=lambda c: c.document_id)
+    )
+
+
+def _failed(failures: Sequence[Failure]) -> str:
+    return recordset(
+        {"document_id": f.claim.document_id, "fence": f.claim.fence, "code": f.code, "message": f.message}
+        for f in sorted(failures, key=lambda f: f.claim.document_id)
     )
 
 
@@ -346,17 +343,19 @@ def retry_later(tx: Connection, claims: Sequence[Claim], message: str, run_id: s
 
     `run_id`: of the worker, which may itself have claimed them again since.
     """
-    return set(tx.execute(_RETRY, {"rows": _fenced(claims), "message": message, "run_id": run_id or None}).scalars())
+    return set(put_back(tx, [Failure(c, "transient", message) for c in claims], run_id))
+
+
+def put_back(tx: Connection, failures: Sequence[Failure], run_id: str = "") -> dict[str, int]:
+    """`retry_later`, each for a reason of its own; returns how many times in a row it failed for that one, by id."""
+    rows = tx.execute(_RETRY, {"rows": _failed(failures), "run_id": run_id or None})
+    return {r.document_id: r.retries for r in rows}
 
 
 def fail(tx: Connection, failures: Sequence[Failure]) -> set[str]:
     """End the attempts. A `ready` document stays so if it has a live version; a newer upload stays `uploaded`."""
     lock_documents(tx, [f.claim.document_id for f in failures])
-    rows = recordset(
-        {"document_id": f.claim.document_id, "fence": f.claim.fence, "code": f.code, "message": f.message}
-        for f in failures
-    )
-    done = {r.document_id: r.live_generation for r in tx.execute(_FAIL, {"rows": rows})}
+    done = {r.document_id: r.live_generation for r in tx.execute(_FAIL, {"rows": _failed(failures)})}
     not_live = [i for i, generation in done.items() if generation is None]
     tx.execute(_SET_FAILED, {"ids": id_array(done), "not_live": id_array(not_live)})
     close_jobs(tx, [f.claim.job_id for f in failures if f.claim.document_id in done], "failed")
@@ -381,13 +380,3 @@ def wait_for_credits(tx: Connection, waits: Sequence[Wait]) -> set[str]:
 def lock_documents(tx: Connection, document_ids: Sequence[str]) -> dict[str, str]:
     """Lock the `public.documents` rows in id order; returns id → status of those that exist."""
     return {r.document_id: r.status for r in tx.execute(_LOCK_PUBLIC, {"ids": id_array(document_ids)})}
-
-
-def heartbeat(tx: Connection, *, run_id: str, lease_seconds: float) -> None:
-    """Renew the leases of all documents in the run's hands; one at which workers died waits beyond its lease's end."""
-    tx.execute(_HEARTBEAT, {"run_id": run_id, "lease": lease_seconds})
-
-
-def expire_runs(tx: Connection, run_ids: Sequence[str]) -> list[str]:
-    """Let the leases of runs known to be dead run out now; returns the documents that may be taken over."""
-    return list(tx.execute(_EXPIRE_RUNS, {"run_ids": list(run_ids)}).scalars())

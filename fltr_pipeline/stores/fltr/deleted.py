@@ -3,7 +3,8 @@
 Belongs here: finding what `pipeline` still has of it, withdrawing that, the receipts. Does not: Milvus, `fltr_auth`.
 
 What somebody works on is left to them: their next step, or the publish, finds the document gone. Charges stay: they are
-what the ledger's rows are explained by, and a document that comes back under its id goes on after their generations.
+what the ledger's rows are explained by, and a document that comes back under its id goes on after their generations,
+with fences behind those that it had before each of its rows in `deletions`, which stay, too.
 """
 
 from collections.abc import Collection, Sequence

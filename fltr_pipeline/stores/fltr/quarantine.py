@@ -72,6 +72,13 @@ _INLINE_CONTENT = text("""
     FROM public.documents WHERE id = ANY(:ids) AND content IS NOT NULL
 """)
 
+# Primary key. What another worker is writing just now failed just now.
+_FORGIVE = text("""
+    DELETE FROM pipeline.quarantine WHERE tried_with = :tried_with AND source_sha256 IN (
+        SELECT source_sha256 FROM pipeline.quarantine
+        WHERE source_sha256 = ANY(:digests) AND tried_with = :tried_with AND NOT in_force FOR UPDATE SKIP LOCKED)
+""")
+
 # Primary keys. All configurations: whoever asks for everything means it.
 _READMIT = text("""
     DELETE FROM pipeline.quarantine q USING pipeline.documents p
@@ -91,6 +98,11 @@ def remember(
         },
     )  # fmt: skip
     mark(tx, claim, content.sha256)
+
+
+def forgive(tx: Connection, digests: Sequence[str], tried_with: str) -> None:
+    """These contents came through: what they failed at before was not theirs. One that is not tried any more stays."""
+    tx.execute(_FORGIVE, {"digests": list(digests), "tried_with": tried_with})
 
 
 def mark(tx: Connection, claim: Claim, sha256: str) -> None:

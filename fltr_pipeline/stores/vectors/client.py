@@ -161,7 +161,7 @@ def _kind(error: BaseException) -> type[FltrError]:
         return ConfigurationError
     if code in _INVALID or isinstance(error, ParamError):
         return InvalidValue
-    return StoreUnavailable  # unknown: retried, and retries are capped
+    return StoreUnavailable  # unknown: tried again, with growing waits
 
 
 def _grpc_status(code: object) -> str | None:
