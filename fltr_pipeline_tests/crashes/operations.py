@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from fltr_pipeline.credits.holds import Close, CloseState
-from fltr_pipeline.models import Stage
-from fltr_pipeline.pipeline.billing import hold_of
+from fltr_pipeline.models import Op, Stage
+from fltr_pipeline.pipeline.billing import Quote, hold_of
 from fltr_pipeline.stores.fltr import charges
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline_tests.crashes import workers
@@ -81,6 +81,10 @@ def team_pot(site: Site) -> Scene:
     return workers.claim(replace(scene, payer=join(site.world, scene.payer, team)), site.hands)
 
 
+def team_pot_reserved(site: Site) -> Scene:
+    return reserved(site, team_pot)
+
+
 def batch(site: Site) -> Scene:
     return workers.claim(uploaded(site, files=3), site.hands)
 
@@ -134,9 +138,9 @@ def charge_written(site: Site) -> Scene:
     return replace(scene, charges={claim.document_id: written})
 
 
-def extracted(site: Site) -> Scene:
+def extracted(site: Site, made: Callable[[Site], Scene] = new_pot) -> Scene:
     """Extraction is paid for."""
-    scene = reserved(site)
+    scene = reserved(site, made)
     (claim,) = scene.claims
     site.fltr.stage_text(claim, _TEXT)
     workers.settle(scene, site.hands)
@@ -165,6 +169,32 @@ def planned_released(site: Site) -> Scene:
 
 def extracted_and_planned(site: Site) -> Scene:
     return planned(site, extracted)
+
+
+def key_pool_extracted_and_planned(site: Site) -> Scene:
+    return planned(site, lambda site: extracted(site, key_pool))
+
+
+def failed(site: Site) -> Scene:
+    """By our fault, and the worker died before it gave anything back."""
+    scene = extracted_and_planned(site)
+    workers.fail(scene, site.hands)
+    return scene
+
+
+def set_up_begun(site: Site) -> Scene:
+    """A set-up is held, and no run came back to it."""
+    scene = uploaded(site)
+    quote = Quote(scene.dataset.id, 1, None, 1, True, scene.payer, None, site.hands.name)
+    site.hands.billing.reserve(Op.DATASET_SETUP, scene.dataset.id, [quote])
+    site.an_hour_passes(scene)
+    return scene
+
+
+def set_up_swept(site: Site) -> Scene:
+    scene = set_up_begun(site)
+    workers.sweep(scene, site.hands)
+    return scene
 
 
 def expired(site: Site) -> Scene:
@@ -258,7 +288,12 @@ _ALL = (
         "settle and publish without a hold", planned_released, workers.embed, charged=EMBEDDED, swept=(0, EMBEDDED)
     ),
     Operation("give up", extracted_and_planned, workers.give_up, workers.give_up_too, charged=0, swept=(0, USED)),
+    Operation(
+        "give up to an API key's pool", key_pool_extracted_and_planned, workers.give_up, workers.give_up_too,
+        charged=0, swept=(0, USED),
+    ),
     Operation("void of a hold", reserved, workers.void),
+    Operation("void of a hold on a team's pot", team_pot_reserved, workers.void),
     Operation("void of what never landed", charge_written, workers.void),
     Operation("sweep of a hold", expired, workers.sweep, _SWEPT),
     Operation("sweep of a batch", expired_batch, workers.sweep, _SWEPT, charged=3 * USED),
@@ -273,10 +308,13 @@ _ALL = (
     Operation("sweep of a deleted document", deleted, workers.sweep, _SWEPT, charged=0),
     Operation("sweep of an earlier generation", moved_on, workers.sweep, _SWEPT),
     Operation("sweep of an orphan", orphaned, workers.sweep, _SWEPT),
+    Operation("sweep of what is to be given back", failed, workers.sweep, _SWEPT, charged=0),
+    Operation("sweep of a set-up", set_up_begun, workers.sweep, _SWEPT),
     Operation(
         "grant to a new pot", uploaded, workers.grant, workers.grant_unless_there, charged=0, granted=(0, GRANTED)
     ),
     Operation("set-up of a dataset", uploaded, workers.set_up_dataset, workers.set_up_dataset, swept=(0, USED)),
+    Operation("set-up after the sweep", set_up_swept, workers.set_up_dataset, workers.set_up_dataset, swept=(0, USED)),
 )  # fmt: skip
 
 OPERATIONS = {operation.name: operation for operation in _ALL}

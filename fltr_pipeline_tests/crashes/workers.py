@@ -15,8 +15,8 @@ from fltr_pipeline.pipeline.setup import Ground, set_up
 from fltr_pipeline.pipeline.worker import Worker
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, generations
-from fltr_pipeline.stores.fltr.charges import Charge
-from fltr_pipeline.stores.fltr.claims import Claim, Wait
+from fltr_pipeline.stores.fltr.charges import Charge, mark_refunding
+from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline_tests.crashes.hands import Hands
 
@@ -76,6 +76,14 @@ def settle_nothing(scene: Scene, hands: Hands) -> None:
 
 def give_up(scene: Scene, hands: Hands) -> None:
     hands.billing.give_up([(c.document_id, c.generation) for c in scene.claims])
+
+
+def fail(scene: Scene, hands: Hands) -> None:
+    """By our fault: that everything is to go back is decided with it."""
+    with transaction(hands.services.fltr) as tx:
+        ended = claims.fail(tx, [Failure(c, "internal_error", "broke") for c in scene.claims])
+        mark_refunding(tx, [(c.document_id, c.generation) for c in scene.claims if c.document_id in ended])
+        generations.discard_others(tx, list(ended))
 
 
 def void(scene: Scene, hands: Hands) -> None:
