@@ -257,6 +257,7 @@ DELETED: dict[str, tuple[set[str], Call]] = {
     "arrived": (
         {"documents_waiting_idx", "documents_pkey"}, lambda large, tx: moved.arrived(tx, large.afternoon)
     ),
+    "dataset_now": ({"documents_pkey"}, lambda large, tx: moved.dataset_now(tx, large.ids[0])),
     "put_off": (
         {"documents_pkey"},
         lambda large, tx: moved.put_off(tx, [Move(i, "from", "to", "1", True) for i in large.ids], seconds=300),

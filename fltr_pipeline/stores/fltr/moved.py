@@ -44,6 +44,9 @@ _AMONG = text("""
     ORDER BY p.document_id
 """)
 
+# Primary key.
+_NOW = text("SELECT dataset_id::text FROM public.documents WHERE id = ANY(:ids)")
+
 # Index: documents_waiting_idx, then the primary key, for each one: they are few beside all documents.
 _ARRIVED = text("""
     SELECT d.id::text FROM public.documents d
@@ -109,6 +112,11 @@ def among(tx: Connection, document_ids: Sequence[str]) -> list[Move]:
     """Those that were moved and on which nobody works, unless at an older input than was uploaded since."""
     parameters = {"ids": id_array(document_ids), "ids_text": list(document_ids)}
     return [Move(*row) for row in tx.execute(_AMONG, parameters)]
+
+
+def dataset_now(tx: Connection, document_id: str) -> str:
+    """Where a document is that could not be marked as uploaded, which has locked it."""
+    return str(tx.execute(_NOW, {"ids": id_array([document_id])}).scalar_one())
 
 
 def arrived(tx: Connection, dataset_id: str) -> list[str]:
