@@ -21,6 +21,7 @@ _LOG = logging.getLogger(__name__)
 _BATCH = 16
 _PUT_OFF_SECONDS = 300.0
 _PATIENCE_SECONDS = 10.0
+"""A blob store that refuses says so at once."""
 
 
 @dataclass(frozen=True, slots=True)
