@@ -130,9 +130,9 @@ class World:
         sweep(self.services, dataset.id)
         return reports
 
-    def sweep_all(self, *, list_keys: bool = True) -> sweeper.Report:
+    def sweep_all(self, *, list_keys: bool = True, after: str = "") -> sweeper.Report:
         """One pass of every sweeper."""
-        return sweeper.sweep_all(self.services, self.billing, list_keys=list_keys)
+        return sweeper.sweep_all(self.services, self.billing, list_keys=list_keys, after=after)
 
     def keys(self, dataset: Dataset) -> set[str]:
         """What Milvus holds of the dataset."""

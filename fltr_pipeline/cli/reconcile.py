@@ -21,6 +21,7 @@ _FOUND = {
     "documents_ownerless": "{} taken out of search: the dataset's owner is gone",
     "documents_restored": "{} queued again: the dataset has an owner again",
     "documents_moved": "{} queued in the dataset that it was moved to",
+    "files_not_copied": "{} not copied to the dataset that the document was moved to: the log says which and why",
     "vectors_retired": "{} deleted from Milvus that nothing holds any more",
     "vectors_orphaned": "{} deleted from Milvus that the manifest does not know",
     "vectors_missing": "{} of searchable documents missing in Milvus",

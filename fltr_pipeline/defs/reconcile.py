@@ -30,6 +30,8 @@ class SweepConfig(dg.Config):
 
     list_keys: bool = True
     """Also list every key of the manifest and of Milvus, which takes as long as there are vectors."""
+    after: str = ""
+    """Without that: the id behind which to look at the documents."""
 
 
 @dg.op(out=dg.Out(dg.Nothing))
@@ -45,7 +47,8 @@ def sweep_all(
     """What dead workers left, what is deleted, what the manifest and Milvus disagree on."""
     with typed_failures(context):
         services = services_of(fltr, credits, milvus, embedder, blobs)
-        report = sweeper.sweep_all(services, credits.billing(services.fltr), list_keys=config.list_keys)
+        billing = credits.billing(services.fltr)
+        report = sweeper.sweep_all(services, billing, list_keys=config.list_keys, after=config.after)
     context.add_output_metadata({**report.figures, **_receipts(report)})
 
 
@@ -78,8 +81,8 @@ def overdue_work(
 ) -> dg.RunRequest | dg.SkipReason:
     """Indexed look-ups, and a look at the documents from where the last tick stopped. A pass under way is let be."""
     probed = sweeper.probe(services_of(fltr, credits, milvus, embedder, blobs), context.cursor or "")
+    context.update_cursor(probed.next)
     if not probed.found:
-        context.update_cursor(probed.next)
         where = f"up to {probed.next}" if probed.next else "to the last"
         return dg.SkipReason(
             "no lease ran out, no charge stayed open; "
@@ -91,7 +94,8 @@ def overdue_work(
         return dg.SkipReason(
             f"{probed.found}; but `reconcile` failed: the next run is launched at {until:%H:%M:%S} UTC"
         )
-    return dg.RunRequest(run_config={"ops": {sweep_all.name: {"config": {"list_keys": False}}}})
+    config = {"list_keys": False, "after": probed.next}
+    return dg.RunRequest(run_config={"ops": {sweep_all.name: {"config": config}}})
 
 
 nightly_reconcile = dg.ScheduleDefinition(

@@ -1,14 +1,17 @@
 """Deleted documents, datasets and users: out of work, out of the manifest, and a receipt once their vectors are gone.
 
 Belongs here: finding what is gone in both databases, and withdrawing it batch by batch. Does not: deleting from Milvus
-(embed.sweep), holds (expiry), search, which looks for itself. What was moved is found on the way (moves).
+(embed.sweep), holds (expiry), search, which looks for itself, following what was moved and is found on the way (moves).
 
 Any number of passes may run beside workers and each other, and die anywhere: each batch is one transaction of `fltr`
 that names the keys to sweep, and a receipt is given only when the last of them was read back as absent.
 """
 
+import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from fltr_pipeline.errors import ConfigurationError
 from fltr_pipeline.pipeline import moves
@@ -39,10 +42,15 @@ class Withdrawn:
     """Their dataset has an owner again: queued, free of charge."""
     documents_moved: int = 0
     """To another dataset: queued there; what was searchable is so again free of charge."""
+    files_not_copied: int = 0
+    """Of documents that were moved and are therefore left for later."""
 
 
-def withdraw(services: Services) -> Withdrawn:
-    """Withdraw all that is gone and on which nobody works.
+def withdraw(services: Services, *, after: str = "", patience: float = math.inf) -> tuple[Withdrawn, list[str]]:
+    """Withdraw what is gone and on which nobody works; also returns what was moved, which is for the caller to follow.
+
+    Documents that are gone by themselves, or moved, are looked for behind the id `after`, until nothing was found for
+    `patience` seconds; then what was put off counts for nothing. What is gone with its dataset or owner is found first.
 
     Raises:
         ConfigurationError: as `datasets_without_owner`; nothing was withdrawn.
@@ -50,15 +58,21 @@ def withdraw(services: Services) -> Withdrawn:
     """
     ownerless = datasets_without_owner(services)
     withdrawn = _withdraw_ownerless(services, ownerless)
-    forgotten = restored = moved = 0
-    for page in pages(services):
-        forgotten += sum(_forget(services, some) for some in _batches(sorted(page.gone)))
+    forgotten, restored, moved, found_at = 0, 0, set[str](), time.monotonic()
+    for page in chain(_pages_of_gone_datasets(services), pages(services, after)):
+        gone = sum(_forget(services, some) for some in _batches(sorted(page.gone)))
         with transaction(services.fltr) as tx:
-            restored += requeue.restore(tx, page.document_ids, but_of=ownerless)
-        moved += moves.follow(services, page.document_ids)
+            back = requeue.restore(tx, page.document_ids, but_of=ownerless)
+        away = moves.found(services, page.document_ids, put_off=patience == math.inf)
+        moved.update(m.document_id for m in away)
+        forgotten, restored = forgotten + gone, restored + back
+        if gone or back or away:
+            found_at = time.monotonic()
+        elif time.monotonic() - found_at >= patience:
+            break
     with transaction(services.fltr) as tx:
-        gone = deleted.forget_datasets(tx)
-    return Withdrawn(forgotten, gone, withdrawn, restored, moved)
+        datasets_gone = deleted.forget_datasets(tx)
+    return Withdrawn(forgotten, datasets_gone, withdrawn, restored), sorted(moved)
 
 
 def receipts(services: Services) -> list[Receipt]:
@@ -85,12 +99,26 @@ def page(services: Services, after: str) -> Page:
         return deleted.page(tx, after, PAGE)
 
 
-def pages(services: Services) -> Iterator[Page]:
-    """All documents that `pipeline` knows and on which nobody works, and which of them are gone."""
-    found = page(services, "")
-    while found.last:
+def pages(services: Services, after: str = "") -> Iterator[Page]:
+    """All documents that `pipeline` knows, behind that id, and on which nobody works, and which of them are gone."""
+    while (found := page(services, after)).last:
         yield found
-        found = page(services, found.last)
+        after = found.last
+
+
+def _pages_of_gone_datasets(services: Services) -> Iterator[Page]:
+    """Their documents that are searchable or wait for work; the others have no vectors, and their turn will come."""
+    with transaction(services.fltr) as tx:
+        gone = deleted.gone_datasets(tx)
+    for dataset_id in gone:
+        after = ""
+        while True:
+            with transaction(services.fltr) as tx:
+                found = deleted.page_of(tx, dataset_id, after, PAGE)
+            if not found.last:
+                break
+            yield found
+            after = found.last
 
 
 def datasets_without_owner(services: Services) -> list[str]:

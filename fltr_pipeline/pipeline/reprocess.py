@@ -1,6 +1,7 @@
 """Doing it again: which documents a mode names, and which datasets a nightly backfill is for."""
 
 from fltr_pipeline.models import ReprocessMode
+from fltr_pipeline.pipeline import moves
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets
@@ -15,16 +16,18 @@ RETRYABLE = (
 def requeue(
     services: Services, dataset_id: str, mode: ReprocessMode, *, charge: bool, retryable_only: bool = False
 ) -> int:
-    """Queue what the mode names; returns how many documents.
+    """Queue what the mode names; returns how many documents. Uploads that were moved here can be claimed from now on.
 
     `retryable_only` leaves failures of the documents' own alone.
     """
     codes = RETRYABLE if retryable_only else None
     with transaction(services.fltr) as tx:
-        return queue.requeue(
+        queued = queue.requeue(
             tx, dataset_id, mode, fingerprint=services.fingerprint, extractor=services.extractor,
             tried_with=services.tried_with, billable=charge, retryable=codes,
         )  # fmt: skip
+    moves.follow_arrivals(services, dataset_id)
+    return queued
 
 
 def remaining(services: Services, dataset_id: str) -> int:

@@ -7,9 +7,10 @@ goes on, and one behind a pass that came to its end finds nothing.
 """
 
 import logging
+import math
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, replace
 
 from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.pipeline import deletion, embed, expiry, moves, reconcile
@@ -25,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 _BATCH = 100
 _LOOK_SECONDS = 1.0
 _SHORT_PASS_SECONDS = 60.0
-"""While all keys are listed, the rest of the pass is made again as often as the probe would launch one."""
+"""While all keys are listed, it is probed as often as without that, and a short pass made for what is seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class Probe:
     found: str
     """What waits for a pass, in words; empty: nothing."""
     next: str
-    """Where the next look goes on among the documents; empty: it begins anew."""
+    """Where the pass, or the next look, goes on among the documents; empty: it begins anew."""
     documents: int = 0
     """Looked at now."""
 
@@ -88,15 +89,19 @@ def probe(services: Services, after: str) -> Probe:
 
     Indexed reads of both databases, and none of Milvus; of the documents, for a second or two.
     """
+    looked = _look(services, after)
+    return replace(looked, found=found) if (found := _overdue(services)) else looked
+
+
+def _overdue(services: Services) -> str:
+    """What is found without a look at each document, in words."""
     with transaction(services.fltr) as tx:
         unswept = deleted.overdue(tx, age=services.settings.lease_seconds)
     if expiry.overdue(services):
-        return Probe("a lease ran out, or a charge stayed open", after)
+        return "a lease ran out, or a charge stayed open"
     if unswept:
-        return Probe("vectors that nobody holds were not swept", after)
-    if deletion.waiting(services):
-        return Probe("a dataset or its owner was deleted", after)
-    return _look(services, after)
+        return "vectors that nobody holds were not swept"
+    return "a dataset or its owner was deleted" if deletion.waiting(services) else ""
 
 
 def _look(services: Services, after: str) -> Probe:
@@ -106,37 +111,48 @@ def _look(services: Services, after: str) -> Probe:
         looked += len(page.document_ids)
         if page.gone:
             return Probe("a document was deleted", after, looked)
-        if moves.waiting(services, page.document_ids):
+        if moves.found(services, page.document_ids):
             return Probe("a document was moved to another dataset", after, looked)
         after = page.last
         if not after or time.monotonic() - begun > _LOOK_SECONDS:
             return Probe("", after, looked)
 
 
-def sweep_all(services: Services, billing: Billing, *, list_keys: bool) -> Report:
-    """One pass. `list_keys`: also list every key on both sides, which takes as long as there are vectors.
+def sweep_all(services: Services, billing: Billing, *, list_keys: bool, after: str = "") -> Report:
+    """One pass. `list_keys`: a full one, which also lists every key on both sides, and reads the whole ledger.
+
+    Without, it costs what there is to end: of the documents, it looks at those behind the id `after`, as the probe did.
 
     Raises:
         StoreUnavailable: a store does not answer; what was ended stays so, the next pass goes on.
     """
-    report = _short_pass(services, billing)
     if not list_keys:
-        return report
+        return _end(services, billing, after=after) + _after_withdrawal(services)
+    report = _end(services, billing, whole=True) + _after_withdrawal(services)
     services.vectors.ensure()
     begun = time.monotonic()
     for found in _listed(services):
         report += Report(vectors=found)
         if time.monotonic() - begun > _SHORT_PASS_SECONDS:
-            report += _short_pass(services, billing)
-            begun = time.monotonic()
+            probed = probe(services, after)
+            report += sweep_all(services, billing, list_keys=False, after=probed.next) if probed.found else Report()
+            begun, after = time.monotonic(), probed.next
     return report + _after_withdrawal(services)
 
 
-def _short_pass(services: Services, billing: Billing) -> Report:
-    """The databases first: no credit waits for Milvus."""
-    withdrawn = deletion.withdraw(services)
-    swept = expiry.sweep(services, billing, orphans=True)
-    return Report(swept, withdrawn) + _after_withdrawal(services)
+def _end(services: Services, billing: Billing, *, whole: bool = False, after: str = "") -> Report:
+    """The databases first: no credit waits for a file or for Milvus. `whole`: all documents, and the whole ledger."""
+    withdrawn, moved = deletion.withdraw(services, after=after, patience=math.inf if whole else _LOOK_SECONDS)
+    report = Report(expiry.sweep(services, billing, orphans=whole), withdrawn)
+    begun = time.monotonic()
+    for some in moves.follow(services, moved, put_off=whole):
+        report += Report(withdrawn=Withdrawn(documents_moved=some.documents, files_not_copied=some.held))
+        if time.monotonic() - begun > _SHORT_PASS_SECONDS:
+            report += Report(expiry.sweep(services, billing))
+            begun = time.monotonic()
+    if moved:  # what the attempts in the old datasets were charged
+        report += Report(expiry.sweep(services, billing))
+    return report
 
 
 def _after_withdrawal(services: Services) -> Report:

@@ -1,6 +1,7 @@
 """Uploading: what our command line does, and what any other uploader must do in the same order.
 
-The contract: write the blob (or `content`), then set status `uploaded` and `updated_at` in one statement.
+The contract: write the blob (or `content`), then set status `uploaded` and `updated_at` in one statement, provided that
+the document is still in the dataset under whose id the blob is.
 """
 
 import os
@@ -14,7 +15,7 @@ from fltr_pipeline.credits.holds import key_digest
 from fltr_pipeline.errors import InvalidValue, NotFound
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import datasets
+from fltr_pipeline.stores.fltr import datasets, moved
 from fltr_pipeline.stores.fltr.datasets import Dataset
 
 
@@ -125,7 +126,16 @@ def upload(
     for name, path in files:
         replaced = name in known
         document_id = known.setdefault(name, str(uuid.uuid4()))
-        services.blobs.put(dataset.id, document_id, name, path)
-        with transaction(services.fltr) as tx:
-            datasets.upload(tx, dataset.id, [(document_id, name)], key)
+        dataset_id: str | None = dataset.id
+        while dataset_id is not None:
+            dataset_id = _store(services, dataset_id, document_id, name, path, key)
         yield Uploaded(document_id, name, path.stat().st_size, replaced)
+
+
+def _store(services: Services, dataset_id: str, document_id: str, name: str, path: Path, key: str | None) -> str | None:
+    """The dataset that the document was moved to meanwhile: it is not uploaded, for nobody would look for this file."""
+    services.blobs.put(dataset_id, document_id, name, path)
+    with transaction(services.fltr) as tx:
+        if datasets.upload(tx, dataset_id, [(document_id, name)], key):
+            return None
+        return moved.dataset_now(tx, document_id)

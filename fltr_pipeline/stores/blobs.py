@@ -6,10 +6,11 @@ The contract with other uploaders is the key alone: `{dataset_id}/{document_id}/
 
 import hashlib
 import os
+import re
 import shutil
 import unicodedata
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +28,9 @@ _PART = 1 << 20
 
 # Not an id, so no dataset's folder: what is being written lies here, in the same file system as where it will go.
 _UNFINISHED = "~unfinished"
+
+# A copy bears its original's time: by the store's clock it would be newer than an upload that it must not stand before.
+_COPY = re.compile(r"~(\d{16})~")
 
 
 def safe_filename(filename: str) -> str:
@@ -48,6 +52,8 @@ class Blob:
 
     key: str
     size: int
+    uploaded_at: int
+    """Microseconds since 1970, by the store's clock; of a copy, those of its original."""
 
 
 @dataclass(frozen=True)
@@ -80,19 +86,22 @@ class BlobStore:
                 self._fs.pipe_file(self._path(key), data)
         return key
 
-    def copy(self, key: str, dataset_id: str) -> str:
+    def copy(self, blob: Blob, dataset_id: str) -> str:
         """Copy a document's blob to the same document of another dataset, and return the copy's key.
+
+        The copy has a name of its own, so it overwrites no upload, and it is as old as the original. May be repeated.
 
         Raises:
             NotFound: there is none of this key.
         """
-        _, document_id, filename = _checked_key(key).split("/")
-        target = f"{_folder(dataset_id, document_id)}/{filename}"
-        with self._translated(key):
+        _, document_id, filename = _checked_key(blob.key).split("/")
+        name = filename if _COPY.match(filename) else safe_filename(f"~{blob.uploaded_at:016}~{filename}")
+        target = f"{_folder(dataset_id, document_id)}/{name}"
+        with self._translated(blob.key):
             if self._is_local:
-                self._put_local(target, Path(self._path(key)))
+                self._put_local(target, Path(self._path(blob.key)))
             else:
-                self._fs.copy(self._path(key), self._path(target))
+                self._fs.copy(self._path(blob.key), self._path(target))
         return target
 
     def read(self, key: str) -> bytes:
@@ -146,12 +155,7 @@ class BlobStore:
             except FileNotFoundError:
                 self._refuse_missing_root()
                 return None
-            if not files:
-                return None
-            newest = next(iter(files))
-            if len(files) > 1:
-                newest = max(files, key=lambda name: (self._fs.modified(name), name))
-            return Blob(f"{folder}/{newest.rpartition('/')[2]}", files[newest])
+            return max(self._blobs(folder, files), key=_rank, default=None)
 
     def check(self) -> None:
         """That the store answers at all: what it refuses all the same is a single blob's or folder's trouble."""
@@ -193,6 +197,14 @@ class BlobStore:
         # Joined as text: path classes read `..`, `#` or `s3://` in a filename as more than a filename.
         return f"{self._opened[1]}/{key}"
 
+    def _blobs(self, folder: str, sizes: Mapping[str, int]) -> Iterator[Blob]:
+        for path, size in sizes.items():
+            filename = path.rpartition("/")[2]
+            copy = _COPY.match(filename)
+            with suppress(FileNotFoundError):  # removed since it was listed
+                time = int(copy[1]) if copy else round(self._fs.modified(path).timestamp() * 1_000_000)
+                yield Blob(f"{folder}/{filename}", size, time)
+
     def _put_local(self, key: str, data: bytes | Path) -> None:
         target = Path(self._path(key))
         unfinished = Path(self._path(_UNFINISHED)) / uuid.uuid4().hex
@@ -232,6 +244,12 @@ class BlobStore:
 
 def _folder(dataset_id: str, document_id: str) -> str:
     return f"{checked_id(dataset_id, 'dataset id')}/{checked_id(document_id, 'document id')}"
+
+
+def _rank(blob: Blob) -> tuple[int, bool, str]:
+    """The greatest is a document's: what was uploaded last; of the same time, rather an upload than a copy."""
+    filename = blob.key.rpartition("/")[2]
+    return blob.uploaded_at, _COPY.match(filename) is None, filename
 
 
 def _checked_key(key: str) -> str:

@@ -250,6 +250,14 @@ def document_that_moved(site: Site) -> Story:
     return story
 
 
+def upload_that_moved(site: Site) -> Story:
+    """An edit, not yet claimed; the dataset that it was moved to is new."""
+    story = edited(site)
+    target = site.world.dataset(story.payer, "target")
+    site.world.change("UPDATE documents SET dataset_id = %s WHERE filename = %s", target.id, A)
+    return replace(story, dataset=target, before={}, texts={A: _EDITED})
+
+
 def vectors_lost(site: Site) -> Story:
     """Milvus came back without some of what it had accepted."""
     story = ready(site)
@@ -284,6 +292,7 @@ _ALL = (
     PathOperation("sweep of a deleted user's dataset", user_deleted, reconcile, others=run),
     PathOperation("sweep of a moved document", document_moved, reconcile, others=run),
     PathOperation("run on a moved document", document_that_moved, run),
+    PathOperation("run on an upload that was moved", upload_that_moved, run),
     PathOperation("sweep of lost vectors", vectors_lost, reconcile, others=run, drifted=True),
     PathOperation("sweep of orphan vectors", vectors_orphaned, reconcile, others=run, drifted=True),
 )

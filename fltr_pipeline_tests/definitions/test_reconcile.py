@@ -107,6 +107,7 @@ def test_the_probe_launches_a_short_pass_for_a_deletion(world: World, instance: 
     world.change("DELETE FROM documents")
     request = tick(instance)
     assert isinstance(request, dg.RunRequest)
+    assert request.run_config["ops"] == {"sweep_all": {"config": {"list_keys": False, "after": ""}}}
     result = (
         build_defs().resolve_job_def("reconcile").execute_in_process(instance=instance, run_config=request.run_config)
     )

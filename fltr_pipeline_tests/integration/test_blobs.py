@@ -53,20 +53,54 @@ def test_a_second_put_replaces_the_first(blobs: BlobStore) -> None:
     key = blobs.put("ds", "doc", "a.txt", b"second")
     assert blobs.read(key) == b"second"
     assert blobs.size(key) == 6
-    assert blobs.locate("ds", "doc") == Blob(key, 6)
+    assert (found := blobs.locate("ds", "doc"))
+    assert (found.key, found.size) == (key, 6)
     assert blobs.digest(key) == (hashlib.sha256(b"second").hexdigest(), 6)
 
 
 def test_a_copy_for_another_dataset_leaves_the_blob_where_it_was(blobs: BlobStore) -> None:
-    key = blobs.put("ds", "doc", "a b#1.txt", b"text")
-    copied = blobs.copy(key, "other")
-    assert copied == "other" + key.removeprefix("ds")
-    assert blobs.locate("other", "doc") == Blob(copied, 4)
-    assert blobs.read(copied) == blobs.read(key) == b"text"
+    original = located(blobs, "ds", blobs.put("ds", "doc", "a b#1.txt", b"text"))
+    copied = blobs.copy(original, "other")
+    assert copied.startswith("other/doc/~")
+    assert copied.endswith("~a b#1.txt")
+    copy = located(blobs, "other", copied)
+    assert (copy.size, copy.uploaded_at) == (4, original.uploaded_at)
+    assert blobs.read(copied) == blobs.read(original.key) == b"text"
+    assert blobs.copy(original, "other") == copied
+    assert blobs.copy(copy, "third").rpartition("/")[2] == copied.rpartition("/")[2]
     with pytest.raises(NotFound):
-        blobs.copy("ds/doc/none.txt", "other")
+        blobs.copy(Blob("ds/doc/none.txt", 0, 0), "other")
     with pytest.raises(InvalidValue):
-        blobs.copy(key, "../elsewhere")
+        blobs.copy(original, "../elsewhere")
+
+
+def located(blobs: BlobStore, dataset_id: str, key: str) -> Blob:
+    """The blob, which is that of this key."""
+    found = blobs.locate(dataset_id, "doc")
+    assert found is not None
+    assert found.key == key
+    return found
+
+
+@pytest.mark.parametrize("name", ["a.txt", "z.txt"])
+def test_an_upload_stands_before_a_copy_of_what_is_older_and_of_what_is_as_old(blobs: BlobStore, name: str) -> None:
+    older = located(blobs, "ds", blobs.put("ds", "doc", "a.txt", b"old"))
+    newer = blobs.put("other", "doc", name, b"new")
+    blobs.copy(older, "other")
+    uploaded = located(blobs, "other", newer)
+    blobs.copy(Blob(older.key, older.size, uploaded.uploaded_at), "other")
+    assert blobs.read(located(blobs, "other", newer).key) == b"new"
+    later = blobs.copy(Blob(older.key, older.size, uploaded.uploaded_at + 1), "other")
+    located(blobs, "other", later)
+
+
+def test_a_name_of_any_length_is_copied(tmp_path: Path) -> None:
+    blobs = BlobStore(str(tmp_path))
+    (tmp_path / "ds" / "doc").mkdir(parents=True)
+    (tmp_path / "ds" / "doc" / ("x" * 251 + ".txt")).write_bytes(b"text")
+    found = blobs.locate("ds", "doc")
+    assert found is not None
+    assert blobs.read(located(blobs, "other", blobs.copy(found, "other")).key) == b"text"
 
 
 def test_deleting_a_document_leaves_the_others_and_can_be_repeated(blobs: BlobStore) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from fltr_pipeline.models import Stage
-from fltr_pipeline.stores.fltr import claims, generations, manifest, texts
+from fltr_pipeline.stores.fltr import claims, generations, manifest, moved, texts
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.stores.fltr.generations import FreshChunk, PlannedChunk
@@ -224,6 +224,11 @@ def test_a_new_input_is_a_new_generation_where_nothing_is_staged_or_the_attempt_
             dataset = fltr.dataset("other")
             fltr.change("UPDATE documents SET dataset_id = :s WHERE id = :d", s=dataset.id, d=claim.document_id)
         fltr.upload_anew(dataset, claim.document_id)
+        if what == "elsewhere":
+            assert fltr.claim(dataset) == [], "not before it was followed"
+            with fltr.transaction() as tx:
+                assert moved.arrived(tx, dataset.id) == [claim.document_id]
+                assert moved.follow(tx, moved.among(tx, [claim.document_id])) == 1
         (again,) = fltr.claim(dataset)
         assert (again.generation, again.billable) == (claim.generation + 1, True), what
 

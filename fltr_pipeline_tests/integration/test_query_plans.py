@@ -29,6 +29,7 @@ from fltr_pipeline.stores.fltr import (
 )
 from fltr_pipeline.stores.fltr.claims import Failure, Wait
 from fltr_pipeline.stores.fltr.generations import FreshChunk
+from fltr_pipeline.stores.fltr.moved import Move
 from fltr_pipeline.stores.fltr.quarantine import Content
 from fltr_pipeline_tests.large import Large, loaded, plans
 from fltr_pipeline_tests.queries import Copy, staged, words
@@ -243,6 +244,10 @@ EXPIRED: dict[str, tuple[set[str], Call]] = {
 
 DELETED: dict[str, tuple[set[str], Call]] = {
     "page": ({"documents_pkey", "upload_keys_pkey"}, lambda large, tx: deleted.page(tx, large.ids[0], 10_000)),
+    "page_of": (
+        {"documents_live", "documents_by_stage"},
+        lambda large, tx: deleted.page_of(tx, large.dataset.id, large.ids[0], 10_000),
+    ),
     "datasets_of": ({"documents_pkey"}, lambda large, tx: deleted.datasets_of(tx, large.ids)),
     "withdrawable": (
         {"documents_live", "documents_by_stage"}, lambda large, tx: deleted.withdrawable(tx, [large.dataset.id], 100)
@@ -257,6 +262,14 @@ DELETED: dict[str, tuple[set[str], Call]] = {
     ),
     "deleted.overdue": ({"retired_keys_by_age"}, lambda _, tx: deleted.overdue(tx, age=60)),
     "among": ({"documents_pkey"}, lambda large, tx: moved.among(tx, large.ids)),
+    "arrived": (
+        {"documents_waiting_idx", "documents_pkey"}, lambda large, tx: moved.arrived(tx, large.afternoon)
+    ),
+    "dataset_now": ({"documents_pkey"}, lambda large, tx: moved.dataset_now(tx, large.ids[0])),
+    "put_off": (
+        {"documents_pkey"},
+        lambda large, tx: moved.put_off(tx, [Move(i, "from", "to", "1", True) for i in large.ids], seconds=300),
+    ),
     "follow": (
         {"documents_pkey", "generations_pkey", "processing_jobs_pkey"},
         lambda large, tx: [large.move(tx), moved.follow(tx, moved.among(tx, large.ids))],
@@ -291,7 +304,7 @@ def test_a_batch_of_ten_thousand_uploads_is_claimed_without_reading_or_sorting_t
         assert [c.filename for c in taken] == [f"{n}.txt" for n in range(109_999, 109_899, -1)]
 
     found = plans(large.fltr.engine, claim, about="SKIP LOCKED")
-    assert found.indexes == {"documents_waiting_idx", "documents_suspect"}
+    assert found.indexes == {"documents_waiting_idx", "documents_suspect", "documents_pkey"}
     assert found.nodes == {"Index Scan", "LockRows", "Limit"}
 
 

@@ -52,14 +52,17 @@ class Wait:
     pot_id: str
 
 
-# Index: documents_waiting_idx, in its own order: a batch out of twenty thousand uploads reads one batch.
+# Index: documents_waiting_idx, in its own order: a batch out of twenty thousand uploads reads one batch. What was moved
+# here is to be followed first (`moved`); that is looked up one by one, by the primary key.
 _LOCK_UPLOADED = text("""
-    SELECT id::text AS document_id, filename, updated_at::text AS input_version
-    FROM public.documents
-    WHERE dataset_id = :dataset_id AND status = 'uploaded'
-    ORDER BY created_at, id
+    SELECT d.id::text AS document_id, d.filename, d.updated_at::text AS input_version
+    FROM public.documents d
+    WHERE d.dataset_id = :dataset_id AND d.status = 'uploaded'
+      AND NOT EXISTS (SELECT FROM pipeline.documents p
+                      WHERE p.document_id = d.id::text AND p.dataset_id <> d.dataset_id::text OFFSET 0)
+    ORDER BY d.created_at, d.id
     LIMIT :limit
-    FOR UPDATE SKIP LOCKED
+    FOR UPDATE OF d SKIP LOCKED
 """)
 
 # Primary key. Who is just forgetting a document that was deleted and came back is waited for: the next statement then
@@ -68,9 +71,8 @@ _WAIT_FOR_KNOWN = text("SELECT FROM pipeline.documents WHERE document_id = ANY(:
 
 # A new input is a new generation; the same input claimed again (its worker died before it got anywhere) is not, unless
 # its charges are those of a redo that was free. Where an attempt has staged a text, extraction, which sees the bytes,
-# says whether the input is new (`renew`). In another dataset nobody finds the vectors of this one: all are made anew.
-# One that was deleted and comes back goes on after its charges, and has fences of its own for each deletion: no charge,
-# key or fence is used twice, so whoever worked on it before changes nothing.
+# says whether the input is new (`renew`). One that was deleted and comes back goes on after its charges, and has fences
+# of its own for each deletion: no charge, key or fence is used twice, so whoever worked on it before changes nothing.
 _TAKE_UPLOADED = text("""
     WITH input AS (
         SELECT * FROM json_to_recordset(:rows) AS r(document_id text, input_version text)
@@ -86,20 +88,20 @@ _TAKE_UPLOADED = text("""
     FROM input r LEFT JOIN uploaded_with k USING (document_id)
     ORDER BY r.document_id
     ON CONFLICT (document_id) DO UPDATE SET
-        dataset_id = excluded.dataset_id, input_version = excluded.input_version,
+        input_version = excluded.input_version,
         generation = p.generation + CASE
-            WHEN p.billable AND p.dataset_id = excluded.dataset_id
-                 AND EXISTS (SELECT FROM pipeline.generations g WHERE g.document_id = p.document_id
-                                                                  AND g.generation = p.generation AND g.state <> 'live')
+            WHEN p.billable AND EXISTS (SELECT FROM pipeline.generations g
+                                        WHERE g.document_id = p.document_id AND g.generation = p.generation
+                                          AND g.state <> 'live')
             THEN 0
             ELSE (p.stage IS NULL OR p.input_version <> excluded.input_version OR NOT p.billable)::int END,
-        live_generation = CASE WHEN p.dataset_id = excluded.dataset_id THEN p.live_generation END,
         api_key_id = CASE WHEN p.input_version = excluded.input_version
                           THEN coalesce(excluded.api_key_id, p.api_key_id) ELSE excluded.api_key_id END,
         stage = 'extract', billable = true, fence = p.fence + 1,
         run_id = excluded.run_id, lease_until = excluded.lease_until,
         attempts = 0, retries = 0, retry_at = NULL, credits_needed = NULL,
         error_code = NULL, error_message = NULL, error_at = NULL
+    WHERE p.dataset_id = excluded.dataset_id
     RETURNING p.document_id, p.generation, p.live_generation, p.fence, p.job_id, p.billable, p.attempts, p.api_key_id
 """)
 
@@ -256,7 +258,7 @@ def _claim_uploaded(tx: Connection, dataset_id: str, run_id: str, limit: int, le
     close_jobs(tx, [r["job_id"] for r in states.values() if r["job_id"]], "canceled")
     jobs = insert_jobs(tx, list(states), "running")
     _processing(tx, states)
-    return [_claim(i, dataset_id, rows[i]["filename"], states[i], jobs[i]) for i in rows]
+    return [_claim(i, dataset_id, rows[i]["filename"], states[i], jobs[i]) for i in rows if i in states]
 
 
 def _lock_parked(

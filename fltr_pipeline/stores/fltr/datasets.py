@@ -117,12 +117,17 @@ _INSERT_DATASET = text("""
     FROM json_populate_recordset(NULL::public.datasets, :rows) AS r
 """)
 
-# Index: documents_waiting (status = 'uploaded'), then pipeline.documents_by_stage.
+# Index: documents_waiting (status = 'uploaded'), then pipeline.documents_by_stage. An upload that was moved here waits
+# for its file: where that can't be copied, no run has anything to do yet.
 _BACKLOG = text("""
     SELECT w.dataset_id, s.user_id::text AS user_id, sum(w.waiting)::int AS waiting, min(w.oldest) AS oldest, s.name
     FROM (
-        SELECT dataset_id::text AS dataset_id, count(*) AS waiting, min(updated_at)::timestamptz AS oldest
-        FROM public.documents WHERE status = 'uploaded' GROUP BY 1
+        SELECT d.dataset_id::text AS dataset_id, count(*) AS waiting, min(d.updated_at)::timestamptz AS oldest
+        FROM public.documents d WHERE d.status = 'uploaded'
+          AND NOT EXISTS (SELECT FROM pipeline.documents p
+                          WHERE p.document_id = d.id::text AND p.dataset_id <> d.dataset_id::text
+                            AND p.retry_at > now() OFFSET 0)
+        GROUP BY 1
         UNION ALL
         SELECT dataset_id, count(*), NULL FROM pipeline.documents
         WHERE stage IS NOT NULL AND credits_needed IS NULL
@@ -242,6 +247,8 @@ _INSERT_DOCUMENTS = text("""
     SELECT r.id, r.dataset_id, r.filename, 'uploaded', now(), now()
     FROM json_populate_recordset(NULL::public.documents, :rows) AS r
     ON CONFLICT (id) DO UPDATE SET status = 'uploaded', updated_at = clock_timestamp()
+    WHERE documents.dataset_id = excluded.dataset_id
+    RETURNING id::text
 """)
 
 _CONTENT_SIZES = text("""
@@ -367,18 +374,19 @@ def find_documents(tx: Connection, dataset_id: str, filenames: Sequence[str]) ->
 
 def upload(
     tx: Connection, dataset_id: str, documents: Sequence[tuple[str, str]], api_key_id: str | None = None
-) -> None:
+) -> set[str]:
     """(document id, filename): insert as `uploaded`, or mark as uploaded anew. Their blobs must be there already.
 
-    `api_key_id`: the digest of the API key that they are uploaded with.
+    `api_key_id`: the digest of the API key that they are uploaded with. Returns those that are in: one that is in
+    another dataset by now is left alone.
     """
     rows = [{"id": i, "dataset_id": dataset_id, "filename": name} for i, name in sorted(documents)]
-    tx.execute(_INSERT_DOCUMENTS, {"rows": recordset(rows)})
-    ids = sorted(i for i, _ in documents)
+    ids = sorted(tx.execute(_INSERT_DOCUMENTS, {"rows": recordset(rows)}).scalars())
     if api_key_id is None:
         tx.execute(_UPLOADED_WITHOUT_KEY, {"ids": ids})
     else:
         tx.execute(_UPLOADED_WITH_KEY, {"ids": ids, "api_key_id": api_key_id})
+    return set(ids)
 
 
 def content_sizes(tx: Connection, document_ids: Sequence[str]) -> dict[str, int]:

@@ -57,6 +57,20 @@ _PAGE = text("""
     ORDER BY document_id LIMIT :limit
 """)
 
+# Indexes: pipeline.documents_live, in its own order, and pipeline.documents_by_stage.
+_PAGE_OF = text("""
+    (SELECT document_id FROM pipeline.documents
+     WHERE dataset_id = :dataset_id AND live_generation IS NOT NULL AND document_id > :after
+       AND (lease_until IS NULL OR lease_until < now())
+     ORDER BY document_id LIMIT :limit)
+    UNION
+    (SELECT document_id FROM pipeline.documents
+     WHERE dataset_id = :dataset_id AND stage IS NOT NULL AND document_id > :after
+       AND (lease_until IS NULL OR lease_until < now())
+     ORDER BY document_id LIMIT :limit)
+    ORDER BY document_id LIMIT :limit
+""")
+
 # Primary key of the documents; datasets are few.
 _EXISTING = text("""
     SELECT d.id::text FROM public.documents d
@@ -158,6 +172,12 @@ _OVERDUE = text("""
 def page(tx: Connection, after: str, limit: int) -> Page:
     """The next `limit` documents behind that id on which nobody works, and which of them are gone."""
     ids = tuple(tx.execute(_PAGE, {"after": after, "limit": limit}).scalars())
+    return Page(ids, frozenset(ids) - _existing(tx, ids))
+
+
+def page_of(tx: Connection, dataset_id: str, after: str, limit: int) -> Page:
+    """The same, of those that are searchable or wait for work in one dataset."""
+    ids = tuple(tx.execute(_PAGE_OF, {"dataset_id": dataset_id, "after": after, "limit": limit}).scalars())
     return Page(ids, frozenset(ids) - _existing(tx, ids))
 
 

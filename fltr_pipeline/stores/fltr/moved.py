@@ -3,12 +3,12 @@
 Belongs here: finding them, and queueing them in their new dataset. Does not: their files (pipeline.moves).
 
 A vector carries its dataset, so a searchable document gets a new generation of the text that is live, free of charge;
-until that is published, the one before it names the vectors that embedding takes over. An upload that was under way is
-one to the new dataset, whose owner pays; what the attempt in the old one was charged goes back.
+until that is published, the one before it names the vectors that embedding takes over. An upload that was under way, or
+not yet claimed, is one to the new dataset, whose owner pays; what an attempt in the old one was charged goes back.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, text
 
@@ -27,22 +27,45 @@ class Move:
     document_id: str
     before: str
     now: str
+    input_version: str
+    """With another upload, its file may be another, too."""
+    due: bool = field(compare=False)
+    """False: it was put off, and is not yet to be tried again."""
 
 
-# Primary keys; datasets are few. What is uploaded to another dataset goes there by its claim.
+# Primary keys; datasets are few. A worker that has an older input in hand than was uploaded since is overtaken.
 _AMONG = text("""
-    SELECT p.document_id, p.dataset_id AS before, d.dataset_id::text AS now
+    SELECT p.document_id, p.dataset_id AS before, d.dataset_id::text AS now, d.updated_at::text AS input_version,
+           p.retry_at IS NULL OR p.retry_at <= now() AS due
     FROM pipeline.documents p JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = p.document_id
-    WHERE p.document_id = ANY(:ids_text) AND p.dataset_id <> d.dataset_id::text AND d.status <> 'uploaded'
-      AND (p.lease_until IS NULL OR p.lease_until < now())
+    WHERE p.document_id = ANY(:ids_text) AND p.dataset_id <> d.dataset_id::text
+      AND (p.lease_until IS NULL OR p.lease_until < now() OR d.status = 'uploaded')
       AND EXISTS (SELECT FROM public.datasets s WHERE s.id::text = d.dataset_id::text)
     ORDER BY p.document_id
+""")
+
+# Primary key.
+_NOW = text("SELECT dataset_id::text FROM public.documents WHERE id = ANY(:ids)")
+
+# Index: documents_waiting_idx, then the primary key, for each one: they are few beside all documents.
+_ARRIVED = text("""
+    SELECT d.id::text FROM public.documents d
+    WHERE d.dataset_id = :dataset_id AND d.status = 'uploaded'
+      AND EXISTS (SELECT FROM pipeline.documents p
+                  WHERE p.document_id = d.id::text AND p.dataset_id <> d.dataset_id::text OFFSET 0)
+""")
+
+# Primary key.
+_PUT_OFF = text("""
+    UPDATE pipeline.documents SET retry_at = now() + make_interval(secs => :seconds)
+    WHERE document_id IN (SELECT document_id FROM pipeline.documents WHERE document_id = ANY(:ids)
+                          ORDER BY document_id FOR UPDATE SKIP LOCKED)
 """)
 
 # Primary key. Who writes in a row has a hand on the document: it is left for the next pass.
 _LOCK = text("""
     SELECT document_id, generation, job_id, stage IS NOT NULL AS under_way FROM pipeline.documents
-    WHERE document_id = ANY(:ids) AND (lease_until IS NULL OR lease_until < now())
+    WHERE document_id = ANY(:ids)
     ORDER BY document_id
     FOR UPDATE SKIP LOCKED
 """)
@@ -62,7 +85,7 @@ _MOVE = text("""
 # Primary key. `updated_at` is the uploader's.
 _UPLOAD = text("""
     UPDATE public.documents SET status = 'uploaded'
-    WHERE id = ANY(:ids) AND status IN ('processing', 'awaiting_credits')
+    WHERE id = ANY(:ids) AND status IN ('uploaded', 'processing', 'awaiting_credits')
     RETURNING id::text
 """)
 
@@ -86,15 +109,30 @@ _SOURCES = text("""
 
 
 def among(tx: Connection, document_ids: Sequence[str]) -> list[Move]:
-    """Those that were moved and on which nobody works."""
+    """Those that were moved and on which nobody works, unless at an older input than was uploaded since."""
     parameters = {"ids": id_array(document_ids), "ids_text": list(document_ids)}
     return [Move(*row) for row in tx.execute(_AMONG, parameters)]
+
+
+def dataset_now(tx: Connection, document_id: str) -> str:
+    """Where a document is that could not be marked as uploaded, which has locked it."""
+    return str(tx.execute(_NOW, {"ids": id_array([document_id])}).scalar_one())
+
+
+def arrived(tx: Connection, dataset_id: str) -> list[str]:
+    """Documents that wait as uploads in a dataset, and were moved to it."""
+    return list(tx.execute(_ARRIVED, {"dataset_id": dataset_id}).scalars())
+
+
+def put_off(tx: Connection, moves: Sequence[Move], *, seconds: float) -> None:
+    """Have those that can't be followed now tried again later."""
+    tx.execute(_PUT_OFF, {"ids": [m.document_id for m in moves], "seconds": seconds})
 
 
 def follow(tx: Connection, moves: Sequence[Move]) -> int:
     """Queue moved documents in their new dataset; returns how many.
 
-    Those that somebody works on by now, or that moved on, are left.
+    Those that somebody works on by now, or that were moved on or uploaded anew, are left.
     """
     ids = [m.document_id for m in moves]
     lock_documents(tx, ids)
