@@ -8,8 +8,11 @@ from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets, manifest
 from fltr_pipeline.stores.fltr.manifest import Place
+from fltr_pipeline.stores.vectors import MAX_HITS
 
 Mode = Literal["dense", "bm25", "hybrid"]
+_REFUSED = 1000
+"""Most documents that one question leaves out: some 40 kB of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +26,11 @@ class Hit:
 def search(services: Services, dataset_id: str, query: str, *, k: int = 10, mode: Mode = "dense") -> Sequence[Hit]:
     """The `k` best live chunks of the dataset; none where no document is searchable, or its owner is gone.
 
-    Vectors that are no longer, or not yet, in the manifest don't count; more are fetched to make up for them.
+    Vectors that are no longer, or not yet, in the manifest don't count: documents of which nothing is searchable are
+    left out of the next question, and more is fetched to make up for the rest, as much as Milvus gives at once.
 
     Raises:
+        InvalidValue: `k` is not 1 to 16,384.
         UnsupportedCapability: bm25 or hybrid on a server that has dense search only.
         StoreUnavailable: Milvus or a database does not answer.
     """
@@ -36,12 +41,18 @@ def search(services: Services, dataset_id: str, query: str, *, k: int = 10, mode
     if not services.ledger.existing_users([dataset.user_id]):
         return []
     vector = None if mode == "bm25" else services.model.encode([query])[0]
-    wanted = k
+    wanted, refused = k, set[str]()
     while True:
-        found = services.vectors.search(dataset_id, vector=vector, text=query, k=wanted, mode=mode)
+        found = services.vectors.search(
+            dataset_id, vector=vector, text=query, k=wanted, mode=mode, but_of=sorted(refused)
+        )
         with transaction(services.fltr) as tx:
             live = manifest.places(tx, dataset_id, [(h.key, h.document_id) for h in found])
+            stale = {h.document_id for h in found if h.key not in live}
+            gone = stale - manifest.searchable(tx, dataset_id, stale)
         hits = [Hit(h.score, live[h.key]) for h in found if h.key in live]
-        if len(hits) >= k or len(found) < wanted or wanted >= 16 * k:
+        new = sorted(gone)[: _REFUSED - len(refused)]
+        if len(hits) >= k or len(found) < wanted or (wanted == MAX_HITS and not new):
             return hits[:k]
-        wanted *= 4
+        refused.update(new)
+        wanted = min(4 * wanted, MAX_HITS)

@@ -160,6 +160,9 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "named": ({"chunks_by_key", "retired_keys_pkey"}, lambda large, tx: manifest.named(tx, large.keys)),
     "lose": ({"chunks_by_key"}, lambda large, tx: manifest.lose(tx, large.keys, "f")),
     "keys_of": ({"documents_pkey", "chunks_pkey"}, lambda large, tx: manifest.keys_of(tx, large.ids)),
+    "searchable": (
+        {"documents_pkey"}, lambda large, tx: manifest.searchable(tx, large.dataset.id, large.ids)
+    ),
     "places": (
         {"chunks_by_key"}, lambda large, tx: manifest.places(tx, large.dataset.id, [("key", i) for i in large.ids])
     ),

@@ -107,6 +107,14 @@ _KEYS_OF = text("""
     WHERE p.document_id = ANY(:ids) AND c.key IS NOT NULL
 """)
 
+# Primary keys.
+_SEARCHABLE = text("""
+    SELECT p.document_id
+    FROM public.documents d JOIN pipeline.documents p ON p.document_id = d.id::text
+    WHERE d.id = ANY(:ids) AND p.document_id = ANY(:ids_text)
+      AND d.dataset_id = :dataset_id AND p.live_generation IS NOT NULL
+""")
+
 # Index: pipeline.chunks_by_key, first of all: the planner would rather read all chunks of the documents that were hit.
 # A hit counts if its chunk is of the live generation of a document that exists, in a dataset that does.
 _PLACES = text("""
@@ -172,6 +180,12 @@ def lose(tx: Connection, keys: Collection[str], fingerprint: str) -> int:
 def keys_of(tx: Connection, document_ids: Sequence[str]) -> set[str]:
     """Keys of these documents' live generations."""
     return set(tx.execute(_KEYS_OF, {"ids": list(document_ids)}).scalars())
+
+
+def searchable(tx: Connection, dataset_id: str, document_ids: Collection[str]) -> set[str]:
+    """Those of the documents that are in the dataset and have a live generation."""
+    parameters = {"ids": id_array(document_ids), "ids_text": list(document_ids), "dataset_id": dataset_id}
+    return set(tx.execute(_SEARCHABLE, parameters).scalars())
 
 
 def places(tx: Connection, dataset_id: str, found: Sequence[tuple[str, str]]) -> dict[str, Place]:

@@ -8,7 +8,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -158,8 +158,9 @@ class VectorStore:
         text: str | None,
         k: int,
         mode: Literal["dense", "bm25", "hybrid"] = "dense",
+        but_of: Collection[str] = (),
     ) -> list[VectorHit]:
-        """The best `k` rows of the dataset, best first.
+        """The best `k` rows of the dataset, other than those of the documents `but_of`, best first.
 
         A score is larger for a better hit and comparable within one mode only: the cosine for `dense` (needs `vector`),
         the BM25 score for `bm25` (needs `text`), the sum of reciprocal ranks for `hybrid` (needs both).
@@ -169,7 +170,7 @@ class VectorStore:
         """
         if not 1 <= k <= MAX_HITS:
             raise InvalidValue(f"k must be 1 to {MAX_HITS:,}, not {k}")
-        within = filters.in_dataset(dataset_id)
+        within = filters.in_dataset(dataset_id, but_of=but_of)
         data: dict[str, Any] = {}
         if mode != "bm25":
             data["vector"] = self._checked_vector(vector or (), "the query")
