@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 
+from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.models import ReprocessMode, Stage, VectorRow
 from fltr_pipeline.pipeline import reconcile, sweeper
 from fltr_pipeline.pipeline.deletion import Withdrawn
@@ -245,7 +246,7 @@ def test_the_last_good_version_is_repaired_and_the_failure_of_the_newer_input_is
 
 
 @ON_EACH_MILVUS
-def test_an_edit_under_way_that_kept_a_lost_vector_is_repaired_behind_its_publish(world: World, books: Dataset) -> None:
+def test_an_edit_under_way_whose_kept_vector_a_pass_found_lost_makes_it_anew(world: World, books: Dataset) -> None:
     kept = keys_of(world, "long.txt")[1]
     world.upload(books, {"long.txt": long_text(12) + b"\n\nOne more paragraph, all new."})
     world.extract(books)
@@ -253,9 +254,8 @@ def test_an_edit_under_way_that_kept_a_lost_vector_is_repaired_behind_its_publis
     lose(world, [kept])
     assert world.sweep_all() == Report(vectors=Vectors(vectors_missing=1, vectors_retired=1))
     assert world.stage(Embed(world.services), books).done == 1
-    assert compare(world.services, books.id).lost == 1
-    assert world.sweep_all(list_keys=False).vectors.documents_repaired == 1
-    world.process(books)
+    assert compare(world.services, books.id).none
+    world.sweep_all(list_keys=False)
     assert (compare_all(world.services), world.sweep_all()) == ({}, NOTHING)
 
 
@@ -264,6 +264,97 @@ def test_an_edit_behind_the_loss_mends_it_by_itself(world: World, books: Dataset
     world.sweep_all()
     world.upload(books, {"long.txt": long_text(12) + b"\n\nOne more paragraph, all new."})
     world.process(books)
+    assert (compare_all(world.services), world.sweep_all()) == ({}, NOTHING)
+
+
+EDITED = long_text(12) + b"\n\nOne more paragraph, all new."
+
+
+def price_of_the_edit(world: World) -> int:
+    """What the edit costs where nothing was lost."""
+    dataset = world.dataset(world.user(), "undamaged")
+    world.upload(dataset, {"same.txt": long_text(12)})
+    world.process(dataset)
+    before = paid(world, dataset)
+    world.upload(dataset, {"same.txt": EDITED})
+    world.process(dataset)
+    return paid(world, dataset) - before
+
+
+@ON_EACH_MILVUS
+@pytest.mark.parametrize("when", ["before the plan", "behind the plan", "before the plan, and a pass told"])
+def test_what_an_edit_keeps_and_milvus_has_lost_is_made_anew_before_the_publish_and_free(
+    world: World, books: Dataset, when: str
+) -> None:
+    price, before = price_of_the_edit(world), paid(world, books)
+    lost = keys_of(world, "long.txt")[:2]
+    if when != "behind the plan":
+        lose(world, lost)
+    if when.endswith("told"):
+        with transaction(world.services.fltr) as tx:
+            assert manifest.lose(tx, lost, world.services.fingerprint) == 2
+    world.upload(books, {"long.txt": EDITED})
+    world.extract(books)
+    world.stage(Plan(world.services), books)
+    if when == "behind the plan":
+        lose(world, lost)
+    assert world.stage(Embed(world.services), books).done == 1
+    assert compare(world.services, books.id).none
+    assert not set(lost) & set(keys_of(world, "long.txt"))
+    assert paid(world, books) - before == price
+    world.sweep_all()
+    assert (compare_all(world.services), world.sweep_all()) == ({}, NOTHING)
+
+
+@pytest.mark.parametrize("swept", [False, True])
+def test_a_key_that_is_retired_while_a_plan_is_made_is_not_kept_by_it(
+    world: World, books: Dataset, monkeypatch: pytest.MonkeyPatch, *, swept: bool
+) -> None:
+    lost = keys_of(world, "long.txt")[:2]
+    chunking = Plan._plan
+
+    def meanwhile(self: Plan, *arguments: object) -> object:
+        lose(world, lost)
+        if swept:
+            assert world.sweep_all().vectors.vectors_missing == 2
+        else:
+            with transaction(world.services.fltr) as tx:
+                manifest.lose(tx, lost, world.services.fingerprint)
+            strangers(world, books.id, lost)  # Milvus shows them again, and the sweep will take them
+        monkeypatch.setattr(Plan, "_plan", chunking)
+        return chunking(self, *arguments)  # type: ignore[arg-type]
+
+    world.upload(books, {"long.txt": EDITED})
+    world.extract(books)
+    monkeypatch.setattr(Plan, "_plan", meanwhile)
+    world.stage(Plan(world.services), books)
+    world.stage(Embed(world.services), books)
+    assert not set(lost) & set(keys_of(world, "long.txt"))
+    world.sweep_all()
+    assert (compare_all(world.services), world.sweep_all()) == ({}, NOTHING)
+
+
+def test_a_vector_that_is_lost_while_the_others_are_embedded_is_made_anew_by_the_next_try(
+    world: World, books: Dataset
+) -> None:
+    lost = keys_of(world, "long.txt")[:1]
+    world.upload(books, {"long.txt": EDITED})
+    world.extract(books)
+    world.stage(Plan(world.services), books)
+    insert = VectorStore.insert
+
+    def meanwhile(self: VectorStore, rows: Sequence[VectorRow]) -> None:
+        insert(self, rows)
+        lose(world, lost)
+        assert world.sweep_all().vectors.vectors_missing == 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VectorStore, "insert", meanwhile)
+        with pytest.raises(StoreUnavailable, match="lost"):
+            world.stage(Embed(world.services), books)
+    world.change("UPDATE pipeline.documents SET retry_at = NULL")
+    assert world.stage(Embed(world.services), books).done == 1
+    world.sweep_all()
     assert (compare_all(world.services), world.sweep_all()) == ({}, NOTHING)
 
 
