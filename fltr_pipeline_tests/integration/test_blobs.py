@@ -69,20 +69,17 @@ def test_a_copy_for_another_dataset_leaves_the_blob_where_it_was(blobs: BlobStor
         blobs.copy(key, "../elsewhere")
 
 
-def test_deleting_a_document_leaves_the_others_and_can_be_repeated(blobs: BlobStore) -> None:
-    gone = blobs.put("ds", "doc", "a.txt", b"1")
-    kept = blobs.put("ds", "doc2", "a.txt", b"2")
-    blobs.delete_document("ds", "doc")
-    blobs.delete_document("ds", "doc")
+def test_what_is_not_there_is_not_found_beside_what_is(blobs: BlobStore) -> None:
+    there, absent = blobs.put("ds", "doc2", "a.txt", b"2"), "ds/doc/a.txt"
     assert blobs.find("ds", "doc") is None
     with pytest.raises(NotFound, match=r"document doc has no blob 'ds/doc/a.txt'"):
-        blobs.read(gone)
+        blobs.read(absent)
     with pytest.raises(NotFound):
-        blobs.size(gone)
+        blobs.size(absent)
     with pytest.raises(NotFound):
-        blobs.digest(gone)
+        blobs.digest(absent)
     assert blobs.locate("ds", "doc") is None
-    assert blobs.read(kept) == b"2"
+    assert blobs.read(there) == b"2"
 
 
 def test_an_empty_blob_is_a_blob(blobs: BlobStore) -> None:
@@ -128,8 +125,6 @@ def test_a_folder_that_is_not_mounted_is_not_an_empty_store(tmp_path: Path) -> N
         blobs.read("ds/doc/a.txt")
     with pytest.raises(StoreUnavailable):
         blobs.find("ds", "doc")
-    with pytest.raises(StoreUnavailable):
-        blobs.delete_document("ds", "doc")
 
 
 def test_an_unknown_kind_of_store_is_a_configuration_error() -> None:
@@ -152,7 +147,7 @@ def test_ids_that_are_no_ids_are_refused(tmp_path: Path, hostile: str) -> None:
     with pytest.raises(InvalidValue):
         blobs.put(hostile, "doc", "a.txt", b"")
     with pytest.raises(InvalidValue):
-        blobs.delete_document("ds", hostile)
+        blobs.find("ds", hostile)
 
 
 FILENAMES = st.text(st.characters(), max_size=300) | st.sampled_from(
