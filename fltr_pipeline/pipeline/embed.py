@@ -64,12 +64,11 @@ class Embed:
             before = generations.decided(tx, claimed)
             undecided = [c for c in claimed if c.document_id not in before]
             kept = generations.kept_keys(tx, undecided)
+            new = generations.fresh_tokens(tx, claimed)
         lost = self._lost(kept, claimed[0].dataset_id)
         with transaction(self._services.fltr) as tx:
+            manifest.note_collection(tx, self._services.vectors.collection, self._services.model.name)
             fresh = generations.assign_keys(tx, undecided, lost)
-            if fresh:
-                manifest.note_collection(tx, self._services.vectors.collection, self._services.model.name)
-            new = generations.fresh_tokens(tx, claimed)
             sources = moved.sources(tx, claimed)
         given = self._given(sources) if sources else {}
         missing = self._embed(claimed, fresh, given) if fresh else set()
