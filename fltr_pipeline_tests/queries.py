@@ -5,7 +5,7 @@ Belongs here: what the tests of `stores.fltr` need to set a scene and to look at
 
 import hashlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +14,10 @@ from sqlalchemy import Connection, Engine, text
 
 from fltr_pipeline.models import Stage
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims, datasets, generations, texts
+from fltr_pipeline.stores.fltr import claims, datasets, generations, plans, texts
 from fltr_pipeline.stores.fltr.claims import Claim, Failure
 from fltr_pipeline.stores.fltr.datasets import Dataset
-from fltr_pipeline.stores.fltr.generations import PlannedChunk
+from fltr_pipeline.stores.fltr.plans import PlannedChunk
 from fltr_pipeline.stores.fltr.texts import StagedText
 
 APPLICATION_TABLES = """
@@ -119,7 +119,7 @@ class Fltr:
 
     def plan(self, claim: Claim, chunks: Sequence[PlannedChunk], fingerprint: str = FINGERPRINT) -> set[str]:
         with transaction(self.engine) as tx:
-            return generations.store_plan(tx, [(claim, chunks)], fingerprint)
+            return plans.store_plan(tx, [(claim, chunks)], fingerprint)
 
     def publish(self, dataset: Dataset, content: str, *, fingerprint: str = FINGERPRINT) -> list[Claim]:
         """Everything that waits at the first stage goes through all stages, a chunk per word; the last claims."""
@@ -128,7 +128,7 @@ class Fltr:
         self.advance(extracted, Stage.PLAN)
         for claim in (planned := self.claim(dataset, Stage.PLAN)):
             with transaction(self.engine) as tx:
-                kept = generations.live_keys(tx, [claim.document_id], fingerprint).get(claim.document_id, {})
+                kept = plans.live_keys(tx, [claim.document_id], fingerprint).get(claim.document_id, {})
             self.plan(claim, words(content, kept), fingerprint)
         self.advance(planned, Stage.EMBED)
         embedded = self.claim(dataset, Stage.EMBED)
@@ -151,13 +151,13 @@ def staged(claim: Claim, content: str, *, pages: int = 1, extractor: str = "extr
     )  # fmt: skip
 
 
-def words(content: str, kept: dict[str, list[str]] | None = None) -> list[PlannedChunk]:
-    """A chunk per word, 2 tokens each; a word whose digest has a key in `kept` keeps it."""
+def words(content: str, kept: Mapping[str, Sequence[str | None]] | None = None) -> list[PlannedChunk]:
+    """A chunk per word, 2 tokens each; a word whose digest has a key in `kept` keeps it, or has lost it."""
     chunks, start, left = [], 0, {digest: list(keys) for digest, keys in (kept or {}).items()}
     for ordinal, word in enumerate(content.split(" ")):
         digest = hashlib.sha256(word.encode()).hexdigest()
-        key = left[digest].pop(0) if left.get(digest) else None
-        chunks.append(PlannedChunk(ordinal, key, digest, 1, start, start + len(word), 2))
+        key, lost = (left[digest][0], left[digest].pop(0) is None) if left.get(digest) else (None, False)
+        chunks.append(PlannedChunk(ordinal, key, digest, 1, start, start + len(word), 2, lost))
         start += len(word) + 1
     return chunks
 

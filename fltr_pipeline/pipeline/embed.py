@@ -12,6 +12,7 @@ from fltr_pipeline.models import Op, Stage, VectorRow
 from fltr_pipeline.pipeline.quarantine import Quarantine
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.stage import Result, grouped
+from fltr_pipeline.pipeline.vector_collections import everywhere, remove
 from fltr_pipeline.pipeline.worker import progressed
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import expired, generations, manifest, moved, texts
@@ -44,11 +45,11 @@ class Embed:
     def groups(self, claimed: Sequence[Claim]) -> Iterable[Sequence[Claim]]:
         """By tokens: a document is published when it and a few others are done, not when a whole slow batch is."""
         with transaction(self._services.fltr) as tx:
-            tokens = generations.fresh_tokens(tx, claimed)
+            tokens = generations.tokens_to_embed(tx, claimed)
         return grouped(claimed, tokens, lambda: self._group_tokens)
 
     def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
-        """By the tokens to embed, known exactly."""
+        """By the tokens of what is new, known exactly; a vector that was lost is made anew free of charge."""
         with transaction(self._services.fltr) as tx:
             tokens = generations.fresh_tokens(tx, claimed)
         return {i: pricing.embed_units(self._services.settings.prices, n) for i, n in tokens.items()}
@@ -56,12 +57,20 @@ class Embed:
     def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
         """Insert under this worker's keys, read back every one, and decide; what was decided only goes forward.
 
+        Keys that the generation keeps are read back first: what Milvus has lost of them is made anew.
+
         Raises:
             StoreUnavailable: Milvus does not answer, or did not keep what it accepted.
         """
         with transaction(self._services.fltr) as tx:
             before = generations.decided(tx, claimed)
-            fresh = generations.assign_keys(tx, [c for c in claimed if c.document_id not in before])
+            undecided = [c for c in claimed if c.document_id not in before]
+            kept = generations.kept_keys(tx, undecided)
+            new = generations.fresh_tokens(tx, claimed)
+        lost = self._lost(kept, claimed[0].dataset_id)
+        with transaction(self._services.fltr) as tx:
+            manifest.note_collection(tx, self._services.vectors.collection, self._services.model.name)
+            fresh = generations.assign_keys(tx, undecided, lost)
             sources = moved.sources(tx, claimed)
         given = self._given(sources) if sources else {}
         missing = self._embed(claimed, fresh, given) if fresh else set()
@@ -73,7 +82,7 @@ class Embed:
                 tokens[chunk.document_id] += chunk.tokens
                 chunks[chunk.document_id] += 1
         return [
-            self._result(c, chunks[c.document_id], tokens[c.document_id], before.get(c.document_id, 0))
+            self._result(c, chunks[c.document_id], tokens[c.document_id], new.get(c.document_id, 0))
             for c in claimed
             if c.document_id in held
         ]
@@ -83,10 +92,17 @@ class Embed:
         with transaction(self._services.fltr) as tx:
             return generations.publish(tx, [r.claim for r in results])
 
-    def _result(self, claim: Claim, chunks: int, tokens: int, before: int) -> Result:
-        """`before`: tokens that an earlier worker embedded, and did not come to settle."""
-        units = pricing.embed_units(self._services.settings.prices, tokens + before)
-        return Result(claim, units, tokens + before, {"chunks_embedded": chunks, "tokens_embedded": tokens})
+    def _lost(self, kept: set[str], dataset_id: str) -> set[str]:
+        """Those of the keys to be kept under which Milvus has nothing."""
+        lost = kept - self._services.vectors.present(sorted(kept), dataset_id)
+        if lost:
+            _LOG.warning("Milvus has lost %d vectors of dataset %s", len(lost), dataset_id)
+        return lost
+
+    def _result(self, claim: Claim, chunks: int, tokens: int, new: int) -> Result:
+        """`new`: tokens that are paid for, whoever embedded them; `chunks`, `tokens`: what was embedded here."""
+        units = pricing.embed_units(self._services.settings.prices, new)
+        return Result(claim, units, new, {"chunks_embedded": chunks, "tokens_embedded": tokens})
 
     def _decide(self, claimed: Sequence[Claim], fresh: Sequence[FreshChunk], missing: set[str]) -> set[str]:
         """What was taken over is cleared up after; what a newer upload replaces is let go, and not charged."""
@@ -94,12 +110,19 @@ class Embed:
             ours = generations.held(tx, claimed)
             generations.retire_inert(tx, claimed[0].dataset_id, [c for c in fresh if c.document_id not in ours])
             unread = [c for c in fresh if c.document_id in ours and c.key in missing]
+            lost = generations.without_keys(tx, [c for c in claimed if c.document_id in ours])
             wanted = expired.deliverable(tx, sorted(ours))
-            held = set() if unread else generations.decide(tx, [c for c in claimed if c.document_id in wanted])
+            complete = not (unread or lost)
+            held = generations.decide(tx, [c for c in claimed if c.document_id in wanted]) if complete else set()
         if unread:
             raise StoreUnavailable(
                 f"Milvus accepted {len(fresh)} vectors of dataset {claimed[0].dataset_id} but {len(unread)} can't be "
                 "read back; they are embedded again"
+            )
+        if lost:
+            raise StoreUnavailable(
+                f"Milvus lost vectors of {len(lost)} documents of dataset {claimed[0].dataset_id} while others were "
+                "embedded; they are made anew"
             )
         if overtaken := [c for c in claimed if c.document_id in ours - wanted]:
             with transaction(self._services.fltr) as tx:
@@ -154,18 +177,18 @@ class Embed:
 
 
 def sweep(services: Services, dataset_id: str) -> int:
-    """Delete from Milvus what no generation holds any more, verify its absence, and return how many keys went."""
+    """Delete from Milvus what no generation holds any more, verify its absence, and return how many keys went.
+
+    In each collection: a document of an earlier model's may be deleted, or made anew in today's.
+    """
     swept = 0
     while True:
         with transaction(services.fltr) as tx:
             keys = manifest.retired_keys(tx, dataset_id, _SWEEP)
         if not keys:
             return swept
-        services.vectors.delete(keys)
-        if left := services.vectors.datasets_of(keys):  # a document may have moved to this dataset
-            raise StoreUnavailable(
-                f"Milvus still shows {len(left)} deleted vectors of dataset {dataset_id}; they are swept again later"
-            )
+        for store in everywhere(services):
+            remove(store, keys)
         with transaction(services.fltr) as tx:
             manifest.forget_retired(tx, keys)
         swept += len(keys)

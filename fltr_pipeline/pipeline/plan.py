@@ -10,10 +10,10 @@ from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.stage import Result, grouped
 from fltr_pipeline.pipeline.worker import progressed
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims, generations, texts
+from fltr_pipeline.stores.fltr import claims, plans, texts
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
-from fltr_pipeline.stores.fltr.generations import PlannedChunk
+from fltr_pipeline.stores.fltr.plans import PlannedChunk
 from fltr_pipeline.text.chunk import chunk_text
 from fltr_pipeline.text.tokenizer import Tokenizer
 
@@ -45,22 +45,24 @@ class Plan:
         """Chunk, compare with the live generation, and write the manifest rows."""
         fingerprint = self._services.fingerprint
         with transaction(self._services.fltr) as tx:
-            unchanged = generations.copy_plans(tx, claimed, fingerprint)
+            unchanged = plans.copy_plans(tx, claimed, fingerprint)
             changed = [c for c in claimed if c.document_id not in unchanged]
-            kept = generations.live_keys(tx, [c.document_id for c in changed], fingerprint)
+            kept = plans.live_keys(tx, [c.document_id for c in changed], fingerprint)
             staged = texts.staged_texts(tx, changed)
-        plans = [
+        planned = [
             (claim, self._plan(staged[claim.document_id], kept.get(claim.document_id, {})))
             for claim in changed
             if claim.document_id in staged
         ]
         with transaction(self._services.fltr) as tx:
-            held = generations.store_plan(tx, plans, fingerprint)
+            held = plans.store_plan(tx, planned, fingerprint)
         done = [
             (claim, [(t, False) for t in unchanged[i]]) for claim in claimed if (i := claim.document_id) in unchanged
         ]
         done += [
-            (claim, [(c.tokens, c.key is None) for c in chunks]) for claim, chunks in plans if claim.document_id in held
+            (claim, [(c.tokens, not (c.key or c.lost)) for c in chunks])
+            for claim, chunks in planned
+            if claim.document_id in held
         ]
         return [_result(claim, chunks) for claim, chunks in done]
 
@@ -73,7 +75,7 @@ class Plan:
     def _tokenizer(self) -> Tokenizer:
         return self._services.model.tokenizer
 
-    def _plan(self, text: str, kept: Mapping[str, Sequence[str]]) -> list[PlannedChunk]:
+    def _plan(self, text: str, kept: Mapping[str, Sequence[str | None]]) -> list[PlannedChunk]:
         """Pair chunks with live vectors of the same text, each vector at most once."""
         settings, model = self._services.settings, self._services.model
         most = model.chunk_tokens(settings.chunk_tokens)
@@ -83,10 +85,11 @@ class Plan:
             progressed()
             digest = hashlib.sha256(chunk.text.encode()).hexdigest()
             keys = free.get(digest)
+            key, lost = (keys[0], keys.pop(0) is None) if keys else (None, False)
             planned.append(
                 PlannedChunk(
-                    ordinal=chunk.ordinal, key=keys.pop(0) if keys else None, digest=digest, page=chunk.page,
-                    start=chunk.start, end=chunk.end, tokens=chunk.tokens,
+                    ordinal=chunk.ordinal, key=key, digest=digest, page=chunk.page,
+                    start=chunk.start, end=chunk.end, tokens=chunk.tokens, lost=lost,
                 )
             )  # fmt: skip
         return planned

@@ -20,14 +20,16 @@ from fltr_pipeline.credits.holds import Close, CloseState
 from fltr_pipeline.errors import ConfigurationError, DatabaseBusy, RebuildRefused, StoreUnavailable
 from fltr_pipeline.pipeline.billing import hold_of
 from fltr_pipeline.pipeline.services import Services
+from fltr_pipeline.pipeline.vector_collections import everywhere
 from fltr_pipeline.stores import schema
 from fltr_pipeline.stores.database import transaction as pooled_transaction
-from fltr_pipeline.stores.fltr import charges, datasets
+from fltr_pipeline.stores.fltr import charges, datasets, manifest
 from fltr_pipeline.stores.schema import dump, rights
 from fltr_pipeline.stores.schema import survey as state
 from fltr_pipeline.stores.schema.connection import Connection, transaction
 from fltr_pipeline.stores.schema.specification import FLTR
 from fltr_pipeline.stores.schema.survey import Survey
+from fltr_pipeline.stores.vectors import VectorStore
 
 REASON = "rebuild"
 
@@ -75,7 +77,7 @@ def plan(services: Services, unfinished_runs: UnfinishedRuns) -> Plan:
         survey=found,
         holds=len(holds),
         credits_held=sum(hold.amount for hold in holds),
-        vectors=services.vectors.rows_by_dataset().total(),
+        vectors=_stored(services, found),
         refusals=(*_unable(found.lacking, no_dump), *_refusals(services, found, unfinished_runs())),
     )
 
@@ -91,8 +93,8 @@ def apply(
         ConfigurationError: no `pg_dump` that is new enough, or the role may not do all of it. Nothing was dropped.
         StoreUnavailable: a store does not answer; what was done stays so.
     """
-    url, vectors = _url(services), services.vectors
-    vectors.rows_by_dataset()  # Milvus answers: the last step will find it
+    url = _url(services)
+    services.vectors.rows_by_dataset()  # Milvus answers: the last step will find it
     with schema.explained(FLTR.name), _alone(url) as connection:
         found = state.survey(connection)
         if confirmed != found.database:
@@ -103,9 +105,10 @@ def apply(
         tell(f"dump: {path}")
         for statement in found.rights:  # told before they are lost, since nothing remembers them afterwards
             tell(f"to be granted again: {statement}")
+        earlier = _earlier_collections(services, found)
         holds, returned = _close_holds(services, found)
         tell(f"holds closed: {holds}, credits given back: {returned}")
-        schema.recreate_fltr(connection)
+        schema.recreate_fltr(connection, earlier.items())
     tell(f"{found.database}: dropped, created anew, as specified")
     try:
         removed = sweep(services)
@@ -123,17 +126,34 @@ def sweep(services: Services) -> int:
     Raises:
         StoreUnavailable: Milvus still shows some.
     """
+    return sum(_sweep(services, store) for store in everywhere(services))
+
+
+def _sweep(services: Services, store: VectorStore) -> int:
     # Milvus is read first: a dataset that is created meanwhile is then there to be found.
-    stored = services.vectors.rows_by_dataset()
+    stored = store.rows_by_dataset()
     with pooled_transaction(services.fltr) as tx:
         existing = {dataset.id for dataset in datasets.every(tx)}
     gone = stored.keys() - existing
     for dataset_id in sorted(gone):
-        services.vectors.delete(list(services.vectors.keys(dataset_id)))
-    left = sum(n for dataset_id, n in services.vectors.rows_by_dataset().items() if dataset_id in gone)
+        store.delete(list(store.keys(dataset_id)))
+    left = sum(n for dataset_id, n in store.rows_by_dataset().items() if dataset_id in gone)
     if left:
         raise StoreUnavailable(f"Milvus still shows {left} vectors of datasets that no longer exist")
     return sum(stored[dataset_id] for dataset_id in gone)
+
+
+def _stored(services: Services, found: Survey) -> int:
+    earlier = [services.vectors.beside(name) for name in _earlier_collections(services, found)]
+    return sum(store.rows_by_dataset().total() for store in (services.vectors, *earlier))
+
+
+def _earlier_collections(services: Services, found: Survey) -> dict[str, str | None]:
+    """Collections of earlier models, which nothing but `fltr` knows: name → model."""
+    if not any(t.rows for t in found.tables if (t.schema, t.name) == ("pipeline", "collections")):
+        return {}  # none, or the role may not read them and is refused
+    with pooled_transaction(services.fltr) as tx:
+        return {n: model for n, model in manifest.collections(tx).items() if n != services.vectors.collection}
 
 
 def _url(services: Services) -> str:

@@ -15,9 +15,11 @@ from typing import TypeVar
 
 from fltr_pipeline.pipeline import deletion
 from fltr_pipeline.pipeline.services import Services
+from fltr_pipeline.pipeline.vector_collections import elsewhere, everywhere
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets, deleted, manifest, moved
 from fltr_pipeline.stores.fltr.manifest import LivePage
+from fltr_pipeline.stores.vectors import VectorStore
 
 DOCUMENTS_PER_PAGE = 100
 KEYS_PER_PAGE = 5_000
@@ -32,7 +34,7 @@ class Drift:
     live: int
     """Keys that the manifest says are searchable."""
     missing: frozenset[str]
-    """In the manifest, not in Milvus."""
+    """In the manifest, in no collection of Milvus."""
     orphans: frozenset[str]
     """In Milvus; neither live, nor in flight, nor waiting for the sweep."""
     lost: int = 0
@@ -70,10 +72,12 @@ def compare_all(services: Services) -> dict[str, Drift]:
     with transaction(services.fltr) as tx:
         ids = [d.id for d in datasets.every(tx)]
     gone, moved_here = _elsewhere(services)
+    services.vectors.ensure()  # behind a change of the model, nobody may have made today's yet
     orphans: defaultdict[str, set[str]] = defaultdict(set)
-    for keys in orphan_pages(services, services.vectors.every_key()):
-        for key, dataset_id in keys.items():
-            orphans[dataset_id].add(key)
+    for store in everywhere(services):
+        for keys in orphan_pages(services, store, store.every_key()):
+            for key, dataset_id in keys.items():
+                orphans[dataset_id].add(key)
     ids += sorted((gone.keys() | orphans.keys()) - set(ids))
     found = {i: replace(_drift(services, i, orphans[i]), deleted=gone[i], moved=moved_here[i]) for i in ids}
     return {i: drift for i, drift in found.items() if not drift.none}
@@ -81,8 +85,11 @@ def compare_all(services: Services) -> dict[str, Drift]:
 
 def compare(services: Services, dataset_id: str) -> Drift:
     """List the dataset's keys on both sides."""
-    listed = ((key, dataset_id) for key in services.vectors.keys(dataset_id))
-    orphans = {key for keys in orphan_pages(services, listed) for key in keys}
+    services.vectors.ensure()
+    orphans: set[str] = set()
+    for store in everywhere(services):
+        listed = ((key, dataset_id) for key in store.keys(dataset_id))
+        orphans.update(key for keys in orphan_pages(services, store, listed) for key in keys)
     return _drift(services, dataset_id, orphans)
 
 
@@ -99,7 +106,7 @@ def live_pages(services: Services, dataset_id: str) -> Iterator[LivePage]:
 
 
 def missing(services: Services, dataset_id: str, keys: Collection[str]) -> set[str]:
-    """Those of the live keys that Milvus has not, also when asked again, and that are live all the same."""
+    """Those of the live keys that today's collection has not, also when asked again, and that are live all the same."""
     absent = set(keys) - services.vectors.present(sorted(keys), dataset_id)
     if absent:
         with transaction(services.fltr) as tx:
@@ -108,15 +115,15 @@ def missing(services: Services, dataset_id: str, keys: Collection[str]) -> set[s
     return absent
 
 
-def orphan_pages(services: Services, listed: Iterable[tuple[str, str]]) -> Iterator[dict[str, str]]:
-    """Of (key, dataset id) as Milvus lists them, those keys that `pipeline` does not name, with their datasets.
+def orphan_pages(services: Services, store: VectorStore, listed: Iterable[tuple[str, str]]) -> Iterator[dict[str, str]]:
+    """Of (key, dataset id) as that collection lists them, those that `pipeline` does not name: key → dataset id.
 
     One that was swept between the two looks is no longer in Milvus at the third.
     """
     for page in _pages(listed):
         with transaction(services.fltr) as tx:
             unnamed = {key for key, _ in page} - manifest.named(tx, [key for key, _ in page])
-        yield services.vectors.datasets_of(sorted(unnamed)) if unnamed else {}
+        yield store.datasets_of(sorted(unnamed)) if unnamed else {}
 
 
 def _drift(services: Services, dataset_id: str, orphans: Collection[str]) -> Drift:
@@ -124,7 +131,8 @@ def _drift(services: Services, dataset_id: str, orphans: Collection[str]) -> Dri
     absent: set[str] = set()
     for page in live_pages(services, dataset_id):
         live, lost = live + len(page.keys), lost + page.lost
-        absent |= missing(services, dataset_id, page.keys)
+        gone = missing(services, dataset_id, page.keys)
+        absent |= gone - elsewhere(services, gone)
     return Drift(live, frozenset(absent), frozenset(orphans), lost)
 
 

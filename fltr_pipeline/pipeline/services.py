@@ -71,6 +71,11 @@ def open_vectors(settings: Settings, model: EmbeddingModel) -> VectorStore:
     return VectorStore(
         settings.endpoints.milvus_uri,
         settings.milvus_token,
-        collection=f"fltr_chunks_{model.fingerprint[:12]}",
+        collection=collection_of(model),
         dimension=model.dimension,
     )
+
+
+def collection_of(model: EmbeddingModel) -> str:
+    """The name of the model's collection."""
+    return f"fltr_chunks_{model.fingerprint[:12]}"

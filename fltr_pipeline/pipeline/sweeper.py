@@ -9,15 +9,15 @@ goes on, and one behind a pass that came to its end finds nothing.
 import logging
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, astuple, dataclass, field, replace
 
-from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.pipeline import deletion, embed, expiry, moves, reconcile
 from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.pipeline.deletion import Withdrawn
 from fltr_pipeline.pipeline.expiry import Swept
 from fltr_pipeline.pipeline.services import Services
+from fltr_pipeline.pipeline.vector_collections import drop_empty, everywhere, remove
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets, deleted, manifest, requeue
 from fltr_pipeline.stores.fltr.deleted import Receipt
@@ -137,7 +137,9 @@ def sweep_all(services: Services, billing: Billing, *, list_keys: bool, after: s
             probed = probe(services, after)
             report += sweep_all(services, billing, list_keys=False, after=probed.next) if probed.found else Report()
             begun, after = time.monotonic(), probed.next
-    return report + _after_withdrawal(services)
+    report += _after_withdrawal(services)
+    drop_empty(services)
+    return report
 
 
 def _end(services: Services, billing: Billing, *, whole: bool = False, after: str = "") -> Report:
@@ -187,9 +189,10 @@ def _repair(services: Services) -> int:
 
 def _listed(services: Services) -> Iterator[Vectors]:
     """Page by page: delete what is in Milvus alone, note what is in the manifest alone."""
-    for orphans in reconcile.orphan_pages(services, services.vectors.every_key()):
-        _delete(services, sorted(orphans))
-        yield Vectors(vectors_orphaned=len(orphans))
+    for store in everywhere(services):
+        for orphans in reconcile.orphan_pages(services, store, store.every_key()):
+            remove(store, sorted(orphans))
+            yield Vectors(vectors_orphaned=len(orphans))
     with transaction(services.fltr) as tx:
         ids = [d.id for d in datasets.every(tx)]
     for dataset_id in ids:
@@ -197,19 +200,13 @@ def _listed(services: Services) -> Iterator[Vectors]:
             yield Vectors(vectors_missing=_note_missing(services, dataset_id, page.keys))
 
 
-def _delete(services: Services, keys: Sequence[str]) -> None:
-    if keys:
-        services.vectors.delete(keys)
-        if left := services.vectors.datasets_of(keys):
-            raise StoreUnavailable(
-                f"Milvus still shows {len(left)} deleted vectors: run `fltr-pipeline reconcile` again"
-            )
-
-
 def _note_missing(services: Services, dataset_id: str, keys: Collection[str]) -> int:
+    """Not of stale documents: theirs may lie in the collection of an earlier model, and are made anew in any case."""
     missing = reconcile.missing(services, dataset_id, keys)
     if not missing:
         return 0
-    _LOG.warning("Milvus has lost %d vectors of dataset %s", len(missing), dataset_id)
     with transaction(services.fltr) as tx:
-        return manifest.lose(tx, missing, services.fingerprint)
+        noted = manifest.lose(tx, missing, services.fingerprint)
+    if noted:
+        _LOG.warning("Milvus has lost %d vectors of dataset %s", noted, dataset_id)
+    return noted

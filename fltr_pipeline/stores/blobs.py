@@ -166,15 +166,6 @@ class BlobStore:
                 self._fs.ls(path, detail=False)
             self._refuse_missing_root()
 
-    def delete_document(self, dataset_id: str, document_id: str) -> None:
-        """Remove all blobs of a document; it is fine if there are none."""
-        folder = _folder(dataset_id, document_id)
-        with self._translated(folder):
-            try:
-                self._fs.rm(self._path(folder), recursive=True)
-            except FileNotFoundError:
-                self._refuse_missing_root()
-
     @cached_property
     def _opened(self) -> tuple[Any, str]:
         from fsspec.core import url_to_fs  # noqa: PLC0415

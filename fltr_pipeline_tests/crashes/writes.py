@@ -10,7 +10,6 @@ from typing import Any
 
 from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.pipeline import extract
-from fltr_pipeline.stores.blobs import BlobStore
 from fltr_pipeline.stores.vectors.client import MilvusServer
 from fltr_pipeline_tests.crashes.engine import ParserHere
 from fltr_pipeline_tests.crashes.hands import Hands
@@ -29,7 +28,6 @@ def watch(probe: Probe, hands: Hands) -> None:
     probe.watch(hands.services.ledger.engine, "fltr_auth", write_name)
     MilvusServer.call = _calls(probe, MilvusServer.call)  # type: ignore[method-assign]
     MilvusServer.load = _step(probe, "milvus", "load", MilvusServer.load)  # type: ignore[method-assign]
-    BlobStore.delete_document = _step(probe, "blobs", "delete", BlobStore.delete_document)  # type: ignore[method-assign]
     os.fsync = _step(probe, "blobs", "fsync", os.fsync)
     Path.replace = _step(probe, "blobs", "replace", Path.replace)  # type: ignore[method-assign]
 

@@ -140,8 +140,8 @@ def test_a_document_taken_over_while_it_is_embedded_does_not_hold_up_its_group(
     world.stage(Plan(world.services), dataset)
     assign = generations.assign_keys
 
-    def and_a_newer_input_is_claimed(tx: Connection, claimed: Sequence[Claim]) -> list[FreshChunk]:
-        fresh = assign(tx, claimed)
+    def and_a_newer_input_is_claimed(tx: Connection, claimed: Sequence[Claim], lost: set[str]) -> list[FreshChunk]:
+        fresh = assign(tx, claimed, lost)
         tx.commit()
         monkeypatch.setattr(generations, "assign_keys", assign)
         world.upload(dataset, {"a.txt": BREAD})

@@ -103,20 +103,17 @@ def test_a_name_of_any_length_is_copied(tmp_path: Path) -> None:
     assert blobs.read(located(blobs, "other", blobs.copy(found, "other")).key) == b"text"
 
 
-def test_deleting_a_document_leaves_the_others_and_can_be_repeated(blobs: BlobStore) -> None:
-    gone = blobs.put("ds", "doc", "a.txt", b"1")
-    kept = blobs.put("ds", "doc2", "a.txt", b"2")
-    blobs.delete_document("ds", "doc")
-    blobs.delete_document("ds", "doc")
+def test_what_is_not_there_is_not_found_beside_what_is(blobs: BlobStore) -> None:
+    there, absent = blobs.put("ds", "doc2", "a.txt", b"2"), "ds/doc/a.txt"
     assert blobs.find("ds", "doc") is None
     with pytest.raises(NotFound, match=r"document doc has no blob 'ds/doc/a.txt'"):
-        blobs.read(gone)
+        blobs.read(absent)
     with pytest.raises(NotFound):
-        blobs.size(gone)
+        blobs.size(absent)
     with pytest.raises(NotFound):
-        blobs.digest(gone)
+        blobs.digest(absent)
     assert blobs.locate("ds", "doc") is None
-    assert blobs.read(kept) == b"2"
+    assert blobs.read(there) == b"2"
 
 
 def test_an_empty_blob_is_a_blob(blobs: BlobStore) -> None:
@@ -163,8 +160,6 @@ def test_a_folder_that_is_not_mounted_is_not_an_empty_store(tmp_path: Path) -> N
     with pytest.raises(StoreUnavailable):
         blobs.find("ds", "doc")
     with pytest.raises(StoreUnavailable):
-        blobs.delete_document("ds", "doc")
-    with pytest.raises(StoreUnavailable):
         blobs.check()
 
 
@@ -194,7 +189,7 @@ def test_ids_that_are_no_ids_are_refused(tmp_path: Path, hostile: str) -> None:
     with pytest.raises(InvalidValue):
         blobs.put(hostile, "doc", "a.txt", b"")
     with pytest.raises(InvalidValue):
-        blobs.delete_document("ds", hostile)
+        blobs.find("ds", hostile)
 
 
 FILENAMES = st.text(st.characters(), max_size=300) | st.sampled_from(

@@ -1,6 +1,7 @@
 """A document in another dataset, by one UPDATE of the application: found there, for nothing, with its file."""
 
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +115,7 @@ def test_a_moved_document_is_found_in_its_new_dataset_without_embedding_or_charg
     assert is_at_rest(world)
 
     # Its file came along: it can be processed there, with all of the other dataset's files gone.
-    world.services.blobs.delete_document(shelves.books.id, shelves.ids["a.txt"])
+    shutil.rmtree(world.blobs / shelves.books.id / shelves.ids["a.txt"])
     monkeypatch.setenv("FLTR_CHUNK_TOKENS", "40")
     del world.services
     world.process(shelves.other, ReprocessMode.all)

@@ -9,11 +9,12 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from fltr_pipeline.models import Stage
-from fltr_pipeline.stores.fltr import claims, generations, manifest, moved, texts
+from fltr_pipeline.stores.fltr import claims, generations, manifest, moved, plans, texts
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.datasets import Dataset
-from fltr_pipeline.stores.fltr.generations import FreshChunk, PlannedChunk
+from fltr_pipeline.stores.fltr.generations import FreshChunk
 from fltr_pipeline.stores.fltr.manifest import LivePage, Place
+from fltr_pipeline.stores.fltr.plans import PlannedChunk
 from fltr_pipeline_tests.queries import FINGERPRINT, Fltr, claimed, published, steal, words
 
 UNKNOWN = str(uuid.uuid4())
@@ -71,7 +72,7 @@ def test_planning_again_replaces_and_a_plan_may_be_empty(fltr: Fltr) -> None:
     assert keys(fltr, claim) == []
     with fltr.transaction() as tx:
         assert generations.fresh_tokens(tx, [claim]) == {claim.document_id: 0}
-        assert generations.store_plan(tx, [], FINGERPRINT) == set()
+        assert plans.store_plan(tx, [], FINGERPRINT) == set()
 
 
 def test_a_lost_fence_plans_nothing(fltr: Fltr) -> None:
@@ -80,8 +81,8 @@ def test_a_lost_fence_plans_nothing(fltr: Fltr) -> None:
         fltr.stage_text(claim, "alpha")
     steal(fltr, lost)
     with fltr.transaction() as tx:
-        plans = [(claim, words("alpha")) for claim in (lost, held)]
-        assert generations.store_plan(tx, plans, FINGERPRINT) == {held.document_id}
+        both = [(claim, words("alpha")) for claim in (lost, held)]
+        assert plans.store_plan(tx, both, FINGERPRINT) == {held.document_id}
         assert generations.fresh_tokens(tx, [lost, held]) == {held.document_id: 2}
         assert generations.fresh_tokens(tx, []) == {}
     assert keys(fltr, lost) == []
@@ -90,9 +91,9 @@ def test_a_lost_fence_plans_nothing(fltr: Fltr) -> None:
 def test_keys_can_be_kept_from_the_live_generation_of_the_same_configuration(fltr: Fltr) -> None:
     _, claim = published(fltr, "alpha beta alpha")
     with fltr.transaction() as tx:
-        assert generations.live_keys(tx, [claim.document_id], "another") == {}
-        assert generations.live_keys(tx, [], FINGERPRINT) == {}
-        found = generations.live_keys(tx, [claim.document_id, UNKNOWN], FINGERPRINT)
+        assert plans.live_keys(tx, [claim.document_id], "another") == {}
+        assert plans.live_keys(tx, [], FINGERPRINT) == {}
+        found = plans.live_keys(tx, [claim.document_id, UNKNOWN], FINGERPRINT)
     alpha, beta, again = keys(fltr, claim)
     digests = {sha256(b"alpha").hexdigest(): [alpha, again], sha256(b"beta").hexdigest(): [beta]}
     assert found == {claim.document_id: digests}
@@ -107,7 +108,7 @@ def test_a_plan_is_copied_where_text_and_configuration_are_the_live_ones(fltr: F
     if unfit == "fence":
         steal(fltr, claim)
     with fltr.transaction() as tx:
-        copied = generations.copy_plans(tx, [claim], "another" if unfit == "configuration" else FINGERPRINT)
+        copied = plans.copy_plans(tx, [claim], "another" if unfit == "configuration" else FINGERPRINT)
         assert copied == ({} if unfit else {claim.document_id: [2, 2]})
         assert generations.fresh_tokens(tx, [claim]) == ({} if unfit else {claim.document_id: 0})
     assert keys(fltr, claim) == ([] if unfit else keys(fltr, live))

@@ -23,6 +23,7 @@ from fltr_pipeline.stores.fltr import (
     leases,
     manifest,
     moved,
+    plans,
     quarantine,
     requeue,
     texts,
@@ -31,7 +32,8 @@ from fltr_pipeline.stores.fltr.claims import Failure, Wait
 from fltr_pipeline.stores.fltr.generations import FreshChunk
 from fltr_pipeline.stores.fltr.moved import Move
 from fltr_pipeline.stores.fltr.quarantine import Content
-from fltr_pipeline_tests.large import Large, loaded, plans
+from fltr_pipeline_tests.large import Large, loaded
+from fltr_pipeline_tests.large import plans as asked_for
 from fltr_pipeline_tests.queries import Copy, staged, words
 
 Call = Callable[["Large", Connection], object]
@@ -126,13 +128,16 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "staged_texts": ({"generations_pkey"}, lambda large, tx: texts.staged_texts(tx, large.claims(1))),
     "staged_sizes": ({"generations_pkey"}, lambda large, tx: texts.staged_sizes(tx, large.claims(1))),
     "fresh_tokens": ({"generations_pkey"}, lambda large, tx: generations.fresh_tokens(tx, large.claims(2))),
-    "live_keys": ({"chunks_pkey"}, lambda large, tx: generations.live_keys(tx, large.ids, "f")),
+    "tokens_to_embed": ({"chunks_pkey"}, lambda large, tx: generations.tokens_to_embed(tx, large.claims(2))),
+    "kept_keys": ({"chunks_pkey"}, lambda large, tx: generations.kept_keys(tx, large.claims(2))),
+    "without_keys": ({"chunks_pkey"}, lambda large, tx: generations.without_keys(tx, large.claims(2))),
+    "live_keys": ({"chunks_pkey"}, lambda large, tx: plans.live_keys(tx, large.ids, "f")),
     "copy_plans": (
-        {"chunks_pkey", "generations_pkey"}, lambda large, tx: generations.copy_plans(tx, large.claims(10), "f")
+        {"chunks_pkey", "generations_pkey"}, lambda large, tx: plans.copy_plans(tx, large.claims(10), "f")
     ),
     "store_plan": (
         {"chunks_pkey", "generations_pkey"},
-        lambda large, tx: generations.store_plan(tx, [(c, words("alpha beta")) for c in large.claims(1)], "f"),
+        lambda large, tx: plans.store_plan(tx, [(c, words("alpha beta")) for c in large.claims(1)], "f"),
     ),
     "assign_keys": ({"chunks_pkey"}, lambda large, tx: generations.assign_keys(tx, large.claims(2))),
     "held": ({"documents_pkey"}, lambda large, tx: generations.held(tx, large.claims(2))),
@@ -169,6 +174,9 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "named": ({"chunks_by_key", "retired_keys_pkey"}, lambda large, tx: manifest.named(tx, large.keys)),
     "lose": ({"chunks_by_key"}, lambda large, tx: manifest.lose(tx, large.keys, "f")),
     "keys_of": ({"documents_pkey", "chunks_pkey"}, lambda large, tx: manifest.keys_of(tx, large.ids)),
+    "searchable": (
+        {"documents_pkey"}, lambda large, tx: manifest.searchable(tx, large.dataset.id, large.ids)
+    ),
     "places": (
         {"chunks_by_key"}, lambda large, tx: manifest.places(tx, large.dataset.id, [("key", i) for i in large.ids])
     ),
@@ -291,7 +299,7 @@ CALLS = CLAIMS | GENERATIONS | DATASETS | CHARGES | EXPIRED | DELETED
 @pytest.mark.parametrize("name", CALLS)
 def test_the_named_indexes_are_used_and_no_large_table_is_scanned(large: Large, name: str) -> None:
     indexes, call = CALLS[name]
-    found = plans(large.fltr.engine, partial(call, large))
+    found = asked_for(large.fltr.engine, partial(call, large))
     assert indexes <= found.indexes
     assert found.scans == set()
 
@@ -303,7 +311,7 @@ def test_a_batch_of_ten_thousand_uploads_is_claimed_without_reading_or_sorting_t
         )
         assert [c.filename for c in taken] == [f"{n}.txt" for n in range(109_999, 109_899, -1)]
 
-    found = plans(large.fltr.engine, claim, about="SKIP LOCKED")
+    found = asked_for(large.fltr.engine, claim, about="SKIP LOCKED")
     assert found.indexes == {"documents_waiting_idx", "documents_suspect", "documents_pkey"}
     assert found.nodes == {"Index Scan", "LockRows", "Limit"}
 
@@ -317,7 +325,7 @@ def test_only_the_views_over_everything_read_everything(large: Large) -> None:
         "payers_of_pots": lambda _, tx: charges.payers_of_pots(tx, [("user", "u")]),
     }
     for call in whole.values():
-        assert plans(large.fltr.engine, partial(call, large)).scans & {"documents", "charges"}
+        assert asked_for(large.fltr.engine, partial(call, large)).scans & {"documents", "charges"}
 
 
 def test_every_named_query_on_documents_has_a_plan_here() -> None:
@@ -336,14 +344,23 @@ def test_every_named_query_on_documents_has_a_plan_here() -> None:
             requeue,
             deleted,
             moved,
+            plans,
             quarantine,
         )
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     }
-    within = {"insert_jobs", "start_jobs", "close_jobs", "lock_documents"}  # called by the others
+    within = {
+        "insert_jobs",
+        "start_jobs",
+        "close_jobs",
+        "lock_documents",
+        "keyed",
+        "retire_attempts",
+    }  # called by the others
     # Datasets are few.
     small = {"get", "every", "create", "mark_set_up", "is_set_up", "gone_datasets", "forget_datasets"}
+    small |= {"collections", "note_collection"}  # models are few, too
     whole = {"counts_of_all", "backfill_candidates", "payers_of_pots"}
     named = {word for name in CALLS for word in name.split()}
     assert functions - within - small - whole - named == set()

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from fltr_pipeline.errors import ConfigurationError, DatabaseBusy, RebuildRefused, SchemaDrift
-from fltr_pipeline.models import Stage
+from fltr_pipeline.models import Stage, VectorRow
 from fltr_pipeline.pipeline import rebuild
 from fltr_pipeline.pipeline.audit import audit_ledger
 from fltr_pipeline.stores import schema
@@ -313,6 +313,25 @@ def test_vectors_of_datasets_that_exist_stay(world: World, set_scene: Scene) -> 
     assert rebuild.sweep(world.services) >= 1
     assert dict(world.services.vectors.rows_by_dataset()) == {kept.id: 1}
     assert rebuild.sweep(world.services) == 0
+
+
+def test_vectors_of_an_earlier_model_go_too_also_after_a_kill_behind_the_commit(
+    world: World, set_scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = world.services.vectors
+    earlier = vectors.beside("fltr_chunks_earlier")
+    earlier.ensure()
+    earlier.insert([VectorRow("k", set_scene.dataset.id, "d", "text", [1.0] + [0.0] * 383)])
+    world.change("INSERT INTO pipeline.collections (name) VALUES ('fltr_chunks_earlier')")
+    stored = vectors.rows_by_dataset().total() + 1
+    assert rebuild.plan(world.services, no_runs).vectors == stored
+    with monkeypatch.context() as patch:
+        patch.setattr(rebuild, "sweep", lambda _: 0)
+        apply(world, tmp_path / "dumps")
+    assert earlier.holds(set_scene.dataset.id)
+    assert rebuild.sweep(world.services) == stored
+    assert not earlier.holds()
+    earlier.drop()
 
 
 def test_where_no_collection_was_made_there_are_no_vectors(world: World) -> None:

@@ -3,10 +3,12 @@
 import pytest
 
 from fltr_pipeline.models import VectorRow
+from fltr_pipeline.pipeline import search as finder
 from fltr_pipeline.pipeline.embed import Embed
 from fltr_pipeline.pipeline.plan import Plan
-from fltr_pipeline.pipeline.search import search
+from fltr_pipeline.pipeline.search import Mode, search
 from fltr_pipeline.stores.fltr.datasets import Dataset
+from fltr_pipeline.stores.vectors import MAX_HITS
 from fltr_pipeline_tests.vectors import ON_EACH_MILVUS
 from fltr_pipeline_tests.world import World
 
@@ -54,6 +56,41 @@ def test_better_hits_that_do_not_count_do_not_push_out_those_that_do(world: Worl
     strays = [f"stray-{books.id}-{n}" for n in range(9)]
     insert(world, books.id, "nobody", strays)
     assert found(world, books, k=1) == [BREAD]
+    world.services.vectors.delete(strays)
+
+
+@pytest.mark.parametrize("mode", ["dense", "hybrid"])
+def test_however_many_rows_of_documents_that_are_gone_lie_nearer_the_live_ones_are_found(
+    world: World, books: Dataset, monkeypatch: pytest.MonkeyPatch, mode: Mode
+) -> None:
+    """More rows than Milvus gives at once, and so many documents that they fill a question."""
+    if mode == "hybrid" and not world.services.vectors.ensure().bm25:
+        mode = "dense"
+    monkeypatch.setattr(finder, "MAX_HITS", 8)
+    monkeypatch.setattr(finder, "_REFUSED", 3)
+    strays = [f"stray-{books.id}-{n}" for n in range(60)]
+    for part in range(3):
+        insert(world, books.id, f"gone-{part}", strays[part::3])
+    hits = search(world.services, books.id, "bread", k=2, mode=mode)
+    assert [h.place.text for h in hits] == [BREAD]
+    world.services.vectors.delete(strays)
+
+
+def test_however_many_stale_rows_of_the_live_document_itself_lie_nearer_it_is_found(
+    world: World, books: Dataset
+) -> None:
+    ((document_id,),) = world.rows("SELECT id::text FROM documents WHERE dataset_id = %s", books.id)
+    strays = [f"stray-{books.id}-{n}" for n in range(90)]
+    insert(world, books.id, document_id, strays)
+    assert found(world, books, k=1) == [BREAD]
+    world.services.vectors.delete(strays)
+
+
+def test_as_many_hits_as_milvus_can_give_may_be_asked_for(world: World, books: Dataset) -> None:
+    """Fewer than that are live, so more is fetched, and never more than Milvus allows."""
+    strays = [f"stray-{books.id}-{n}" for n in range(1100)]
+    insert(world, books.id, "nobody", strays)
+    assert found(world, books, k=1100) == found(world, books, k=MAX_HITS) == [BREAD]
     world.services.vectors.delete(strays)
 
 

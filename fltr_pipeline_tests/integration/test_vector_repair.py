@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 
+from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.models import ReprocessMode, Stage, VectorRow
 from fltr_pipeline.pipeline import reconcile, sweeper
 from fltr_pipeline.pipeline.deletion import Withdrawn
@@ -32,6 +33,9 @@ def long_text(paragraphs: int) -> bytes:
     ).encode()
 
 
+EDITED = long_text(12) + b"\n\nOne more paragraph, all new."
+
+
 @pytest.fixture
 def books(world: World) -> Dataset:
     """A short document and one of several chunks, searchable; alone in Milvus."""
@@ -57,7 +61,6 @@ def keys_of(world: World, filename: str) -> list[str]:
 
 
 def lose(world: World, keys: Sequence[str]) -> None:
-    """Milvus loses them."""
     world.services.vectors.delete(keys)
 
 
@@ -65,6 +68,17 @@ def strangers(world: World, dataset_id: str, keys: Iterable[str]) -> None:
     """Vectors that no worker of ours put there."""
     vector = world.services.model.encode(["flour and water"])[0]
     world.services.vectors.insert([VectorRow(key, dataset_id, "nobody", "flour and water", vector) for key in keys])
+
+
+def plan_the_edit(world: World, books: Dataset) -> None:
+    world.upload(books, {"long.txt": EDITED})
+    world.extract(books)
+    world.stage(Plan(world.services), books)
+
+
+def settles(world: World) -> None:
+    world.sweep_all()
+    assert (compare_all(world.services), world.sweep_all()) == ({}, NOTHING)
 
 
 def paid(world: World, dataset: Dataset) -> int:
@@ -245,26 +259,96 @@ def test_the_last_good_version_is_repaired_and_the_failure_of_the_newer_input_is
 
 
 @ON_EACH_MILVUS
-def test_an_edit_under_way_that_kept_a_lost_vector_is_repaired_behind_its_publish(world: World, books: Dataset) -> None:
+def test_an_edit_under_way_whose_kept_vector_a_pass_found_lost_makes_it_anew(world: World, books: Dataset) -> None:
     kept = keys_of(world, "long.txt")[1]
-    world.upload(books, {"long.txt": long_text(12) + b"\n\nOne more paragraph, all new."})
-    world.extract(books)
-    world.stage(Plan(world.services), books)
+    plan_the_edit(world, books)
     lose(world, [kept])
     assert world.sweep_all() == Report(vectors=Vectors(vectors_missing=1, vectors_retired=1))
     assert world.stage(Embed(world.services), books).done == 1
-    assert compare(world.services, books.id).lost == 1
-    assert world.sweep_all(list_keys=False).vectors.documents_repaired == 1
-    world.process(books)
+    assert compare(world.services, books.id).none
+    world.sweep_all(list_keys=False)
     assert (compare_all(world.services), world.sweep_all()) == ({}, NOTHING)
 
 
 def test_an_edit_behind_the_loss_mends_it_by_itself(world: World, books: Dataset) -> None:
     lose(world, keys_of(world, "long.txt")[:2])
     world.sweep_all()
-    world.upload(books, {"long.txt": long_text(12) + b"\n\nOne more paragraph, all new."})
+    world.upload(books, {"long.txt": EDITED})
     world.process(books)
     assert (compare_all(world.services), world.sweep_all()) == ({}, NOTHING)
+
+
+def price_of_the_edit_where_nothing_is_lost(world: World) -> int:
+    dataset = world.dataset(world.user(), "undamaged")
+    world.upload(dataset, {"same.txt": long_text(12)})
+    world.process(dataset)
+    before = paid(world, dataset)
+    world.upload(dataset, {"same.txt": EDITED})
+    world.process(dataset)
+    return paid(world, dataset) - before
+
+
+@ON_EACH_MILVUS
+@pytest.mark.parametrize("when", ["before the plan", "behind the plan", "before the plan, told by a pass"])
+def test_what_an_edit_keeps_and_milvus_has_lost_is_made_anew_before_the_publish_and_free(
+    world: World, books: Dataset, when: str
+) -> None:
+    price, before = price_of_the_edit_where_nothing_is_lost(world), paid(world, books)
+    lost = keys_of(world, "long.txt")[:2]
+    if when.startswith("before the plan"):
+        lose(world, lost)
+    if when.endswith("told by a pass"):
+        with transaction(world.services.fltr) as tx:
+            assert manifest.lose(tx, lost, world.services.fingerprint) == 2
+    plan_the_edit(world, books)
+    if when == "behind the plan":
+        lose(world, lost)
+    assert (world.stage(Embed(world.services), books).done, compare(world.services, books.id).none) == (1, True)
+    assert not set(lost) & set(keys_of(world, "long.txt"))
+    assert paid(world, books) - before == price
+    settles(world)
+
+
+def test_a_key_that_is_retired_while_a_plan_is_made_is_not_kept_by_it(
+    world: World, books: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though Milvus shows it again by then: the sweep will take it."""
+    lost = keys_of(world, "long.txt")[:2]
+    chunking = Plan._plan
+
+    def meanwhile(self: Plan, *arguments: object) -> object:
+        lose(world, lost)
+        with transaction(world.services.fltr) as tx:
+            manifest.lose(tx, lost, world.services.fingerprint)
+        strangers(world, books.id, lost)
+        monkeypatch.setattr(Plan, "_plan", chunking)
+        return chunking(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Plan, "_plan", meanwhile)
+    plan_the_edit(world, books)
+    world.stage(Embed(world.services), books)
+    assert not set(lost) & set(keys_of(world, "long.txt"))
+    settles(world)
+
+
+def test_what_is_lost_while_others_are_embedded_is_made_anew_by_the_next_try(
+    world: World, books: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan_the_edit(world, books)
+    insert, lost = VectorStore.insert, keys_of(world, "long.txt")[:1]
+
+    def meanwhile(self: VectorStore, rows: Sequence[VectorRow]) -> None:
+        insert(self, rows)
+        lose(world, lost)
+        assert world.sweep_all().vectors.vectors_missing == 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VectorStore, "insert", meanwhile)
+        with pytest.raises(StoreUnavailable, match="lost"):
+            world.stage(Embed(world.services), books)
+    world.change("UPDATE pipeline.documents SET retry_at = NULL")
+    assert world.stage(Embed(world.services), books).done == 1
+    settles(world)
 
 
 def test_stale_documents_are_left_to_the_backfill(

@@ -130,15 +130,17 @@ def test_what_the_server_overlooks_once_is_present(store: VectorStore, monkeypat
     """As Milvus Lite does with rows that another's insert makes it write to disk while it looks."""
     store.insert([row(f"k{number}") for number in range(3)])
     looks: list[Sequence[str]] = []
-    datasets_of = VectorStore.datasets_of
+    look = VectorStore._look
 
     def overlooks(of: VectorStore, keys: Sequence[str]) -> dict[str, str]:
         looks.append(keys)
-        return datasets_of(of, keys[:1] if len(looks) == 1 else keys)
+        return look(of, keys[:1] if len(looks) == 1 else keys)
 
-    monkeypatch.setattr(VectorStore, "datasets_of", overlooks)
+    monkeypatch.setattr(VectorStore, "_look", overlooks)
     assert store.present(["k0", "k1", "k2", "other"], "ds") == {"k0", "k1", "k2"}
     assert looks[1:] == [["k1", "k2", "other"]]
+    looks.clear()
+    assert store.datasets_of(["k0", "k1", "k2"]) == dict.fromkeys(["k0", "k1", "k2"], "ds"), "nothing is taken for gone"
 
 
 def test_a_released_collection_is_loaded_and_asked_again(store: VectorStore, milvus: Any) -> None:

@@ -47,6 +47,8 @@ def test_a_hostile_id_is_refused_by_every_filter(value: str) -> None:
         filters.in_dataset(value)
     with pytest.raises(InvalidValue):
         filters.with_keys(["fine", value])
+    with pytest.raises(InvalidValue):
+        filters.in_dataset("fine", but_of=["fine", value])
 
 
 @given(st.text())
@@ -65,6 +67,8 @@ def test_an_expression_names_its_ids_and_nothing_else(keys: list[str]) -> None:
     assert (field, operator, json.loads(names)) == ("key", "in", keys)
     field, operator, name = filters.in_dataset(keys[0]).split(" ", 2)
     assert (field, operator, json.loads(name)) == ("dataset_id", "==", keys[0])
+    within, _, rest = filters.in_dataset("ds", but_of=keys).partition(" and ")
+    assert (within, json.loads(rest.removeprefix("document_id not in "))) == (filters.in_dataset("ds"), keys)
 
 
 def test_the_error_names_what_was_wrong_and_is_one_of_ours() -> None:

@@ -1,9 +1,10 @@
 """Generations: the versions of a document's text, their chunks, and which of them is live.
 
-Belongs here: staged text, the chunk manifest, the decision, publishing, retired keys. Does not: who may do it (claims).
+Belongs here: keys of new vectors, the decision, publishing, retired keys. Does not: who may do it (claims), what a
+generation consists of (texts, plans).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
@@ -11,19 +12,6 @@ from sqlalchemy import Connection, text
 from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.claims import Claim, lock_documents
 from fltr_pipeline.stores.fltr.jobs import close_jobs
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedChunk:
-    """One row of the manifest; `key` is None where the chunk is to be embedded."""
-
-    ordinal: int
-    key: str | None
-    digest: str
-    page: int
-    start: int
-    end: int
-    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +31,29 @@ _FRESH_TOKENS = text("""
     WHERE g.fresh_tokens IS NOT NULL
 """)
 
-_LIVE_CHUNKS = text("""
-    SELECT c.document_id, c.digest, c.key
-    FROM pipeline.documents p
-    JOIN pipeline.chunks c ON c.document_id = p.document_id AND c.generation = p.live_generation
-    JOIN pipeline.generations g ON g.document_id = p.document_id AND g.generation = p.live_generation
-    WHERE p.document_id = ANY(:ids) AND g.fingerprint = :fingerprint AND c.key IS NOT NULL
-    ORDER BY c.document_id, c.ordinal
+# The primary key's first columns. What an earlier worker embedded, another embeds again.
+_TOKENS_TO_EMBED = text("""
+    SELECT c.document_id, sum(c.tokens) AS tokens
+    FROM json_to_recordset(:rows) AS r(document_id text, generation int)
+    JOIN pipeline.chunks c USING (document_id, generation)
+    WHERE c.fresh OR c.key IS NULL
+    GROUP BY c.document_id
 """)
+
+# The same. By what is rare in a generation (no key, or a kept one) the planner would rather search the whole table.
+_CHUNKS_OF = """
+    WITH mine AS MATERIALIZED (
+        SELECT c.document_id, c.generation, c.key, c.fresh
+        FROM json_to_recordset(:rows) AS r(document_id text, generation int)
+        JOIN pipeline.chunks c USING (document_id, generation))
+"""
+_KEPT_KEYS = text(f"{_CHUNKS_OF} SELECT key FROM mine WHERE NOT fresh AND key IS NOT NULL")  # noqa: S608 - of constants
+
+# The primary keys.
+_WITHOUT_KEYS = text(f"""{_CHUNKS_OF}
+    SELECT DISTINCT document_id FROM mine JOIN pipeline.generations g USING (document_id, generation)
+    WHERE key IS NULL AND g.state <> 'indexed'
+""")  # noqa: S608 - of constants
 
 _LOCK_FENCED = text("""
     SELECT p.document_id FROM pipeline.documents p
@@ -58,51 +61,6 @@ _LOCK_FENCED = text("""
       ON p.document_id = r.document_id AND p.fence = r.fence
     ORDER BY p.document_id
     FOR UPDATE OF p
-""")
-
-_CLEAR_CHUNKS = text("""
-    DELETE FROM pipeline.chunks c USING json_to_recordset(:rows) AS r(document_id text, generation int)
-    WHERE c.document_id = r.document_id AND c.generation = r.generation
-""")
-
-_INSERT_CHUNKS = text("""
-    INSERT INTO pipeline.chunks
-        (document_id, generation, ordinal, key, fresh, digest, page, start_offset, end_offset, tokens)
-    SELECT r.document_id, r.generation, r.ordinal, r.key, r.key IS NULL, r.digest, r.page, r.start_offset,
-           r.end_offset, r.tokens
-    FROM json_to_recordset(:rows) AS r(document_id text, generation int, ordinal int, key text, digest text, page int,
-                                       start_offset int, end_offset int, tokens int)
-""")
-
-# Unchanged text under an unchanged configuration: the live plan is the new generation's plan. A live chunk without a
-# key has lost its vector, and is embedded anew.
-_COPY_PLANS = text("""
-    INSERT INTO pipeline.chunks
-        (document_id, generation, ordinal, key, fresh, digest, page, start_offset, end_offset, tokens)
-    SELECT c.document_id, r.generation, c.ordinal, c.key, c.key IS NULL, c.digest, c.page, c.start_offset,
-           c.end_offset, c.tokens
-    FROM json_to_recordset(:rows) AS r(document_id text, generation int)
-    JOIN pipeline.documents p ON p.document_id = r.document_id
-    JOIN pipeline.generations g ON g.document_id = r.document_id AND g.generation = r.generation
-    JOIN pipeline.generations l ON l.document_id = r.document_id AND l.generation = p.live_generation
-    JOIN pipeline.chunks c ON c.document_id = r.document_id AND c.generation = p.live_generation
-    WHERE l.text_sha256 = g.text_sha256 AND l.fingerprint = :fingerprint
-    RETURNING document_id, tokens
-""")
-
-_SET_PLANNED = text("""
-    UPDATE pipeline.generations g
-    SET state = 'planned', fingerprint = :fingerprint,
-        chunks = s.chunks, tokens = s.tokens, fresh_chunks = s.fresh_chunks, fresh_tokens = s.fresh_tokens
-    FROM (
-        SELECT r.document_id, r.generation, count(c.ordinal) AS chunks, coalesce(sum(c.tokens), 0) AS tokens,
-               count(c.ordinal) FILTER (WHERE c.fresh) AS fresh_chunks,
-               coalesce(sum(c.tokens) FILTER (WHERE c.fresh), 0) AS fresh_tokens
-        FROM json_to_recordset(:rows) AS r(document_id text, generation int)
-        LEFT JOIN pipeline.chunks c USING (document_id, generation)
-        GROUP BY r.document_id, r.generation
-    ) s
-    WHERE g.document_id = s.document_id AND g.generation = s.generation
 """)
 
 # What a worker before us may have inserted under its own keys is inert; its keys are named for the sweep.
@@ -115,12 +73,14 @@ _RETIRE_ATTEMPT = text("""
     ON CONFLICT (key) DO NOTHING
 """)
 
-# md5 over a NUL-free, unambiguous string: 128 bits, derived from (document, generation, fence, ordinal) alone.
+# md5 over a NUL-free, unambiguous string: 128 bits, derived from (document, generation, fence, ordinal) alone. A kept
+# key whose vector is lost stays with the live generation, and is retired with it.
 _ASSIGN_KEYS = text("""
     UPDATE pipeline.chunks c
-    SET key = md5(c.document_id || ':' || c.generation || ':' || r.fence || ':' || c.ordinal)
+    SET key = md5(c.document_id || ':' || c.generation || ':' || r.fence || ':' || c.ordinal), fresh = true
     FROM json_to_recordset(:rows) AS r(document_id text, generation int, fence bigint)
-    WHERE c.document_id = r.document_id AND c.generation = r.generation AND c.fresh
+    WHERE c.document_id = r.document_id AND c.generation = r.generation
+      AND (c.fresh OR c.key IS NULL OR c.key = ANY(:lost))
 """)
 
 _FRESH_CHUNKS = text("""
@@ -147,7 +107,7 @@ _DECIDE = text("""
 """)
 
 _DECIDED = text("""
-    SELECT g.document_id, g.fresh_tokens FROM pipeline.generations g
+    SELECT g.document_id FROM pipeline.generations g
     JOIN json_to_recordset(:rows) AS r(document_id text, generation int) USING (document_id, generation)
     WHERE g.state = 'indexed'
 """)
@@ -233,7 +193,8 @@ _DELETE_OTHER_GENERATIONS = text("""
 """)
 
 
-def _keyed(claims: Sequence[Claim]) -> str:
+def keyed(claims: Sequence[Claim]) -> str:
+    """The claimed generations, each with its fence, as rows for a query."""
     return recordset(
         {"document_id": c.document_id, "generation": c.generation, "fence": c.fence}
         for c in sorted(claims, key=lambda c: c.document_id)
@@ -241,81 +202,49 @@ def _keyed(claims: Sequence[Claim]) -> str:
 
 
 def fresh_tokens(tx: Connection, claims: Sequence[Claim]) -> dict[str, int]:
-    """Tokens to embed, by document."""
-    return {r.document_id: r.fresh_tokens for r in tx.execute(_FRESH_TOKENS, {"rows": _keyed(claims)})}
+    """Tokens of chunks that the plan found new, by document: what its embedding costs."""
+    return {r.document_id: r.fresh_tokens for r in tx.execute(_FRESH_TOKENS, {"rows": keyed(claims)})}
 
 
-def live_keys(tx: Connection, document_ids: Sequence[str], fingerprint: str) -> dict[str, dict[str, list[str]]]:
-    """Keys that can be kept: document id → digest → keys, of live generations of the same configuration.
-
-    A chunk that has lost its vector has none.
-    """
-    found: dict[str, dict[str, list[str]]] = {}
-    for row in tx.execute(_LIVE_CHUNKS, {"ids": list(document_ids), "fingerprint": fingerprint}):
-        found.setdefault(row.document_id, {}).setdefault(row.digest, []).append(row.key)
-    return found
+def tokens_to_embed(tx: Connection, claims: Sequence[Claim]) -> dict[str, int]:
+    """Tokens of chunks without a vector that counts, by document."""
+    return {r.document_id: r.tokens for r in tx.execute(_TOKENS_TO_EMBED, {"rows": keyed(claims)})}
 
 
-def store_plan(tx: Connection, plans: Sequence[tuple[Claim, Sequence[PlannedChunk]]], fingerprint: str) -> set[str]:
-    """Replace the claimed generations' manifest rows; returns the documents whose fence held."""
-    held = _lock_fenced(tx, [claim for claim, _ in plans])
-    mine = [(claim, chunks) for claim, chunks in plans if claim.document_id in held]
-    keyed = _keyed([claim for claim, _ in mine])
-    _retire_attempts(tx, [claim for claim, _ in mine])
-    tx.execute(_CLEAR_CHUNKS, {"rows": keyed})
-    rows = recordset(
-        {
-            "document_id": claim.document_id, "generation": claim.generation, "ordinal": c.ordinal, "key": c.key,
-            "digest": c.digest, "page": c.page, "start_offset": c.start, "end_offset": c.end, "tokens": c.tokens,
-        }
-        for claim, chunks in mine for c in chunks
-    )  # fmt: skip
-    tx.execute(_INSERT_CHUNKS, {"rows": rows})
-    tx.execute(_SET_PLANNED, {"rows": keyed, "fingerprint": fingerprint})
-    return held
+def kept_keys(tx: Connection, claims: Sequence[Claim]) -> set[str]:
+    """Keys that the generations share with the live ones."""
+    return set(tx.execute(_KEPT_KEYS, {"rows": keyed(claims)}).scalars())
 
 
-def copy_plans(tx: Connection, claims: Sequence[Claim], fingerprint: str) -> dict[str, list[int]]:
-    """Plan the documents whose text and configuration are those of their live generation, without reading the text.
-
-    Returns the tokens of their chunks, by document; the others are still to be chunked.
-    """
-    held = _lock_fenced(tx, claims)
-    mine = [c for c in claims if c.document_id in held]
-    _retire_attempts(tx, mine)
-    tx.execute(_CLEAR_CHUNKS, {"rows": _keyed(mine)})
-    copied: dict[str, list[int]] = {}
-    for row in tx.execute(_COPY_PLANS, {"rows": _keyed(mine), "fingerprint": fingerprint}):
-        copied.setdefault(row.document_id, []).append(row.tokens)
-    planned = [c for c in mine if c.document_id in copied]
-    tx.execute(_SET_PLANNED, {"rows": _keyed(planned), "fingerprint": fingerprint})
-    return copied
+def without_keys(tx: Connection, claims: Sequence[Claim]) -> set[str]:
+    """Undecided documents with a chunk that has no key, also because the one that it kept was found lost meanwhile."""
+    return set(tx.execute(_WITHOUT_KEYS, {"rows": keyed(claims)}).scalars())
 
 
 def _lock_fenced(tx: Connection, claims: Sequence[Claim]) -> set[str]:
-    return set(tx.execute(_LOCK_FENCED, {"rows": _keyed(claims)}).scalars())
+    return set(tx.execute(_LOCK_FENCED, {"rows": keyed(claims)}).scalars())
 
 
-def _retire_attempts(tx: Connection, claims: Sequence[Claim]) -> None:
+def retire_attempts(tx: Connection, claims: Sequence[Claim]) -> None:
     """Name for the sweep what earlier workers may have inserted for these generations."""
     if claims:
-        tx.execute(_RETIRE_ATTEMPT, {"rows": _keyed(claims), "dataset_id": claims[0].dataset_id})
+        tx.execute(_RETIRE_ATTEMPT, {"rows": keyed(claims), "dataset_id": claims[0].dataset_id})
 
 
-def assign_keys(tx: Connection, claims: Sequence[Claim]) -> list[FreshChunk]:
+def assign_keys(tx: Connection, claims: Sequence[Claim], lost: Collection[str] = ()) -> list[FreshChunk]:
     """Give the chunks to embed this worker's keys, and name an earlier worker's keys for the sweep.
 
-    A key is md5(document, generation, fence, ordinal): inserted at most once, never reused. Documents whose fence was
-    lost have no chunk in the answer.
+    `lost`: of the kept keys, those whose vectors are to be made anew. A key is md5(document, generation, fence,
+    ordinal): inserted at most once, never reused. Documents whose fence was lost have no chunk in the answer.
     """
     held = _lock_fenced(tx, claims)
     mine = [c for c in claims if c.document_id in held]
     if not mine:
         return []
-    keyed = _keyed(mine)
-    _retire_attempts(tx, mine)
-    tx.execute(_ASSIGN_KEYS, {"rows": keyed})
-    return [FreshChunk(*row) for row in tx.execute(_FRESH_CHUNKS, {"rows": keyed})]
+    rows = keyed(mine)
+    retire_attempts(tx, mine)
+    tx.execute(_ASSIGN_KEYS, {"rows": rows, "lost": list(lost)})
+    return [FreshChunk(*row) for row in tx.execute(_FRESH_CHUNKS, {"rows": rows})]
 
 
 def held(tx: Connection, claims: Sequence[Claim]) -> set[str]:
@@ -333,16 +262,16 @@ def retire_inert(tx: Connection, dataset_id: str, inserted: Sequence[FreshChunk]
         tx.execute(_RETIRE_INERT, {"rows": rows, "dataset_id": dataset_id})
 
 
-def decided(tx: Connection, claims: Sequence[Claim]) -> dict[str, int]:
-    """Documents whose decision an earlier worker made: id → tokens that it embedded."""
-    return {r.document_id: r.fresh_tokens for r in tx.execute(_DECIDED, {"rows": _keyed(claims)})}
+def decided(tx: Connection, claims: Sequence[Claim]) -> set[str]:
+    """Documents whose decision an earlier worker made."""
+    return set(tx.execute(_DECIDED, {"rows": keyed(claims)}).scalars())
 
 
 def decide(tx: Connection, claims: Sequence[Claim]) -> set[str]:
     """The decision: every vector was read back, from here the documents only go forward. Returns those still ours."""
     held = _lock_fenced(tx, claims)
     mine = [c for c in claims if c.document_id in held]
-    tx.execute(_DECIDE, {"rows": _keyed(mine)})
+    tx.execute(_DECIDE, {"rows": keyed(mine)})
     tx.execute(_JOBS_INDEXED, {"ids": id_array(c.job_id for c in mine)})
     return held
 

@@ -1,6 +1,7 @@
 """The manifest as others ask it: which keys are live, named at all or retired, and where a live chunk stands.
 
-Belongs here: what search, the sweep and the comparison with Milvus ask and note. Does not: new chunks (generations).
+Belongs here: what search, the sweep and the comparison with Milvus ask and note, also in which collections vectors lie.
+Does not: new chunks (generations).
 """
 
 import hashlib
@@ -107,6 +108,22 @@ _KEYS_OF = text("""
     WHERE p.document_id = ANY(:ids) AND c.key IS NOT NULL
 """)
 
+# Primary keys.
+_SEARCHABLE = text("""
+    SELECT p.document_id
+    FROM public.documents d JOIN pipeline.documents p ON p.document_id = d.id::text
+    WHERE d.id = ANY(:ids) AND p.document_id = ANY(:ids_text)
+      AND d.dataset_id = :dataset_id AND p.live_generation IS NOT NULL
+""")
+
+# Models are few.
+_COLLECTIONS = text("SELECT name, model FROM pipeline.collections ORDER BY first_used_at DESC, name")
+
+_NOTE_COLLECTION = text("""
+    INSERT INTO pipeline.collections (name, model) VALUES (:name, :model)
+    ON CONFLICT (name) DO UPDATE SET model = excluded.model
+""")
+
 # Index: pipeline.chunks_by_key, first of all: the planner would rather read all chunks of the documents that were hit.
 # A hit counts if its chunk is of the live generation of a document that exists, in a dataset that does.
 _PLACES = text("""
@@ -172,6 +189,23 @@ def lose(tx: Connection, keys: Collection[str], fingerprint: str) -> int:
 def keys_of(tx: Connection, document_ids: Sequence[str]) -> set[str]:
     """Keys of these documents' live generations."""
     return set(tx.execute(_KEYS_OF, {"ids": list(document_ids)}).scalars())
+
+
+def searchable(tx: Connection, dataset_id: str, document_ids: Collection[str]) -> set[str]:
+    """Those of the documents that are in the dataset and have a live generation."""
+    parameters = {"ids": id_array(document_ids), "ids_text": list(document_ids), "dataset_id": dataset_id}
+    return set(tx.execute(_SEARCHABLE, parameters).scalars())
+
+
+def collections(tx: Connection) -> dict[str, str | None]:
+    """Collections that vectors were ever put into: name → the embedding model's name, where it is known."""
+    return {r.name: r.model for r in tx.execute(_COLLECTIONS)}
+
+
+def note_collection(tx: Connection, name: str, model: str) -> None:
+    """Vectors of that model are going to be put into the collection."""
+    if collections(tx).get(name) != model:
+        tx.execute(_NOTE_COLLECTION, {"name": name, "model": model})
 
 
 def places(tx: Connection, dataset_id: str, found: Sequence[tuple[str, str]]) -> dict[str, Place]:

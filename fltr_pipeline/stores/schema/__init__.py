@@ -4,7 +4,7 @@ Belongs here: creating `fltr`, which is ours, and development copies of `fltr_au
 Does not: the queries of the running pipeline (`stores.fltr`, `stores.auth`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 
@@ -30,6 +30,8 @@ DROP SCHEMA IF EXISTS pipeline CASCADE;
 CREATE SCHEMA public;
 GRANT USAGE ON SCHEMA public TO PUBLIC
 """
+
+NOTE_COLLECTION = "INSERT INTO pipeline.collections (name, model) VALUES (%s, %s)"
 
 ROLE_PASSWORD = "SELECT set_config('fltr.role_password', %s, true)"  # noqa: S105 - the setting's name
 
@@ -70,16 +72,18 @@ def create_fltr(connection: Connection) -> None:
     versions.bring_forward(connection)
 
 
-def recreate_fltr(connection: Connection) -> None:
+def recreate_fltr(connection: Connection, collections: Iterable[tuple[str, str | None]] = ()) -> None:
     """Drops schemas `public` and `pipeline` with all that is in them and creates them anew.
 
-    All within the caller's transaction.
+    All within the caller's transaction. `collections`: those in which vectors may be left, each with its model's name.
 
     Raises:
         SchemaDrift: what was made is not as specified; the caller rolls back.
     """
     connection.execute(DROP)
     create_fltr(connection)
+    for name, model in collections:
+        connection.execute(NOTE_COLLECTION, (name, model))
     verify_fltr(connection).require()
 
 

@@ -4,6 +4,6 @@ Belongs here: everything that knows Milvus. Does not: which rows count (the mani
 """
 
 from fltr_pipeline.stores.vectors.schema import TEXT_BYTES
-from fltr_pipeline.stores.vectors.store import CollectionFacts, VectorStore
+from fltr_pipeline.stores.vectors.store import MAX_HITS, CollectionFacts, VectorStore
 
-__all__ = ["TEXT_BYTES", "CollectionFacts", "VectorStore"]
+__all__ = ["MAX_HITS", "TEXT_BYTES", "CollectionFacts", "VectorStore"]

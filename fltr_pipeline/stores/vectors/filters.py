@@ -12,13 +12,15 @@ EVERYTHING = 'key != ""'
 """Each row: Milvus wants to be told something."""
 
 
-def in_dataset(dataset_id: str) -> str:
-    """The rows of one dataset.
+def in_dataset(dataset_id: str, *, but_of: Iterable[str] = ()) -> str:
+    """The rows of one dataset, other than those of the documents `but_of`.
 
     Raises:
-        InvalidValue: the id has characters that no id of ours has.
+        InvalidValue: an id has characters that no id of ours has.
     """
-    return f"dataset_id == {json.dumps(checked_id(dataset_id, 'dataset id'))}"
+    within = f"dataset_id == {json.dumps(checked_id(dataset_id, 'dataset id'))}"
+    refused = [checked_id(i, "document id") for i in but_of]
+    return f"{within} and document_id not in {json.dumps(refused)}" if refused else within
 
 
 def with_keys(keys: Iterable[str]) -> str:

@@ -8,8 +8,8 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -101,6 +101,28 @@ class VectorStore:
             server=self._server.version,
         )
 
+    def exists(self) -> bool:
+        """Whether Milvus has the collection."""
+        return self._described() is not None
+
+    def holds(self, dataset_id: str | None = None) -> bool:
+        """Whether it has a row (of the dataset); asked twice, as `datasets_of`. Not if it is not there."""
+        within = filters.EVERYTHING if dataset_id is None else filters.in_dataset(dataset_id)
+        try:
+            return any(self._query(within, ["key"], limit=1) for _ in range(2))
+        except SchemaDrift:
+            return False
+
+    def drop(self) -> None:
+        """Drop the collection with all that is in it; does nothing if it is not there."""
+        self._server.call("drop_collection", self.collection)
+
+    def beside(self, collection: str) -> "VectorStore":
+        """Another collection on the same server, by the same connection."""
+        other = replace(self, collection=collection)
+        other.__dict__["_server"] = self._server
+        return other
+
     def insert(self, rows: Sequence[VectorRow]) -> None:
         """Add rows. The caller sees to it that no key is inserted twice: Milvus itself would keep both rows."""
         for batch in _by_size([self._checked(row) for row in rows]):
@@ -110,13 +132,15 @@ class VectorStore:
         """Which of the keys are rows of the dataset now."""
         checked_id(dataset_id, "dataset id")
         # The dataset is compared here: asked for nothing but keys, the server looks them up and scans no rows.
-        found = self.datasets_of(keys)
-        # Milvus Lite overlooks rows that leave its write buffer while it looks; they are on disk when asked again.
-        found |= self.datasets_of([key for key in keys if key not in found])
-        return {key for key, dataset in found.items() if dataset == dataset_id}
+        return {key for key, dataset in self.datasets_of(keys).items() if dataset == dataset_id}
 
     def datasets_of(self, keys: Sequence[str]) -> dict[str, str]:
         """The dataset of each of the keys that is a row now, whichever it is."""
+        found = self._look(keys)
+        # Milvus Lite overlooks rows that leave its write buffer while it looks; they are on disk when asked again.
+        return found | self._look([key for key in keys if key not in found])
+
+    def _look(self, keys: Sequence[str]) -> dict[str, str]:
         found: dict[str, str] = {}
         for some in _slices(keys, KEYS_PER_CALL):
             rows = self._query(filters.with_keys(some), ["key", "dataset_id"])
@@ -158,8 +182,9 @@ class VectorStore:
         text: str | None,
         k: int,
         mode: Literal["dense", "bm25", "hybrid"] = "dense",
+        but_of: Collection[str] = (),
     ) -> list[VectorHit]:
-        """The best `k` rows of the dataset, best first.
+        """The best `k` rows of the dataset, other than those of the documents `but_of`, best first.
 
         A score is larger for a better hit and comparable within one mode only: the cosine for `dense` (needs `vector`),
         the BM25 score for `bm25` (needs `text`), the sum of reciprocal ranks for `hybrid` (needs both).
@@ -169,7 +194,7 @@ class VectorStore:
         """
         if not 1 <= k <= MAX_HITS:
             raise InvalidValue(f"k must be 1 to {MAX_HITS:,}, not {k}")
-        within = filters.in_dataset(dataset_id)
+        within = filters.in_dataset(dataset_id, but_of=but_of)
         data: dict[str, Any] = {}
         if mode != "bm25":
             data["vector"] = self._checked_vector(vector or (), "the query")
@@ -237,9 +262,9 @@ class VectorStore:
                 "Use another collection name, or drop this one and reprocess its datasets"
             )
 
-    def _query(self, expression: str, output: list[str]) -> list[dict[str, Any]]:
+    def _query(self, expression: str, output: list[str], **limits: int) -> list[dict[str, Any]]:
         return self._server.call(  # type: ignore[no-any-return]
-            "query", self.collection, filter=expression, output_fields=output, consistency_level=CONSISTENCY
+            "query", self.collection, filter=expression, output_fields=output, consistency_level=CONSISTENCY, **limits
         )
 
     def _rows(self, expression: str, *output: str) -> Iterator[dict[str, Any]]:
