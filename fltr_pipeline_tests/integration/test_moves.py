@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,10 +13,14 @@ from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline import deletion, moves, sweeper, uploads
 from fltr_pipeline.pipeline.deletion import Withdrawn
+from fltr_pipeline.pipeline.extract import Extract
 from fltr_pipeline.pipeline.reconcile import Drift, compare_all
 from fltr_pipeline.pipeline.reprocess import remaining
 from fltr_pipeline.pipeline.search import search
+from fltr_pipeline.pipeline.stage import Result
 from fltr_pipeline.stores.blobs import Blob, BlobStore
+from fltr_pipeline.stores.fltr.charges import Charge
+from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.text.model import EmbeddingModel
 from fltr_pipeline_tests.money import add_key
@@ -190,6 +194,31 @@ def test_a_document_in_a_workers_hands_is_left_to_them_and_then_follows(world: W
     world.process(shelves.other)
     assert found(world, shelves.other).keys() == {"c.txt"}
     assert world.statement(shelves.other_payer).charged == 0
+    assert is_at_rest(world)
+
+
+def test_what_a_worker_settles_after_its_document_was_followed_elsewhere_goes_back(
+    world: World, shelves: Shelves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newer upload, moved, overtakes a worker that has the older one in hand."""
+    ids, perform = world.upload(shelves.books, {"c.txt": b"A third text."}), Extract.perform
+
+    def and_is_overtaken(self: Extract, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
+        results = perform(self, claimed, charges)
+        world.upload(shelves.books, {"c.txt": b"A third text, mended."})
+        move(world, ids["c.txt"], shelves.other)
+        moves.follow_arrivals(world.services, shelves.other.id)
+        return results
+
+    spent = world.statement(shelves.payer).charged
+    with monkeypatch.context() as patch:
+        patch.setattr(Extract, "perform", and_is_overtaken)
+        world.extract(shelves.books)
+    world.process(shelves.other)
+    world.sweep_all()
+    assert found(world, shelves.other) == {"c.txt": {"A third text, mended."}}
+    assert (world.statement(shelves.payer).charged, world.statement(shelves.payer).held) == (spent, 0)
+    assert world.statement(shelves.other_payer).charged == 2
     assert is_at_rest(world)
 
 

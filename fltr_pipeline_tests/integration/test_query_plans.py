@@ -232,6 +232,7 @@ CHARGES: dict[str, tuple[set[str], Call]] = {
     ),
     "charges_of": ({"charges_pkey"}, lambda large, tx: charges.charges_of(tx, [(i, 1) for i in large.ids])),
     "mark_refunding": (set(), lambda large, tx: charges.mark_refunding(tx, [(large.ids[0], 1)])),
+    "mark_moved": (set(), lambda large, tx: charges.mark_moved(tx, [(large.ids[0], 1)])),
     "refunding_charges": ({"charges_refunding"}, lambda _, tx: charges.refunding_charges(tx, 100)),
     "abandoned_charges": ({"charges_open"}, lambda _, tx: charges.abandoned_charges(tx, age=60, limit=100)),
 }  # fmt: skip

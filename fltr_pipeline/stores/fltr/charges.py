@@ -125,6 +125,17 @@ _MARK_REFUNDING = text("""
     WHERE c.subject_id = r.subject_id AND c.generation = r.generation AND c.state = 'settled' AND c.charged > 0
 """)
 
+# The primary keys' first columns.
+_MARK_MOVED = text("""
+    UPDATE pipeline.charges c SET state = 'refunding'
+    FROM json_to_recordset(:rows) AS r(subject_id text, generation int)
+    JOIN pipeline.documents p ON p.document_id = r.subject_id
+    WHERE c.subject_id = r.subject_id AND c.generation = r.generation AND c.state = 'settled' AND c.charged > 0
+      AND p.dataset_id <> c.dataset_id
+      AND NOT EXISTS (SELECT FROM pipeline.generations g WHERE g.document_id = c.subject_id
+                                                           AND g.generation = c.generation AND g.state = 'live')
+""")
+
 # Index: pipeline.charges_refunding.
 _REFUNDING = text("""
     SELECT c.* FROM pipeline.charges c WHERE c.state = 'refunding'
@@ -190,6 +201,15 @@ def mark_refunding(tx: Connection, generations: Sequence[tuple[str, int]]) -> No
     """Decide, where the attempt is failed, that what its ops were charged is given back: a sweep sees to it."""
     rows = recordset({"subject_id": i, "generation": n} for i, n in generations)
     tx.execute(_MARK_REFUNDING, {"rows": rows})
+
+
+def mark_moved(tx: Connection, generations: Sequence[tuple[str, int]]) -> None:
+    """Decide that what was settled for work under way in a dataset that the document had left goes back.
+
+    Whoever follows a move marks what is settled by then; this is for the worker who settles after it.
+    """
+    rows = recordset({"subject_id": i, "generation": n} for i, n in generations)
+    tx.execute(_MARK_MOVED, {"rows": rows})
 
 
 def refunding_charges(tx: Connection, limit: int | None = None) -> list[Charge]:
