@@ -121,11 +121,11 @@ def test_a_database_that_does_not_answer_is_tried_again(
 ) -> None:
     sweep_all, asked = sweeper.sweep_all, list[bool]()
 
-    def at_the_second_time(*arguments: Any, list_keys: bool) -> Report:
+    def at_the_second_time(*arguments: Any, list_keys: bool, after: str) -> Report:
         asked.append(list_keys)
         if len(asked) == 1:
             raise StoreUnavailable("fltr does not answer")
-        return sweep_all(*arguments, list_keys=list_keys)
+        return sweep_all(*arguments, list_keys=list_keys, after=after)
 
     monkeypatch.setattr(sweeper, "sweep_all", at_the_second_time)
     monkeypatch.setattr(op, "_FIRST_RETRY_SECONDS", 0)
