@@ -260,6 +260,7 @@ DELETED: dict[str, tuple[set[str], Call]] = {
     "withdrawable": (
         {"documents_live", "documents_by_stage"}, lambda large, tx: deleted.withdrawable(tx, [large.dataset.id], 100)
     ),
+    "in_hand": ({"documents_by_stage"}, lambda large, tx: deleted.in_hand(tx, [large.dataset.id])),
     "forget": (
         {"documents_pkey", "chunks_pkey", "generations_pkey", "retired_keys_by_document"},
         lambda large, tx: [large.delete(tx), deleted.forget(tx, large.ids)],
