@@ -55,6 +55,11 @@ class Blob:
     uploaded_at: int
     """Microseconds since 1970, by the store's clock; of a copy, those of its original."""
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether it was copied from another dataset, rather than uploaded."""
+        return _COPY.match(self.key.rpartition("/")[2]) is not None
+
 
 @dataclass(frozen=True)
 class BlobStore:
@@ -239,8 +244,7 @@ def _folder(dataset_id: str, document_id: str) -> str:
 
 def _rank(blob: Blob) -> tuple[int, bool, str]:
     """The greatest is a document's: what was uploaded last; of the same time, rather an upload than a copy."""
-    filename = blob.key.rpartition("/")[2]
-    return blob.uploaded_at, _COPY.match(filename) is None, filename
+    return blob.uploaded_at, not blob.is_copy, blob.key
 
 
 def _checked_key(key: str) -> str:

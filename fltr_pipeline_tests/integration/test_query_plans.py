@@ -277,7 +277,9 @@ DELETED: dict[str, tuple[set[str], Call]] = {
     "dataset_now": ({"documents_pkey"}, lambda large, tx: moved.dataset_now(tx, large.ids[0])),
     "put_off": (
         {"documents_pkey"},
-        lambda large, tx: moved.put_off(tx, [Move(i, "from", "to", "1", True) for i in large.ids], seconds=300),
+        lambda large, tx: moved.put_off(
+            tx, dict.fromkeys(Move(i, large.dataset.id, "to", "1", True) for i in large.ids), seconds=300
+        ),
     ),
     "follow": (
         {"documents_pkey", "generations_pkey", "processing_jobs_pkey"},
