@@ -55,6 +55,10 @@ ADVICE: Mapping[str, Advice] = {
         "The file could not be read from our storage by our fault; nothing was charged: wait, or upload it again.",
         "Let the role of `FLTR_BLOB_URL` read it, or restore it from the archive; `nightly_backfill` tries again.",
     ),
+    "file_not_copied": Advice(
+        "The file could not be brought along to another dataset by our fault; nothing was charged: upload it again.",
+        "Let the role of `FLTR_BLOB_URL` read it; put it in the new dataset's folder; reprocess with mode `failed`.",
+    ),
     "foreign_payer": Advice(
         "The upload names an API key of another account: upload it with a key of yours, or without one.",
         "See which application attached the key; the message has the beginning of its digest.",

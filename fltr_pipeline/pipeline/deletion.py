@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 
 from fltr_pipeline.errors import ConfigurationError
 from fltr_pipeline.pipeline import moves
@@ -46,33 +45,51 @@ class Withdrawn:
     """Of documents that were moved and are therefore left for later."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """What became of a page of documents."""
+
+    forgotten: int
+    restored: int
+    moved: frozenset[str]
+    left: int
+    """Gone, but somebody works on them, or ends them, too."""
+
+    @property
+    def found(self) -> bool:
+        return bool(self.forgotten or self.restored or self.moved)
+
+
 def withdraw(services: Services, *, after: str = "", patience: float = math.inf) -> tuple[Withdrawn, list[str]]:
     """Withdraw what is gone and on which nobody works; also returns what was moved, which is for the caller to follow.
 
     Documents that are gone by themselves, or moved, are looked for behind the id `after`, until nothing was found for
-    `patience` seconds; then what was put off counts for nothing. What is gone with its dataset or owner is found first.
+    `patience` seconds; then what was put off counts for nothing. What is gone with its dataset or owner is found first;
+    a dataset is forgotten only behind its last document, since nothing else says where to look for that.
 
     Raises:
         ConfigurationError: as `datasets_without_owner`; nothing was withdrawn.
         StoreUnavailable: a database does not answer; what was withdrawn stays so, the next pass goes on.
     """
-    ownerless = datasets_without_owner(services)
+    ownerless, whole = datasets_without_owner(services), patience == math.inf
     withdrawn = _withdraw_ownerless(services, ownerless)
-    forgotten, restored, moved, found_at = 0, 0, set[str](), time.monotonic()
-    for page in chain(_pages_of_gone_datasets(services), pages(services, after)):
-        gone = sum(_forget(services, some) for some in _batches(sorted(page.gone)))
-        with transaction(services.fltr) as tx:
-            back = requeue.restore(tx, page.document_ids, but_of=ownerless)
-        away = moves.found(services, page.document_ids, put_off=patience == math.inf)
-        moved.update(m.document_id for m in away)
-        forgotten, restored = forgotten + gone, restored + back
-        if gone or back or away:
+    ended, emptied = [], []
+    for dataset_id in _gone_datasets(services):
+        of_dataset = [_end(services, p, ownerless, whole=whole) for p in _pages_of(services, dataset_id)]
+        ended += of_dataset
+        if not any(e.left for e in of_dataset):
+            emptied.append(dataset_id)
+    found_at = time.monotonic()
+    for some in pages(services, after):
+        ended.append(_end(services, some, ownerless, whole=whole))
+        if ended[-1].found:
             found_at = time.monotonic()
         elif time.monotonic() - found_at >= patience:
             break
     with transaction(services.fltr) as tx:
-        datasets_gone = deleted.forget_datasets(tx)
-    return Withdrawn(forgotten, datasets_gone, withdrawn, restored), sorted(moved)
+        datasets_gone = deleted.forget_datasets(tx, emptied)
+    forgotten, restored = sum(e.forgotten for e in ended), sum(e.restored for e in ended)
+    return Withdrawn(forgotten, datasets_gone, withdrawn, restored), sorted({i for e in ended for i in e.moved})
 
 
 def receipts(services: Services) -> list[Receipt]:
@@ -83,9 +100,10 @@ def receipts(services: Services) -> list[Receipt]:
 
 def waiting(services: Services) -> bool:
     """Whether a dataset is deleted, or has lost its owner and is not withdrawn. Indexed reads, for a probe."""
-    with transaction(services.fltr) as tx:
-        if deleted.gone_datasets(tx):
-            return True
+    if gone := _gone_datasets(services):
+        with transaction(services.fltr) as tx:
+            if set(gone) - deleted.in_hand(tx, gone) or deleted.withdrawable(tx, gone, 1):
+                return True
     ownerless = datasets_without_owner(services)
     if not ownerless:
         return False
@@ -106,19 +124,21 @@ def pages(services: Services, after: str = "") -> Iterator[Page]:
         after = found.last
 
 
-def _pages_of_gone_datasets(services: Services) -> Iterator[Page]:
-    """Their documents that are searchable or wait for work; the others have no vectors, and their turn will come."""
+def _gone_datasets(services: Services) -> list[str]:
     with transaction(services.fltr) as tx:
-        gone = deleted.gone_datasets(tx)
-    for dataset_id in gone:
-        after = ""
-        while True:
-            with transaction(services.fltr) as tx:
-                found = deleted.page_of(tx, dataset_id, after, PAGE)
-            if not found.last:
-                break
-            yield found
-            after = found.last
+        return deleted.gone_datasets(tx)
+
+
+def _pages_of(services: Services, dataset_id: str) -> Iterator[Page]:
+    """Its documents that are searchable or at work; the others have no vectors, and their turn will come."""
+    after = ""
+    while True:
+        with transaction(services.fltr) as tx:
+            found = deleted.page_of(tx, dataset_id, after, PAGE)
+        if not found.last:
+            break
+        yield found
+        after = found.last
 
 
 def datasets_without_owner(services: Services) -> list[str]:
@@ -150,6 +170,14 @@ def _withdraw_ownerless(services: Services, dataset_ids: list[str]) -> int:
         if not done:  # nothing is left, or somebody has a hand on what is
             break
     return withdrawn
+
+
+def _end(services: Services, page: Page, ownerless: list[str], *, whole: bool) -> _Ended:
+    gone = sum(_forget(services, some) for some in _batches(sorted(page.gone)))
+    with transaction(services.fltr) as tx:
+        back = requeue.restore(tx, page.document_ids, but_of=ownerless)
+    moved = moves.found(services, page.document_ids, put_off=whole)
+    return _Ended(gone, back, frozenset(m.document_id for m in moved), len(page.gone) - gone)
 
 
 def _forget(services: Services, document_ids: list[str]) -> int:

@@ -6,13 +6,14 @@ taking over vectors (embed).
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from fltr_pipeline.errors import InvalidValue, NotFound, StoreUnavailable
+from fltr_pipeline.errors import FltrError, Inaccessible, InvalidValue, NotFound, StoreUnavailable
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.sources import at_once
+from fltr_pipeline.stores.blobs import Blob
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import moved
 from fltr_pipeline.stores.fltr.moved import Move
@@ -34,6 +35,15 @@ class Followed:
     """Left for later, because their files can't be copied."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A document whose file is not in its new dataset."""
+
+    why: str
+    answers: bool
+    """Whether the blob store does at all: if not, that is none of the document's own."""
+
+
 def found(services: Services, document_ids: Sequence[str], *, put_off: bool = False) -> list[Move]:
     """Those of them that were moved and not followed yet, on which nobody works. Primary keys alone, for a probe.
 
@@ -47,19 +57,24 @@ def follow(services: Services, document_ids: Sequence[str], *, put_off: bool = F
     """Queue those of them that were moved in their new dataset, batch by batch; `put_off` as above.
 
     The files first: a worker there looks for them under its id. A document whose file can't be copied is told of and
-    put off. Where it takes long to find that of a whole batch, the blob store does not answer, and the rest waits, too.
+    put off; when that was refused too often, it follows without. Where it takes long to find that of a whole batch,
+    the blob store does not answer, and the rest is put off, too.
     """
     for start in range(0, len(document_ids), _BATCH):
         begun = time.monotonic()
         some = found(services, document_ids[start : start + _BATCH], put_off=put_off)
-        copied = dict(zip(some, at_once(lambda m: _copy_file(services, m), some), strict=True))
-        left = [m for m in some if not copied[m]]
+        held = {m: h for m, h in zip(some, at_once(lambda m: _copy_file(services, m), some), strict=True) if h}
+        lost = [m for m, h in held.items() if h.answers and m.refusals + 1 >= Inaccessible.tries]
+        left = {m: h.why if h.answers else None for m, h in held.items() if m not in lost}
+        _tell(held, lost)
+        if left and len(left) == len(some) and time.monotonic() - begun > _PATIENCE_SECONDS:
+            left |= dict.fromkeys(found(services, document_ids[start + _BATCH :], put_off=put_off))
         with transaction(services.fltr) as tx:
-            documents = moved.follow(tx, [m for m in some if copied[m]])
+            documents = moved.follow(tx, [m for m in some if m not in left], without_file=lost)
             if left:
                 moved.put_off(tx, left, seconds=_PUT_OFF_SECONDS)
         yield Followed(documents, len(left))
-        if left and len(left) == len(some) and time.monotonic() - begun > _PATIENCE_SECONDS:
+        if len(left) > len(some):
             break
 
 
@@ -71,19 +86,45 @@ def follow_arrivals(services: Services, dataset_id: str) -> None:
         pass
 
 
-def _copy_file(services: Services, move: Move) -> bool:
-    """Whether the document's newest file is in its new dataset, or there is none. The old one is not ours to delete."""
+def _copy_file(services: Services, move: Move) -> _Held | None:
+    """None: the document's newest file is in its new dataset, or there is none. The old one is not ours to delete."""
     blobs = services.blobs
+    there = None
     try:
-        file, there = (blobs.locate(dataset_id, move.document_id) for dataset_id in (move.before, move.now))
+        there = blobs.locate(move.now, move.document_id)
+        file = blobs.locate(move.before, move.document_id)
         if file and (there is None or there.uploaded_at < file.uploaded_at):
             with suppress(NotFound):  # who moved the document is moving the file, too
                 blobs.copy(file, move.now)
     except (StoreUnavailable, InvalidValue) as error:
+        if there and _is_new(move, there):
+            return None
+        return _held(services, move, error)
+    return None
+
+
+def _is_new(move: Move, there: Blob) -> bool:
+    """Whether a file in the new dataset was uploaded there for what waits, not for what was claimed before that."""
+    since = move.uploaded_since
+    return since is not None and not there.is_copy and there.uploaded_at > since.timestamp() * 1_000_000
+
+
+def _held(services: Services, move: Move, error: FltrError) -> _Held:
+    why = (
+        f"its file can't be copied from dataset {move.before}, from which the document was moved: {error}; let "
+        "FLTR_BLOB_URL's role read and write there, or upload the file again"
+    )
+    try:
+        services.blobs.check()
+    except StoreUnavailable:
+        return _Held(why, answers=False)
+    return _Held(why, answers=True)
+
+
+def _tell(held: Mapping[Move, _Held], lost: Collection[Move]) -> None:
+    for move, h in held.items():
+        then = "it follows without" if move in lost else f"it is tried again in {_PUT_OFF_SECONDS / 60:.0f} minutes"
         _LOG.warning(
-            "document %s was moved from dataset %s to %s, but its file can't be copied there; it waits as it is and is "
-            "tried again after %.0f minutes: %s",
-            move.document_id, move.before, move.now, _PUT_OFF_SECONDS / 60, error,
+            "document %s was moved from dataset %s to %s: %s; %s",
+            move.document_id, move.before, move.now, h.why, then,
         )  # fmt: skip
-        return False
-    return True

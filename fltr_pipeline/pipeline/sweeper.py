@@ -3,7 +3,7 @@
 Belongs here: their order, and repairing vectors. Does not: how each finds what it ends (expiry, deletion, reconcile).
 
 Any number of passes may run beside workers and each other, and die anywhere: what was repaired stays so, the next pass
-goes on, and one behind a pass that came to its end finds nothing.
+goes on, and one behind a pass that came to its end finds nothing but files that can't be copied.
 """
 
 import logging

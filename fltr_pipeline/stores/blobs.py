@@ -30,7 +30,7 @@ _PART = 1 << 20
 _UNFINISHED = "~unfinished"
 
 # A copy bears its original's time: by the store's clock it would be newer than an upload that it must not stand before.
-_COPY = re.compile(r"~(\d{16})~")
+_COPY = re.compile(r"\A~(\d{16})~")
 
 
 def safe_filename(filename: str) -> str:
@@ -53,7 +53,12 @@ class Blob:
     key: str
     size: int
     uploaded_at: int
-    """Microseconds since 1970, by the store's clock; of a copy, those of its original."""
+    """Microseconds since 1970, by the store's clock; of a copy, those of its original; 0: its driver tells none."""
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it was copied from another dataset, rather than uploaded."""
+        return _COPY.match(self.key.rpartition("/")[2]) is not None
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,15 @@ class BlobStore:
     def put(self, dataset_id: str, document_id: str, filename: str, data: bytes | Path) -> str:
         """Store bytes, or a local file's bytes, and return their key. Replaces a blob of the same key in one step.
 
+        A filename that would pass for that of a copy is changed by a letter.
+
         Raises:
             InvalidValue: `data` is a path without a file.
         """
         if isinstance(data, Path) and not data.is_file():
             raise InvalidValue(f"there is no file {data}")
-        key = f"{_folder(dataset_id, document_id)}/{safe_filename(filename)}"
+        name = _COPY.sub(r"_\1~", safe_filename(filename))
+        key = f"{_folder(dataset_id, document_id)}/{name}"
         with self._translated(key):
             if self._is_local:
                 self._put_local(key, data)
@@ -193,8 +201,18 @@ class BlobStore:
             filename = path.rpartition("/")[2]
             copy = _COPY.match(filename)
             with suppress(FileNotFoundError):  # removed since it was listed
-                time = int(copy[1]) if copy else round(self._fs.modified(path).timestamp() * 1_000_000)
-                yield Blob(f"{folder}/{filename}", size, time)
+                time = self._modified(path, alone=len(sizes) == 1)
+                # No copy is older than its original: other uploaders may give a file such a name, and any time.
+                yield Blob(f"{folder}/{filename}", size, min(time, int(copy[1])) if copy else time)
+
+    def _modified(self, path: str, *, alone: bool) -> int:
+        try:
+            time: float = self._fs.modified(path).timestamp()
+        except NotImplementedError:
+            if alone:
+                return 0
+            raise
+        return round(time * 1_000_000)
 
     def _put_local(self, key: str, data: bytes | Path) -> None:
         target = Path(self._path(key))
@@ -239,8 +257,7 @@ def _folder(dataset_id: str, document_id: str) -> str:
 
 def _rank(blob: Blob) -> tuple[int, bool, str]:
     """The greatest is a document's: what was uploaded last; of the same time, rather an upload than a copy."""
-    filename = blob.key.rpartition("/")[2]
-    return blob.uploaded_at, _COPY.match(filename) is None, filename
+    return blob.uploaded_at, not blob.is_copy, blob.key
 
 
 def _checked_key(key: str) -> str:

@@ -1,10 +1,10 @@
 """Fixtures of the integration tests.
 
-Belongs here: an `fltr` database, or a collection of vectors, alone. Does not: what other folders use too.
+Belongs here: an `fltr` database, or a collection of vectors, alone; what is moved. Does not: what others use.
 """
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,12 @@ from pydantic import SecretStr
 from fltr_pipeline.stores.database import engine_for
 from fltr_pipeline.stores.schema import init_fltr
 from fltr_pipeline.stores.vectors import VectorStore
+from fltr_pipeline.text.model import EmbeddingModel
 from fltr_pipeline_tests.databases import Databases
 from fltr_pipeline_tests.queries import APPLICATION_TABLES, Copy, Fltr
+from fltr_pipeline_tests.shelves import TEXTS, Encoded, Shelves
 from fltr_pipeline_tests.vectors import DIMENSION, new_name
+from fltr_pipeline_tests.world import World
 
 
 @pytest.fixture(scope="session")
@@ -94,3 +97,28 @@ def milvus(milvus_uri: str) -> Any:
     from pymilvus import MilvusClient
 
     return MilvusClient(milvus_uri)
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> Encoded:
+    """The model, cheaply, and what it was asked for."""
+    asked = Encoded()
+
+    def encode(model: EmbeddingModel, texts: Sequence[str]) -> list[list[float]]:
+        asked.texts += texts
+        return [[1.0, len(text) / 1000] + [0.0] * (model.dimension - 2) for text in texts]
+
+    monkeypatch.setattr(EmbeddingModel, "encode", encode)
+    monkeypatch.setenv("FLTR_CHUNK_TOKENS", "60")
+    return asked
+
+
+@pytest.fixture
+def shelves(world: World, encoded: Encoded) -> Shelves:
+    payer, other = world.user(50), world.user(50)
+    books = world.dataset(payer)
+    ids = world.upload(books, {name: text.encode() for name, text in TEXTS.items()})
+    world.process(books)
+    world.sweep_all()  # what other tests left in Milvus
+    encoded.texts.clear()
+    return Shelves(payer, books, other, world.dataset(other, "other"), ids)

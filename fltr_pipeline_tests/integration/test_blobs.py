@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import time
 import uuid
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -90,8 +92,44 @@ def test_an_upload_stands_before_a_copy_of_what_is_older_and_of_what_is_as_old(b
     uploaded = located(blobs, "other", newer)
     blobs.copy(Blob(older.key, older.size, uploaded.uploaded_at), "other")
     assert blobs.read(located(blobs, "other", newer).key) == b"new"
+    time.sleep(0.02)  # a kernel's clock of files has ticks, and no copy is older than its original
     later = blobs.copy(Blob(older.key, older.size, uploaded.uploaded_at + 1), "other")
     located(blobs, "other", later)
+
+
+FUTURE = "~9999999999999999~x.pdf"
+
+
+def test_no_upload_passes_for_a_copy(blobs: BlobStore) -> None:
+    key = blobs.put("ds", "doc", FUTURE, b"old")
+    assert not located(blobs, "ds", key).is_copy
+    newer = blobs.put("ds", "doc", "~0000000000000001~.pdf", b"new")
+    assert blobs.read(located(blobs, "ds", newer).key) == b"new"
+
+
+def test_what_another_uploader_calls_a_copy_of_the_future_is_as_old_as_it_is(tmp_path: Path) -> None:
+    blobs = BlobStore(str(tmp_path))
+    (tmp_path / "ds" / "doc").mkdir(parents=True)
+    (tmp_path / "ds" / "doc" / FUTURE).write_bytes(b"old")
+    os.utime(tmp_path / "ds" / "doc" / FUTURE, (1_700_000_000, 1_700_000_000))
+    assert located(blobs, "ds", f"ds/doc/{FUTURE}").uploaded_at == 1_700_000_000_000_000
+    located(blobs, "ds", blobs.put("ds", "doc", "a.pdf", b"new"))
+
+
+def test_a_driver_that_tells_no_times_finds_a_blob_that_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = BlobStore(f"memory://{uuid.uuid4().hex}")
+    key = blobs.put("ds", "doc", "a.txt", b"text")
+
+    def modified(*_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(MemoryFileSystem, "modified", modified)
+    assert located(blobs, "ds", key).uploaded_at == 0
+    blobs.copy(located(blobs, "ds", key), "other")
+    assert blobs.find("other", "doc") is not None
+    blobs.put("ds", "doc", "b.txt", b"text")
+    with pytest.raises(StoreUnavailable, match="NotImplementedError"):
+        blobs.locate("ds", "doc")
 
 
 def test_a_name_of_any_length_is_copied(tmp_path: Path) -> None:

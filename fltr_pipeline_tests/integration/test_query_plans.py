@@ -261,6 +261,7 @@ DELETED: dict[str, tuple[set[str], Call]] = {
     "withdrawable": (
         {"documents_live", "documents_by_stage"}, lambda large, tx: deleted.withdrawable(tx, [large.dataset.id], 100)
     ),
+    "in_hand": ({"documents_by_stage"}, lambda large, tx: deleted.in_hand(tx, [large.dataset.id])),
     "forget": (
         {"documents_pkey", "chunks_pkey", "generations_pkey", "retired_keys_by_document"},
         lambda large, tx: [large.delete(tx), deleted.forget(tx, large.ids)],
@@ -277,7 +278,9 @@ DELETED: dict[str, tuple[set[str], Call]] = {
     "dataset_now": ({"documents_pkey"}, lambda large, tx: moved.dataset_now(tx, large.ids[0])),
     "put_off": (
         {"documents_pkey"},
-        lambda large, tx: moved.put_off(tx, [Move(i, "from", "to", "1", True) for i in large.ids], seconds=300),
+        lambda large, tx: moved.put_off(
+            tx, dict.fromkeys(Move(i, large.dataset.id, "to", "1", True) for i in large.ids), seconds=300
+        ),
     ),
     "follow": (
         {"documents_pkey", "generations_pkey", "processing_jobs_pkey"},

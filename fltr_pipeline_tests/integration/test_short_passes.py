@@ -78,6 +78,39 @@ def test_what_is_gone_with_its_dataset_is_found_without_a_look_at_each_document(
     assert (world.keys(books), world.statuses(kept)) == (set(), {"moved.txt": "uploaded"})
 
 
+def test_a_deleted_dataset_is_not_forgotten_before_its_last_document(
+    world: World, books: Dataset, looks: list[str]
+) -> None:
+    in_hand = documents(world)[0]
+    lease = "UPDATE pipeline.documents SET stage = %s, lease_until = now() + %s::interval WHERE document_id = %s"
+    world.change(lease, "embed", "1 h", in_hand)
+    world.change("DELETE FROM datasets WHERE id = %s", books.id)
+    assert deletion.waiting(world.services)
+    assert world.sweep_all(list_keys=False, after="~").withdrawn == Withdrawn(documents_deleted=7)
+    assert not deletion.waiting(world.services), "no pass by the minute while a worker has the last one in hand"
+    world.change(lease, None, "-1 s", in_hand)
+    assert deletion.waiting(world.services)
+    looks.clear()
+    report = world.sweep_all(list_keys=False, after="~")
+    assert report.withdrawn == Withdrawn(documents_deleted=1, datasets_deleted=1)
+    assert (looks, world.keys(books)) == (["~"], set())
+
+
+def test_no_deleted_dataset_keeps_a_short_pass_from_the_next_one(world: World, looks: list[str]) -> None:
+    datasets = [world.dataset(world.user()) for _ in range(2)]
+    for dataset in datasets:
+        world.upload(dataset, {f"{n}.txt": f"Number {n} of {dataset.id}.".encode() for n in range(2)})
+        world.process(dataset)
+    kept = world.dataset(world.user(), "kept")
+    for dataset in datasets:  # the first of each is elsewhere, and not yet due: nothing is found there
+        ((first,),) = world.rows("SELECT min(id::text) FROM documents WHERE dataset_id = %s", dataset.id)
+        world.change("UPDATE documents SET dataset_id = %s WHERE id = %s", kept.id, first)
+    world.change("UPDATE pipeline.documents SET retry_at = now() + interval '1 h'")
+    world.change("DELETE FROM datasets WHERE id = ANY(%s)", [d.id for d in datasets])
+    report = world.sweep_all(list_keys=False, after="~")
+    assert report.withdrawn == Withdrawn(documents_deleted=2, datasets_deleted=2)
+
+
 def test_while_all_keys_are_listed_documents_are_looked_at_in_turn(
     world: World, books: Dataset, looks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

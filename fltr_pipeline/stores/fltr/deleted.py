@@ -61,12 +61,10 @@ _PAGE = text("""
 _PAGE_OF = text("""
     (SELECT document_id FROM pipeline.documents
      WHERE dataset_id = :dataset_id AND live_generation IS NOT NULL AND document_id > :after
-       AND (lease_until IS NULL OR lease_until < now())
      ORDER BY document_id LIMIT :limit)
     UNION
     (SELECT document_id FROM pipeline.documents
      WHERE dataset_id = :dataset_id AND stage IS NOT NULL AND document_id > :after
-       AND (lease_until IS NULL OR lease_until < now())
      ORDER BY document_id LIMIT :limit)
     ORDER BY document_id LIMIT :limit
 """)
@@ -86,7 +84,15 @@ _GONE_DATASETS = text("""
     WHERE NOT EXISTS (SELECT FROM public.datasets s WHERE s.id::text = x.dataset_id)
 """)
 
-_FORGET_DATASETS = text(f"DELETE FROM pipeline.datasets WHERE dataset_id IN ({_GONE_DATASETS.text})")  # noqa: S608 - of constants
+_FORGET_DATASETS = text(f"""
+    DELETE FROM pipeline.datasets WHERE dataset_id = ANY(:ids) AND dataset_id IN ({_GONE_DATASETS.text})
+""")  # noqa: S608 - of constants
+
+# Index: pipeline.documents_by_stage.
+_IN_HAND = text("""
+    SELECT DISTINCT dataset_id FROM pipeline.documents
+    WHERE dataset_id = ANY(:dataset_ids) AND stage IS NOT NULL AND lease_until >= now()
+""")
 
 # Indexes: pipeline.documents_live, pipeline.documents_by_stage.
 _AT_WORK_OR_LIVE = text("""
@@ -176,7 +182,7 @@ def page(tx: Connection, after: str, limit: int) -> Page:
 
 
 def page_of(tx: Connection, dataset_id: str, after: str, limit: int) -> Page:
-    """The same, of those that are searchable or wait for work in one dataset."""
+    """The same, of those that are searchable or at work in one dataset, also in somebody's hands."""
     ids = tuple(tx.execute(_PAGE_OF, {"dataset_id": dataset_id, "after": after, "limit": limit}).scalars())
     return Page(ids, frozenset(ids) - _existing(tx, ids))
 
@@ -191,9 +197,14 @@ def gone_datasets(tx: Connection) -> list[str]:
     return list(tx.execute(_GONE_DATASETS).scalars())
 
 
-def forget_datasets(tx: Connection) -> int:
+def forget_datasets(tx: Connection, dataset_ids: Sequence[str]) -> int:
     """Forget that deleted datasets were set up; returns how many they were."""
-    return tx.execute(_FORGET_DATASETS).rowcount
+    return tx.execute(_FORGET_DATASETS, {"ids": list(dataset_ids)}).rowcount
+
+
+def in_hand(tx: Connection, dataset_ids: Sequence[str]) -> set[str]:
+    """Those of these datasets of which somebody works on a document."""
+    return set(tx.execute(_IN_HAND, {"dataset_ids": list(dataset_ids)}).scalars())
 
 
 def withdrawable(tx: Connection, dataset_ids: Sequence[str], limit: int) -> list[str]:

@@ -7,8 +7,10 @@ until that is published, the one before it names the vectors that embedding take
 not yet claimed, is one to the new dataset, whose owner pays; what an attempt in the old one was charged goes back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from sqlalchemy import Connection, text
 
@@ -18,6 +20,9 @@ from fltr_pipeline.stores.fltr.claims import Claim, lock_documents
 from fltr_pipeline.stores.fltr.generations import discard_others
 from fltr_pipeline.stores.fltr.jobs import close_jobs
 from fltr_pipeline.stores.fltr.requeue import repair
+
+NOT_COPIED = "file_not_copied"
+"""Code of a failure: the file of a document could not follow it to another dataset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +36,18 @@ class Move:
     """With another upload, its file may be another, too."""
     due: bool = field(compare=False)
     """False: it was put off, and is not yet to be tried again."""
+    refusals: int = field(default=0, compare=False)
+    """How many times in a row its file could not be copied, although the blob store answered."""
+    uploaded_since: datetime | None = field(default=None, compare=False)
+    """Of one that waits as an upload: when the input before it was uploaded."""
 
 
 # Primary keys; datasets are few. A worker that has an older input in hand than was uploaded since is overtaken.
 _AMONG = text("""
     SELECT p.document_id, p.dataset_id AS before, d.dataset_id::text AS now, d.updated_at::text AS input_version,
-           p.retry_at IS NULL OR p.retry_at <= now() AS due
+           p.retry_at IS NULL OR p.retry_at <= now() AS due,
+           CASE WHEN p.error_code = :not_copied THEN p.retries ELSE 0 END AS refusals,
+           CASE WHEN d.status = 'uploaded' THEN p.input_version END AS uploaded_since
     FROM pipeline.documents p JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = p.document_id
     WHERE p.document_id = ANY(:ids_text) AND p.dataset_id <> d.dataset_id::text
       AND (p.lease_until IS NULL OR p.lease_until < now() OR d.status = 'uploaded')
@@ -55,11 +66,21 @@ _ARRIVED = text("""
                   WHERE p.document_id = d.id::text AND p.dataset_id <> d.dataset_id::text OFFSET 0)
 """)
 
-# Primary key.
+# Primary key. One that was followed or moved on meanwhile is not touched.
 _PUT_OFF = text("""
-    UPDATE pipeline.documents SET retry_at = now() + make_interval(secs => :seconds)
-    WHERE document_id IN (SELECT document_id FROM pipeline.documents WHERE document_id = ANY(:ids)
-                          ORDER BY document_id FOR UPDATE SKIP LOCKED)
+    WITH free AS MATERIALIZED (
+        SELECT p.document_id, r.refusal
+        FROM json_to_recordset(:rows) AS r(document_id text, before text, refusal text)
+        JOIN pipeline.documents p ON p.document_id = r.document_id AND p.dataset_id = r.before
+        ORDER BY p.document_id FOR UPDATE OF p SKIP LOCKED
+    )
+    UPDATE pipeline.documents p
+    SET retry_at = now() + make_interval(secs => :seconds),
+        retries = CASE WHEN f.refusal IS NULL THEN p.retries WHEN p.error_code = :code THEN p.retries + 1 ELSE 1 END,
+        error_code = CASE WHEN f.refusal IS NULL THEN p.error_code ELSE :code END,
+        error_message = coalesce(f.refusal, p.error_message),
+        error_at = CASE WHEN f.refusal IS NULL THEN p.error_at ELSE now() END
+    FROM free f WHERE p.document_id = f.document_id
 """)
 
 # Primary key. Who writes in a row has a hand on the document: it is left for the next pass.
@@ -84,7 +105,7 @@ _MOVE = text("""
 
 # Primary key. `updated_at` is the uploader's.
 _UPLOAD = text("""
-    UPDATE public.documents SET status = 'uploaded'
+    UPDATE public.documents SET status = :status
     WHERE id = ANY(:ids) AND status IN ('uploaded', 'processing', 'awaiting_credits')
     RETURNING id::text
 """)
@@ -110,8 +131,11 @@ _SOURCES = text("""
 
 def among(tx: Connection, document_ids: Sequence[str]) -> list[Move]:
     """Those that were moved and on which nobody works, unless at an older input than was uploaded since."""
-    parameters = {"ids": id_array(document_ids), "ids_text": list(document_ids)}
-    return [Move(*row) for row in tx.execute(_AMONG, parameters)]
+    parameters = {"ids": id_array(document_ids), "ids_text": list(document_ids), "not_copied": NOT_COPIED}
+    return [
+        Move(r.document_id, r.before, r.now, r.input_version, r.due, r.refusals, _time(r.uploaded_since))
+        for r in tx.execute(_AMONG, parameters)
+    ]
 
 
 def dataset_now(tx: Connection, document_id: str) -> str:
@@ -124,15 +148,17 @@ def arrived(tx: Connection, dataset_id: str) -> list[str]:
     return list(tx.execute(_ARRIVED, {"dataset_id": dataset_id}).scalars())
 
 
-def put_off(tx: Connection, moves: Sequence[Move], *, seconds: float) -> None:
-    """Have those that can't be followed now tried again later."""
-    tx.execute(_PUT_OFF, {"ids": [m.document_id for m in moves], "seconds": seconds})
+def put_off(tx: Connection, moves: Mapping[Move, str | None], *, seconds: float) -> None:
+    """Have those that can't be followed now tried again later; those with a reason are told of, and counted."""
+    rows = recordset({"document_id": m.document_id, "before": m.before, "refusal": why} for m, why in moves.items())
+    tx.execute(_PUT_OFF, {"rows": rows, "code": NOT_COPIED, "seconds": seconds})
 
 
-def follow(tx: Connection, moves: Sequence[Move]) -> int:
+def follow(tx: Connection, moves: Sequence[Move], *, without_file: Collection[Move] = ()) -> int:
     """Queue moved documents in their new dataset; returns how many.
 
-    Those that somebody works on by now, or that were moved on or uploaded anew, are left.
+    Those that somebody works on by now, or that were moved on or uploaded anew, are left. Of those `without_file`,
+    what is searchable stays so, and an upload fails: in the new dataset there may be an older file.
     """
     ids = [m.document_id for m in moves]
     lock_documents(tx, ids)
@@ -143,7 +169,11 @@ def follow(tx: Connection, moves: Sequence[Move]) -> int:
     tx.execute(_MOVE, {"ids": id_array(ids), "ids_text": ids})
     close_jobs(tx, [r.job_id for r in found if r.job_id], "canceled")
     mark_refunding(tx, [(r.document_id, r.generation) for r in found if r.under_way])
-    unfinished = set(tx.execute(_UPLOAD, {"ids": id_array(ids)}).scalars())
+    lost = {m.document_id for m in without_file}
+    unfinished = set[str]()
+    for status, some in (("uploaded", set(ids) - lost), ("failed", lost & set(ids))):
+        if some:
+            unfinished.update(tx.execute(_UPLOAD, {"ids": id_array(sorted(some)), "status": status}).scalars())
     repair(tx, [i for i in ids if i not in unfinished])
     tx.execute(_NOT_LIVE, {"ids": ids})
     discard_others(tx, sorted(unfinished))
@@ -157,3 +187,11 @@ def sources(tx: Connection, claims: Sequence[Claim]) -> dict[str, str]:
         return {}
     rows = recordset({"document_id": c.document_id, "generation": c.generation} for c in moved)
     return {r.key: r.source for r in tx.execute(_SOURCES, {"rows": rows})}
+
+
+def _time(input_version: str | None) -> datetime | None:
+    """None, too, where the application's times are not ISO 8601."""
+    with suppress(ValueError):
+        time = datetime.fromisoformat(input_version or "")
+        return time if time.tzinfo else time.replace(tzinfo=UTC)
+    return None
