@@ -329,6 +329,9 @@ def test_vectors_of_an_earlier_model_go_too_also_after_a_kill_behind_the_commit(
         patch.setattr(rebuild, "sweep", lambda _: 0)
         apply(world, tmp_path / "dumps")
     assert earlier.holds(set_scene.dataset.id)
+    assert set(world.rows("SELECT name, model FROM pipeline.collections")) == {
+        ("fltr_chunks_earlier", None), (vectors.collection, world.services.model.name)
+    }  # fmt: skip
     assert rebuild.sweep(world.services) == stored
     assert not earlier.holds()
     earlier.drop()
