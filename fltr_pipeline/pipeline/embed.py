@@ -12,7 +12,7 @@ from fltr_pipeline.models import Op, Stage, VectorRow
 from fltr_pipeline.pipeline.quarantine import Quarantine
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.stage import Result, grouped
-from fltr_pipeline.pipeline.vector_collections import everywhere, remove
+from fltr_pipeline.pipeline.vector_collections import everywhere, note, remove
 from fltr_pipeline.pipeline.worker import progressed
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import expired, generations, manifest, moved, texts
@@ -69,7 +69,7 @@ class Embed:
             new = generations.fresh_tokens(tx, claimed)
         lost = self._lost(kept, claimed[0].dataset_id)
         with transaction(self._services.fltr) as tx:
-            manifest.note_collection(tx, self._services.vectors.collection, self._services.model.name)
+            note(tx, self._services)
             fresh = generations.assign_keys(tx, undecided, lost)
             sources = moved.sources(tx, claimed)
         given = self._given(sources) if sources else {}

@@ -105,10 +105,10 @@ def apply(
         tell(f"dump: {path}")
         for statement in found.rights:  # told before they are lost, since nothing remembers them afterwards
             tell(f"to be granted again: {statement}")
-        earlier = _earlier_collections(services, found)
+        noted = _collections(services, found)
         holds, returned = _close_holds(services, found)
         tell(f"holds closed: {holds}, credits given back: {returned}")
-        schema.recreate_fltr(connection, earlier.items())
+        schema.recreate_fltr(connection, noted.items())
     tell(f"{found.database}: dropped, created anew, as specified")
     try:
         removed = sweep(services)
@@ -144,16 +144,16 @@ def _sweep(services: Services, store: VectorStore) -> int:
 
 
 def _stored(services: Services, found: Survey) -> int:
-    earlier = [services.vectors.beside(name) for name in _earlier_collections(services, found)]
-    return sum(store.rows_by_dataset().total() for store in (services.vectors, *earlier))
+    names = {services.vectors.collection, *_collections(services, found)}
+    return sum(services.vectors.beside(name).rows_by_dataset().total() for name in names)
 
 
-def _earlier_collections(services: Services, found: Survey) -> dict[str, str | None]:
-    """Collections of earlier models, which nothing but `fltr` knows: name → model."""
+def _collections(services: Services, found: Survey) -> dict[str, str | None]:
+    """All that were noted, name → model: of those of earlier models nothing but `fltr` knows, as of today's later."""
     if not any(t.rows for t in found.tables if (t.schema, t.name) == ("pipeline", "collections")):
         return {}  # none, or the role may not read them and is refused
     with pooled_transaction(services.fltr) as tx:
-        return {n: model for n, model in manifest.collections(tx).items() if n != services.vectors.collection}
+        return manifest.collections(tx)
 
 
 def _url(services: Services) -> str:

@@ -7,6 +7,7 @@ from fltr_pipeline.errors import NotFound
 from fltr_pipeline.models import Op, Stage
 from fltr_pipeline.pipeline.billing import Billing, Quote, Refusal, Settlement
 from fltr_pipeline.pipeline.services import Services
+from fltr_pipeline.pipeline.vector_collections import note
 from fltr_pipeline.pipeline.worker import Report, Worker
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, datasets
@@ -61,6 +62,7 @@ def set_up(services: Services, billing: Billing, worker: Worker, base: Ground) -
         _refuse(services, billing, worker, base, settled.refused[0], report)
         return report
     with transaction(services.fltr) as tx:
+        note(tx, services)
         datasets.mark_set_up(tx, dataset, facts.name)
     report.done = 1
     report.credits_reserved = reservation.reserved

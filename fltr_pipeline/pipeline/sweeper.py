@@ -17,7 +17,7 @@ from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.pipeline.deletion import Withdrawn
 from fltr_pipeline.pipeline.expiry import Swept
 from fltr_pipeline.pipeline.services import Services
-from fltr_pipeline.pipeline.vector_collections import drop_empty, everywhere, remove
+from fltr_pipeline.pipeline.vector_collections import drop_empty, everywhere, note, remove
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets, deleted, manifest, requeue
 from fltr_pipeline.stores.fltr.deleted import Receipt
@@ -130,6 +130,8 @@ def sweep_all(services: Services, billing: Billing, *, list_keys: bool, after: s
         return _end(services, billing, after=after) + _after_withdrawal(services)
     report = _end(services, billing, whole=True) + _after_withdrawal(services)
     services.vectors.ensure()
+    with transaction(services.fltr) as tx:
+        note(tx, services)
     begun = time.monotonic()
     for found in _listed(services):
         report += Report(vectors=found)

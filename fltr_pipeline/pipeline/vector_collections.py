@@ -12,12 +12,14 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from sqlalchemy import Connection
+
 from fltr_pipeline.errors import ConfigurationError, SchemaDrift, StoreUnavailable
 from fltr_pipeline.pipeline.services import Services, collection_of
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import manifest
 from fltr_pipeline.stores.vectors import VectorStore
-from fltr_pipeline.text.model import EmbeddingModel
+from fltr_pipeline.text.model import DEFAULT_MODEL, EmbeddingModel
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,12 +33,19 @@ class Former:
     """Name of the embedding model; None: not known."""
 
 
+def note(tx: Connection, services: Services) -> None:
+    """Today's collection, and the model that makes its vectors."""
+    manifest.note_collection(tx, services.vectors.collection, services.model.name)
+
+
 def former(services: Services) -> Iterator[Former]:
     """Those of earlier models."""
     with transaction(services.fltr) as tx:
         noted = manifest.collections(tx)
+    noted.pop(services.vectors.collection, None)
+    today = services.vectors.own_name() if noted else None  # behind an alias it has another name
     for name, model in noted.items():
-        if name != services.vectors.collection and (store := services.vectors.beside(name)).exists():
+        if name != today and (store := services.vectors.beside(name)).exists():
             yield Former(store, model)
 
 
@@ -73,28 +82,39 @@ def remove(store: VectorStore, keys: Sequence[str]) -> None:
 
 
 def drop_empty(services: Services) -> None:
-    """Drop the collections of earlier models in which nothing lies any more."""
+    """Drop the collections of earlier models in which nothing lies any more; none while something is embedded.
+
+    A worker with an old setting may have read back there what it has yet to publish. It is asked for before the look
+    at the collection: what is published in between lies there by then.
+    """
+    with transaction(services.fltr) as tx:
+        if manifest.embedding(tx):
+            return
     for f in former(services):
         if not f.store.holds():
             f.store.drop()
             _LOG.info("dropped %s, the collection of an earlier embedding model: it is empty", f.store.collection)
 
 
-def model_of(services: Services, found: Former) -> EmbeddingModel | None:
-    """The model that made the collection's vectors; None where it is not here any more."""
+def model_of(services: Services, found: Former) -> EmbeddingModel:
+    """The model that made the collection's vectors; where its name is not known, the default model may be it.
+
+    Raises:
+        ConfigurationError: it is not here any more.
+    """
+    settings, name = services.settings, found.model or DEFAULT_MODEL
     try:
-        settings = services.settings
-        model = _loaded(found.model, settings.embedding_batch_size, settings.embedding_threads) if found.model else None
-        if model and collection_of(model) == found.store.collection:
+        model = _loaded(name, settings.embedding_batch_size, settings.embedding_threads)
+        if collection_of(model) == found.store.collection:
             return model
-        reason = "the setting names another one now" if model else "its name is not known"
-    except ConfigurationError as error:
-        reason = str(error)
-    _LOG.warning("what lies in %s is not searched, its model can't be had: %s", found.store.collection, reason)
-    return None
+    except (KeyError, OSError, ValueError) as error:
+        raise ConfigurationError(f"the embedding model {name!r} can't be read: {error!r}") from error
+    raise ConfigurationError(
+        f"{name!r} names another embedding model now" if found.model else "the embedding model's name is not known"
+    )
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _loaded(name: str, batch_size: int, threads: int) -> EmbeddingModel:
     """Its weights stay in memory from search to search."""
     return EmbeddingModel(name, batch_size=batch_size, threads=threads)

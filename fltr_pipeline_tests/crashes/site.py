@@ -140,4 +140,5 @@ class Site:
         """Remove what a later sweep could find."""
         for table in ("documents", "charges", "datasets"):
             self.world.change(f"DELETE FROM pipeline.{table} WHERE dataset_id = %s", scene.dataset.id)
+        self.world.change("DELETE FROM pipeline.collections")  # each case notes its own, whatever ran before
         self.world.change_auth("DELETE FROM users WHERE id = %s", scene.payer.user_id)

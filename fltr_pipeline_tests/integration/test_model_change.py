@@ -3,25 +3,30 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fltr_pipeline.errors import StoreUnavailable
-from fltr_pipeline.models import ReprocessMode, VectorRow
+from fltr_pipeline.errors import FltrError, SchemaDrift, StoreUnavailable, UnsupportedCapability
+from fltr_pipeline.models import ReprocessMode, Stage, VectorRow
 from fltr_pipeline.pipeline.embed import Embed
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import compare, compare_all
 from fltr_pipeline.pipeline.search import search
 from fltr_pipeline.pipeline.sweeper import Report, Vectors
+from fltr_pipeline.pipeline.vector_collections import former
+from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.fltr import claims
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.stores.vectors import VectorStore
 from fltr_pipeline.text.model import DEFAULT_MODEL, EmbeddingModel
-from fltr_pipeline_tests.vectors import ON_EACH_MILVUS
+from fltr_pipeline_tests.vectors import ON_EACH_MILVUS, new_name
 from fltr_pipeline_tests.world import World
 
 BREAD = b"Flour, water, salt and yeast; knead, let it rise, bake at 220 degrees."
 TREATY = b"The treaty of Westphalia ended the thirty years war in 1648."
 NOTHING = Report()
+_SHORT = 256
 
 
 @pytest.fixture
@@ -41,16 +46,23 @@ def old(world: World, books: Dataset) -> VectorStore:
 
 
 @pytest.fixture
-def another(tmp_path: Path) -> Path:
-    """The folder of a model that makes the same vectors, and is another one by its files."""
+def another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a model that makes shorter vectors: the beginnings of the default model's."""
     folder, default = tmp_path / "model", EmbeddingModel(DEFAULT_MODEL, batch_size=1, threads=1).folder
-    folder.mkdir()
+    (folder / "1_Pooling").mkdir(parents=True)
     for path in default.iterdir():
-        (folder / path.name).symlink_to(path)
-    modules = folder / "modules.json"
-    text = modules.read_text()
-    modules.unlink()
-    modules.write_text(text + "\n")
+        if path.name != "1_Pooling":
+            (folder / path.name).symlink_to(path)
+    pooling = (default / "1_Pooling/config.json").read_text()
+    (folder / "1_Pooling/config.json").write_text(
+        pooling.replace('"word_embedding_dimension": 384', f'"word_embedding_dimension": {_SHORT}')
+    )
+    encode = EmbeddingModel.encode
+
+    def beginnings(self: EmbeddingModel, texts: Sequence[str]) -> list[list[float]]:
+        return [vector[: self.dimension] for vector in encode(self, texts)]
+
+    monkeypatch.setattr(EmbeddingModel, "encode", beginnings)
     return folder
 
 
@@ -72,9 +84,8 @@ def found(world: World, dataset: Dataset, k: int = 10) -> set[str]:
     return {h.place.filename for h in search(world.services, dataset.id, "bread", k=k)}
 
 
-def stray(world: World, store: VectorStore, dataset: Dataset, key: str) -> None:
-    vector = world.services.model.encode(["bread"])[0]
-    store.insert([VectorRow(key, dataset.id, "nobody", "bread", vector)])
+def stray(store: VectorStore, dataset: Dataset, key: str) -> None:
+    store.insert([VectorRow(key, dataset.id, "nobody", "bread", [1.0] * store.dimension)])
 
 
 @ON_EACH_MILVUS
@@ -122,9 +133,9 @@ def test_a_document_that_is_deleted_behind_the_change_has_its_receipt_when_its_v
 def test_orphans_in_the_old_collection_are_told_and_deleted(
     world: World, books: Dataset, old: VectorStore, changed: VectorStore
 ) -> None:
-    stray(world, old, books, "stray")
+    stray(old, books, "stray")
     changed.ensure()
-    stray(world, changed, books, "another-stray")
+    stray(changed, books, "another-stray")
     assert compare(world.services, books.id).orphans == {"stray", "another-stray"}
     assert compare_all(world.services)[books.id].orphans == {"stray", "another-stray"}
     assert world.sweep_all() == Report(vectors=Vectors(vectors_orphaned=2))
@@ -149,15 +160,89 @@ def test_a_model_that_is_no_longer_here_hides_what_it_embedded_and_nothing_else(
     use(world, monkeypatch, DEFAULT_MODEL)
     world.upload(books, {"bread.txt": BREAD + b" Eat it warm."})
     world.process(books)
-    modules = another / "modules.json"
-    modules.write_text(modules.read_text() + "\n")  # another one lies there now
-    assert found(world, books) == {"bread.txt"}
-    (another / "modules.json").unlink()
+    windows = another / "sentence_bert_config.json", another / "config.json"
+    kept = [path.read_text() for path in windows]
+    for path in windows:
+        path.unlink()
+    assert found(world, books) == {"bread.txt"}, "half of a model lies there"
+    for path, text in zip(windows, kept, strict=True):
+        path.write_text(text)
+    pooling = another / "1_Pooling/config.json"
+    pooling.write_text(pooling.read_text() + "\n")
+    assert found(world, books) == {"bread.txt"}, "another one lies there now"
     another.rename(another.with_name("elsewhere"))
     assert found(world, books) == {"bread.txt"}
+    assert {h.place.filename for h in search(world.services, books.id, "treaty war", mode="bm25")} == {"treaty.txt"}
     world.process(books, ReprocessMode.stale)
     world.sweep_all()
     assert (found(world, books), changed.exists()) == ({"bread.txt", "treaty.txt"}, False)
+
+
+def test_the_model_of_a_collection_from_before_they_were_noted_is_noted_by_a_pass_and_by_a_set_up(
+    world: World, books: Dataset, old: VectorStore, changed: VectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.change("UPDATE pipeline.collections SET model = NULL")
+    assert found(world, books) == {"bread.txt", "treaty.txt"}, "the default model is tried"
+    world.process(books, ReprocessMode.stale)
+    for noting in (world.sweep_all, lambda: world.process(books)):
+        world.change("UPDATE pipeline.collections SET model = NULL")
+        noting()
+        with monkeypatch.context() as patch:
+            use(world, patch, DEFAULT_MODEL)
+            assert found(world, books) == {"bread.txt", "treaty.txt"}
+        del world.services
+
+
+def test_an_earlier_collection_that_cannot_be_searched_hides_what_lies_in_it_and_nothing_else(
+    world: World, books: Dataset, old: VectorStore, changed: VectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.upload(books, {"bread.txt": BREAD + b" Eat it warm."})
+    world.process(books)
+    ask = VectorStore.search
+
+    for error in (SchemaDrift("dropped"), UnsupportedCapability("no BM25")):
+
+        def refused_by_the_old_one(self: VectorStore, *args: Any, error: FltrError = error, **options: Any) -> Any:
+            if self.collection == old.collection:
+                raise error
+            return ask(self, *args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(VectorStore, "search", refused_by_the_old_one)
+            assert found(world, books) == {"bread.txt"}
+
+
+def test_a_collection_is_not_dropped_while_a_worker_may_have_read_back_there_what_it_has_yet_to_publish(
+    world: World, books: Dataset, old: VectorStore, changed: VectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a worker with the old setting begins while a pass with the new one is at work."""
+    world.process(books, ReprocessMode.stale)
+    world.upload(books, {"new.txt": b"Something else."})
+    with monkeypatch.context() as patch:
+        use(world, patch, DEFAULT_MODEL)
+        world.extract(books)
+        world.stage(Plan(world.services), books)
+        worker = world.worker()
+        with transaction(world.services.fltr) as tx:
+            (claim,) = claims.claim(
+                tx, dataset_id=books.id, stage=Stage.EMBED, run_id=worker.run_id, limit=1, lease_seconds=60
+            )
+    del world.services
+    world.sweep_all()
+    assert old.exists()
+    with transaction(world.services.fltr) as tx:
+        claims.retry_later(tx, [claim], "put back")
+    world.sweep_all()
+    assert not old.exists()
+
+
+def test_behind_an_alias_todays_collection_is_not_taken_for_an_earlier_one(
+    world: World, books: Dataset, milvus: Any
+) -> None:
+    alias = new_name()
+    milvus.create_alias(world.services.vectors.collection, alias)
+    assert list(former(replace(world.services, vectors=world.services.vectors.beside(alias)))) == []
+    milvus.drop_alias(alias)
 
 
 def test_what_was_planned_for_one_model_and_embedded_by_another_is_mended_by_a_pass(

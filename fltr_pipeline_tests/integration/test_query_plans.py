@@ -177,6 +177,7 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "searchable": (
         {"documents_pkey"}, lambda large, tx: manifest.searchable(tx, large.dataset.id, large.ids)
     ),
+    "embedding": ({"documents_leased"}, lambda _, tx: manifest.embedding(tx)),
     "places": (
         {"chunks_by_key"}, lambda large, tx: manifest.places(tx, large.dataset.id, [("key", i) for i in large.ids])
     ),

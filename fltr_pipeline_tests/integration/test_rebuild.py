@@ -103,7 +103,8 @@ def test_a_rebuild_leaves_what_is_specified_and_nobody_pays_for_what_vanished(
     assert verify_fltr(world.fltr_admin).findings == tuple(
         f for f in verify_fltr(world.fltr_admin).findings if f.severity == "ok"
     )
-    assert {name: n for name, n in counts(world).items() if n} == {"pipeline.schema_version": versions.newest()}
+    left = {"pipeline.schema_version": versions.newest(), "pipeline.collections": 1}
+    assert {name: n for name, n in counts(world).items() if n} == left
     assert (done.holds, done.credits_returned) == (2, HELD)
     assert done.vectors >= 1
     assert set_scene.dataset.id not in world.services.vectors.rows_by_dataset()
@@ -329,6 +330,9 @@ def test_vectors_of_an_earlier_model_go_too_also_after_a_kill_behind_the_commit(
         patch.setattr(rebuild, "sweep", lambda _: 0)
         apply(world, tmp_path / "dumps")
     assert earlier.holds(set_scene.dataset.id)
+    assert set(world.rows("SELECT name, model FROM pipeline.collections")) == {
+        ("fltr_chunks_earlier", None), (vectors.collection, world.services.model.name)
+    }  # fmt: skip
     assert rebuild.sweep(world.services) == stored
     assert not earlier.holds()
     earlier.drop()

@@ -1,5 +1,8 @@
 """Search shows what the manifest says, whatever lies in Milvus."""
 
+from collections import Counter
+from typing import Any
+
 import pytest
 
 from fltr_pipeline.models import VectorRow
@@ -8,7 +11,7 @@ from fltr_pipeline.pipeline.embed import Embed
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.search import Mode, search
 from fltr_pipeline.stores.fltr.datasets import Dataset
-from fltr_pipeline.stores.vectors import MAX_HITS
+from fltr_pipeline.stores.vectors import MAX_HITS, VectorStore
 from fltr_pipeline_tests.vectors import ON_EACH_MILVUS
 from fltr_pipeline_tests.world import World
 
@@ -73,6 +76,26 @@ def test_however_many_rows_of_documents_that_are_gone_lie_nearer_the_live_ones_a
         insert(world, books.id, f"gone-{part}", strays[part::3])
     hits = search(world.services, books.id, "bread", k=2, mode=mode)
     assert [h.place.text for h in hits] == [BREAD]
+    world.services.vectors.delete(strays)
+
+
+def test_a_question_is_asked_so_many_times_and_no_more(
+    world: World, books: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finder, "MAX_HITS", 2)
+    strays = [f"stray-{books.id}-{n}" for n in range(60)]
+    for n, key in enumerate(strays):
+        insert(world, books.id, f"gone-{n}", [key])
+    asked = Counter[str]()
+    ask = VectorStore.search
+
+    def counted(self: VectorStore, *args: Any, **options: Any) -> Any:
+        asked[self.collection] += 1
+        return ask(self, *args, **options)
+
+    monkeypatch.setattr(VectorStore, "search", counted)
+    assert found(world, books, k=1) == []
+    assert asked.total() == finder.ROUNDS
     world.services.vectors.delete(strays)
 
 

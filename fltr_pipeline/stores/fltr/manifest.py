@@ -124,6 +124,11 @@ _NOTE_COLLECTION = text("""
     ON CONFLICT (name) DO UPDATE SET model = excluded.model
 """)
 
+# Index: pipeline.documents_leased.
+_EMBEDDING = text("""
+    SELECT FROM pipeline.documents WHERE lease_until IS NOT NULL AND stage = 'embed' LIMIT 1
+""")
+
 # Index: pipeline.chunks_by_key, first of all: the planner would rather read all chunks of the documents that were hit.
 # A hit counts if its chunk is of the live generation of a document that exists, in a dataset that does.
 _PLACES = text("""
@@ -206,6 +211,11 @@ def note_collection(tx: Connection, name: str, model: str) -> None:
     """Vectors of that model are going to be put into the collection."""
     if collections(tx).get(name) != model:
         tx.execute(_NOTE_COLLECTION, {"name": name, "model": model})
+
+
+def embedding(tx: Connection) -> bool:
+    """Whether a worker has documents in hand whose vectors it makes."""
+    return tx.execute(_EMBEDDING).first() is not None
 
 
 def places(tx: Connection, dataset_id: str, found: Sequence[tuple[str, str]]) -> dict[str, Place]:

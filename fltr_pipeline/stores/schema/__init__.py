@@ -82,9 +82,9 @@ def recreate_fltr(connection: Connection, collections: Iterable[tuple[str, str |
     """
     connection.execute(DROP)
     create_fltr(connection)
+    verify_fltr(connection).require()
     for name, model in collections:
         connection.execute(NOTE_COLLECTION, (name, model))
-    verify_fltr(connection).require()
 
 
 def init_auth_copy(admin_url: str, role_password: str | None = None) -> None:

@@ -103,7 +103,12 @@ class VectorStore:
 
     def exists(self) -> bool:
         """Whether Milvus has the collection."""
-        return self._described() is not None
+        return self.own_name() is not None
+
+    def own_name(self) -> str | None:
+        """The collection's own name, also when it is asked for by an alias; None where it is not there."""
+        description = self._described()
+        return None if description is None else str(description["collection_name"])
 
     def holds(self, dataset_id: str | None = None) -> bool:
         """Whether it has a row (of the dataset); asked twice, as `datasets_of`. Not if it is not there."""
@@ -117,9 +122,9 @@ class VectorStore:
         """Drop the collection with all that is in it; does nothing if it is not there."""
         self._server.call("drop_collection", self.collection)
 
-    def beside(self, collection: str) -> "VectorStore":
-        """Another collection on the same server, by the same connection."""
-        other = replace(self, collection=collection)
+    def beside(self, collection: str, *, dimension: int | None = None) -> "VectorStore":
+        """Another collection by the same connection. Without its `dimension`, only its keys may be asked for."""
+        other = replace(self, collection=collection, dimension=dimension or self.dimension)
         other.__dict__["_server"] = self._server
         return other
 
