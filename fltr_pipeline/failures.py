@@ -1,7 +1,8 @@
 """What a failure's code means, and what to do about it: a sentence for the customer, one for the operator.
 
-Belongs here: every code that a failed document can carry. Does not: raising errors (`errors`); what exactly failed,
-which the message says. `docs/formats.md` shows the same table; a test compares them.
+Belongs here: every code that a failed document can carry, and which of them another night may mend. Does not: raising
+errors (`errors`); what exactly failed, which the message says. `docs/formats.md` shows the same table; a test
+compares them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -85,6 +86,11 @@ ADVICE: Mapping[str, Advice] = {
     "internal_error": Advice("Processing failed by our fault; nothing was charged.", _REPROCESS),
     "gave_up": Advice("Processing failed by our fault; nothing was charged.", _REPROCESS),
 }
+
+RETRYABLE = (
+    "gave_up", "internal_error", "inaccessible", "parser_crash", "time_limit", "memory_limit", "payer_gone", "pot_gone",
+)  # fmt: skip
+"""Failures that another night may mend, and that are never charged; the others are the document's own."""
 
 _UNKNOWN = Advice("Processing failed.", "A code of another version of the pipeline: see its documentation.")
 

@@ -294,7 +294,7 @@ class Ledger:
             except transfers.DoesNotCover:
                 available = self.spendable([pot]).get(pot)
                 # Others were faster each time: at last only what is there already, which nobody can take.
-                wanted, rest = self._fitting(wanted, available or 0 if left > 1 else 0, leaving)
+                wanted, rest = self._fitting(wanted, (available or 0) if left > 1 else 0, leaving)
                 why = HoldState.POT_GONE if available is None else HoldState.INSUFFICIENT
                 refused |= dict.fromkeys((h.id for h in rest), why)
             except IntegrityError as error:

@@ -67,14 +67,15 @@ def follow(services: Services, document_ids: Sequence[str], *, put_off: bool = F
         lost = [m for m, h in held.items() if h.answers and m.refusals + 1 >= Inaccessible.tries]
         left = {m: h.why if h.answers else None for m, h in held.items() if m not in lost}
         _tell(held, lost)
-        if left and len(left) == len(some) and time.monotonic() - begun > _PATIENCE_SECONDS:
+        silent = bool(left) and len(left) == len(some) and time.monotonic() - begun > _PATIENCE_SECONDS
+        if silent:
             left |= dict.fromkeys(found(services, document_ids[start + _BATCH :], put_off=put_off))
         with transaction(services.fltr) as tx:
             documents = moved.follow(tx, [m for m in some if m not in left], without_file=lost)
             if left:
                 moved.put_off(tx, left, seconds=_PUT_OFF_SECONDS)
         yield Followed(documents, len(left))
-        if len(left) > len(some):
+        if silent:
             break
 
 

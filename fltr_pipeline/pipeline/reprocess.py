@@ -1,16 +1,12 @@
 """Doing it again: which documents a mode names, and which datasets a nightly backfill is for."""
 
+from fltr_pipeline.failures import RETRYABLE
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline import moves
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets
 from fltr_pipeline.stores.fltr import requeue as queue
-
-RETRYABLE = (
-    "gave_up", "internal_error", "inaccessible", "parser_crash", "time_limit", "memory_limit", "payer_gone", "pot_gone",
-)  # fmt: skip
-"""Failures that another night may mend; the others are the document's own."""
 
 
 def requeue(

@@ -27,10 +27,10 @@ from fltr_pipeline.errors import (
     TransientError,
     UnsupportedCapability,
 )
+from fltr_pipeline.failures import RETRYABLE
 from fltr_pipeline.models import Op, Stage
 from fltr_pipeline.pipeline.billing import Billing, Quote, Refusal, Settlement
 from fltr_pipeline.pipeline.quarantine import GAVE_UP, Quarantine
-from fltr_pipeline.pipeline.reprocess import RETRYABLE
 from fltr_pipeline.pipeline.worker import Report, Worker, progressed
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, datasets, generations, leases

@@ -208,7 +208,7 @@ class BlobStore:
     def _modified(self, path: str, *, alone: bool) -> int:
         try:
             time: float = self._fs.modified(path).timestamp()
-        except NotImplementedError:
+        except NotImplementedError:  # a driver without times: a file that is alone need not be compared
             if alone:
                 return 0
             raise

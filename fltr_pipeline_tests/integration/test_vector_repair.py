@@ -1,6 +1,6 @@
 """The manifest and Milvus, key by key: what only one of them has is found, told, repaired once, and never in flight."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 
 import pytest
@@ -17,6 +17,7 @@ from fltr_pipeline.pipeline.sweeper import Report, Vectors
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, leases, manifest
 from fltr_pipeline.stores.fltr.datasets import Dataset
+from fltr_pipeline.stores.fltr.plans import PlannedChunk
 from fltr_pipeline.stores.vectors import VectorStore
 from fltr_pipeline_tests.vectors import ON_EACH_MILVUS
 from fltr_pipeline_tests.world import World
@@ -316,13 +317,13 @@ def test_a_key_that_is_retired_while_a_plan_is_made_is_not_kept_by_it(
     lost = keys_of(world, "long.txt")[:2]
     chunking = Plan._plan
 
-    def meanwhile(self: Plan, *arguments: object) -> object:
+    def meanwhile(self: Plan, text: str, kept: Mapping[str, Sequence[str | None]]) -> list[PlannedChunk]:
         lose(world, lost)
         with transaction(world.services.fltr) as tx:
             manifest.lose(tx, lost, world.services.fingerprint)
         strangers(world, books.id, lost)
         monkeypatch.setattr(Plan, "_plan", chunking)
-        return chunking(self, *arguments)  # type: ignore[arg-type]
+        return chunking(self, text, kept)
 
     monkeypatch.setattr(Plan, "_plan", meanwhile)
     plan_the_edit(world, books)

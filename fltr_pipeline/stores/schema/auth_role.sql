@@ -20,15 +20,6 @@ $$;
 
 DO $$
 BEGIN
-    IF current_setting('fltr.role_password', true) <> '' THEN
-        EXECUTE format('ALTER ROLE fltr_pipeline PASSWORD %L', current_setting('fltr.role_password'));
-    END IF;
-    EXECUTE format('GRANT CONNECT ON DATABASE %I TO fltr_pipeline', current_database());
-END
-$$;
-
-DO $$
-BEGIN
     IF EXISTS (SELECT FROM pg_roles r WHERE r.rolname = 'fltr_pipeline'
                AND (r.rolsuper OR r.rolcreatedb OR r.rolcreaterole OR r.rolreplication OR r.rolbypassrls
                     OR EXISTS (SELECT FROM pg_auth_members m WHERE m.member = r.oid))) THEN
@@ -36,6 +27,15 @@ BEGIN
             USING HINT = 'ALTER ROLE fltr_pipeline NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS, '
                          'and REVOKE the roles that it is a member of; or drop it, and run this again.';
     END IF;
+END
+$$;
+
+DO $$
+BEGIN
+    IF current_setting('fltr.role_password', true) <> '' THEN
+        EXECUTE format('ALTER ROLE fltr_pipeline PASSWORD %L', current_setting('fltr.role_password'));
+    END IF;
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO fltr_pipeline', current_database());
 END
 $$;
 
