@@ -29,6 +29,7 @@ OTHERS = "compare that program's changes of the balance with its rows: each must
 NONE_LEFT = "nothing: the rows went with the users, and can't come back; the difference stays"
 REMADE = "nothing, if that was intended: what the old balance held was lost with it; the difference stays"
 OURS = "nobody but the pipeline wrote rows of this pot: compare its rows with `pipeline.charges`, and report it"
+MEMBER = "where a member was deleted, whose rows went too: write one row of their sum, and leave the balance; else "
 
 OVERDRAWN = "the pipeline never takes more than there is: see which program does, and grant what is missing"
 
@@ -209,7 +210,7 @@ class Books:
 
     def _drift(self, pot: Pot, drift: int, deleted: int) -> Finding:
         opening, account = self._openings[pot.name], self._accounts[pot.name]
-        severity, cause, remedy = _cause(opening, account, deleted)
+        severity, cause, remedy = _cause(pot, opening, account, deleted)
         problem = f"the balance is {self._balances[pot.name]:,}, {drift:+,} from what its rows add up to: {cause}"
         return Finding(severity, opening.row_id, pot.name, "", problem, remedy)
 
@@ -219,7 +220,7 @@ class Books:
         return Finding(severity, opening.row_id, name, "", f"the balance is {self._balances[name]:,}", OVERDRAWN)
 
 
-def _cause(opening: _Opening, account: _Account, deleted: int) -> tuple[Severity, str, str]:
+def _cause(pot: Pot, opening: _Opening, account: _Account, deleted: int) -> tuple[Severity, str, str]:
     """Why a balance may have drifted, and what to do."""
     if deleted:
         return Severity.WARNING, f"{deleted} of its users were deleted, and their rows with them", NONE_LEFT
@@ -228,7 +229,8 @@ def _cause(opening: _Opening, account: _Account, deleted: int) -> tuple[Severity
     # A team's deletion, too, moves other programs' rows: to the pots of their users.
     if account.others_since or account.others_before != opening.explained:
         return Severity.WARNING, "another program wrote or moved rows of it", OTHERS
-    return Severity.ERROR, "only the pipeline wrote rows of it", OURS
+    # Of a member whose work it never paid for, deleted with purchases or grants to it, nothing tells any more.
+    return Severity.ERROR, "only the pipeline wrote rows of it", MEMBER + OURS if pot.kind == "team" else OURS
 
 
 def _opening(scanned: ScannedRow) -> _Opening | None:

@@ -243,7 +243,17 @@ def test_a_drift_that_only_the_pipeline_can_have_made_is_an_error() -> None:
     (finding,) = drift(rows, 45)
     assert (finding.severity, finding.row_id, finding.pot) == (Severity.ERROR, opening.row.id, "user:ann")
     assert "the balance is 45, -1 from what its rows add up to" in finding.problem
+    assert "member" not in finding.remedy
     assert drift(rows, 46) == []
+
+
+def test_a_team_that_drifts_may_have_lost_a_member_whom_nothing_tells_of_any_more() -> None:
+    rows = [opened(RED.pot, 50)]  # a grant of 7 since went with the member
+    (finding,) = audited(rows, {"team:red": 57}).findings
+    assert finding.severity is Severity.ERROR
+    assert "where a member was deleted" in finding.remedy
+    mended = [*rows, ScannedRow(foreign(7).row, RED.pot.name)]
+    assert audited(mended, {"team:red": 57}).findings == ()
 
 
 @pytest.mark.parametrize(
