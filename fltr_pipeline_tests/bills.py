@@ -52,6 +52,14 @@ class Desk:
         ]
         return self.world.billing.reserve(op, self.dataset.id, quotes)
 
+    def charge(self, claim: Claim, amount: int = 3) -> Charge:
+        """Of an extraction, to be written."""
+        return Charge(
+            subject_id=claim.document_id, op=Op.DOCUMENT_EXTRACT, generation=1, dataset_id=claim.dataset_id,
+            amount=amount, user_id=self.payer.user_id, pot_kind="user", pot_id=self.payer.user_id,
+            price_version="2026-11", unit_price=1, job_id=claim.job_id,
+        )  # fmt: skip
+
     def hold(self, claim: Claim, op: Op = Op.DOCUMENT_EXTRACT, units: int = 3) -> Charge:
         """The charge of a hold that was had."""
         return self.reserve([claim], op, units).granted[claim.document_id]

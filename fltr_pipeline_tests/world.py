@@ -12,11 +12,12 @@ from typing import Any
 
 import psycopg
 
-from fltr_pipeline.credits.holds import Payer
+from fltr_pipeline.credits.holds import Payer, Pot
 from fltr_pipeline.credits.statement import Statement
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline import sweeper
 from fltr_pipeline.pipeline.billing import Billing
+from fltr_pipeline.pipeline.dispatch import waiting_documents
 from fltr_pipeline.pipeline.embed import Embed, sweep
 from fltr_pipeline.pipeline.extract import Extract
 from fltr_pipeline.pipeline.plan import Plan
@@ -144,6 +145,13 @@ class World:
     def statuses(self, dataset: Dataset) -> dict[str, str]:
         rows = self.rows("SELECT filename, status FROM documents WHERE dataset_id = %s", dataset.id)
         return dict(rows)
+
+    def launchable(self) -> dict[str, int]:
+        """Documents by dataset that the sensor would launch runs for."""
+        with transaction(self.services.fltr) as tx:
+            backlog, awaiting = datasets.backlog(tx), datasets.awaiting(tx)
+        spendable = self.services.ledger.spendable({Pot(a.pot_kind, a.pot_id) for a in awaiting})
+        return {b.dataset_id: b.waiting for b in waiting_documents(backlog, awaiting, spendable)}
 
     def rows(self, query: str, *parameters: object) -> Sequence[tuple[Any, ...]]:
         """A look into `fltr`, as its owner."""

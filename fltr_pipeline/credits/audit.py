@@ -7,23 +7,30 @@ The equation of a pot, from its opening row on: balance = opening + the amounts 
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import Engine
 
-from fltr_pipeline.credits.holds import CloseState, Pot
-from fltr_pipeline.credits.invariants import Finding, Severity, check, count, is_ours, kind_of, open_holds
-from fltr_pipeline.stores.auth import people, scan
+from fltr_pipeline.credits.entries import open_hold
+from fltr_pipeline.credits.holds import CloseState, Hold, Pot
+from fltr_pipeline.credits.invariants import Finding, Severity, check, count, is_ours, kind_of, open_holds, overdue
+from fltr_pipeline.errors import LedgerConflict
+from fltr_pipeline.stores.auth import people, rows, scan
 from fltr_pipeline.stores.auth.rows import utc_now
 from fltr_pipeline.stores.auth.scan import ScannedRow
+from fltr_pipeline.stores.database import transaction
 
 FINDINGS_KEPT = 1000
 """More are counted, not listed."""
 
 PayersOf = Callable[[Sequence[Pot]], Mapping[Pot, Collection[str]]]
 """Pots → the ids of the users for whom they are known to have paid."""
+
+InHand = Callable[[Sequence[Hold]], Collection[str]]
+"""Holds → the ids of those on whose work a living worker is now."""
 
 OTHERS = "compare that program's changes of the balance with its rows: each must do both, in one transaction"
 NONE_LEFT = "nothing: the rows went with the users, and can't come back; the difference stays"
@@ -77,10 +84,12 @@ class Audit:
         return self.errors == 0
 
 
-def run_audit(engine: Engine, *, overdue: timedelta, payers_of: PayersOf | None = None) -> Audit:
+def run_audit(
+    engine: Engine, *, overdue: timedelta, payers_of: PayersOf | None = None, in_hand: InHand | None = None
+) -> Audit:
     """Audit all of the ledger in one snapshot, in memory that grows with the pots, not with the rows.
 
-    `overdue`: how long a hold may be open. `payers_of` is asked about pots whose balance drifted.
+    `overdue`: how long a hold may be open, unless it is `in_hand`. `payers_of` is asked about pots that drifted.
 
     Raises:
         StoreUnavailable: fltr_auth does not answer.
@@ -93,7 +102,16 @@ def run_audit(engine: Engine, *, overdue: timedelta, payers_of: PayersOf | None 
         known = payers_of(drifted) if payers_of and drifted else {}
         users = {user_id for ids in known.values() for user_id in ids}
         deleted = users - people.existing(tx, sorted(users))
-        return books.verdict({pot: len(deleted.intersection(ids)) for pot, ids in known.items()})
+    excused = _excused(engine, holds, in_hand) if (holds := books.overdue()) else set[str]()
+    return books.verdict({pot: len(deleted.intersection(ids)) for pot, ids in known.items()}, excused)
+
+
+def _excused(engine: Engine, holds: Sequence[Hold], in_hand: InHand | None) -> set[str]:
+    """Those of the overdue holds that are worked on, or were until they were closed, after the snapshot."""
+    excused = set(in_hand(holds)) if in_hand else set[str]()
+    with transaction(engine) as tx:
+        closed = rows.by_id(tx, [h.close_id for h in holds])
+    return excused | {h.id for h in holds if h.close_id in closed}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +151,7 @@ class Books:
         self._accounts = {name: _Account(opening) for name, opening in self._openings.items()}
         self._count: Counter[str] = Counter()
         self._findings: list[Finding] = []
+        self._overdue: list[ScannedRow] = []
 
     def enter(self, together: Sequence[ScannedRow]) -> None:
         """Add the rows of one hold, or a row that is of none."""
@@ -141,11 +160,17 @@ class Books:
         for scanned in open_holds(together):
             self._count["open"] += 1
             self._count["held"] -= scanned.row.amount
-            self._count["overdue"] += scanned.row.created_at < self._overdue_before
-        for found in check(together, self._overdue_before):
-            self._count[found.severity] += 1
-            if len(self._findings) < FINDINGS_KEPT:
-                self._findings.append(found)
+            if scanned.row.created_at < self._overdue_before:
+                self._overdue.append(scanned)
+        self._note(check(together))
+
+    def overdue(self) -> list[Hold]:
+        """Holds that are open for too long, of those that can be read."""
+        holds = []
+        for scanned in self._overdue:
+            with suppress(LedgerConflict):
+                holds.append(open_hold(scanned.row))
+        return holds
 
     def drifted(self) -> dict[Pot, int]:
         """Pots whose balance is not what their rows say, and by how much it is higher."""
@@ -156,8 +181,13 @@ class Books:
         )
         return {_pot(name): drift for name, drift in drifts if drift}
 
-    def verdict(self, deleted: Mapping[Pot, int]) -> Audit:
-        """The result, once all is entered. `deleted`: how many users of a drifted pot are gone."""
+    def verdict(self, deleted: Mapping[Pot, int], excused: Collection[str]) -> Audit:
+        """The result, once all is entered.
+
+        `deleted`: how many users of a drifted pot are gone; `excused`: ids of overdue holds that are in good hands.
+        """
+        late = [overdue(scanned) for scanned in self._overdue if scanned.row.id not in excused]
+        self._note(late)
         balances = [self._drift(pot, drift, deleted.get(pot, 0)) for pot, drift in self.drifted().items()]
         balances += [self._overdraft(name) for name in self._openings if self._balances.get(name, 0) < 0]
         self._count.update(found.severity for found in balances)
@@ -170,7 +200,7 @@ class Books:
             rows=c["rows"],
             holds=c["holds"],
             open=c["open"],
-            overdue=c["overdue"],
+            overdue=len(late),
             errors=c[Severity.ERROR],
             warnings=c[Severity.WARNING],
             totals=Totals(
@@ -185,6 +215,12 @@ class Books:
             ),
             findings=tuple(sorted([*balances[:FINDINGS_KEPT], *self._findings], key=_errors_first)),
         )
+
+    def _note(self, found: Iterable[Finding]) -> None:
+        for finding in found:
+            self._count[finding.severity] += 1
+            if len(self._findings) < FINDINGS_KEPT:
+                self._findings.append(finding)
 
     def _add(self, scanned: ScannedRow) -> None:
         row = scanned.row

@@ -5,7 +5,6 @@ Belongs here: the rules, and the findings where one is broken. Does not: balance
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 
 from fltr_pipeline.credits.entries import hold_of
@@ -64,11 +63,8 @@ def open_holds(together: Sequence[ScannedRow]) -> list[ScannedRow]:
     return [] if closed else [scanned for scanned in together if kind_of(scanned.row) == "reserve"]
 
 
-def check(together: Sequence[ScannedRow], overdue_before: datetime) -> Iterator[Finding]:
-    """What is wrong with the rows of one hold, or with a row that is of none.
-
-    `overdue_before`: a hold made before (UTC) should have been closed.
-    """
+def check(together: Sequence[ScannedRow]) -> Iterator[Finding]:
+    """What is wrong with the rows of one hold, or with a row that is of none."""
     entries: list[_Entry] = []
     readable = True
     for scanned in together:
@@ -89,10 +85,12 @@ def check(together: Sequence[ScannedRow], overdue_before: datetime) -> Iterator[
         yield from (_error(entry.scanned, problem, RESTORE) for problem in _own_problems(entry))
         if entry.kind in {"close", "refund"} and readable:
             yield from (_error(entry.scanned, p, CORRECT) for p in _problems(entry, reserved, closes))
-    for scanned in open_holds(together):
-        if scanned.row.created_at < overdue_before:
-            since = f"open since {scanned.row.created_at:%Y-%m-%d %H:%M:%S} UTC"
-            yield _error(scanned, f"a hold of {-scanned.row.amount} is {since}", SWEEP)
+
+
+def overdue(scanned: ScannedRow) -> Finding:
+    """What is wrong with a hold that nobody works on and nobody has closed."""
+    since = f"open since {scanned.row.created_at:%Y-%m-%d %H:%M:%S} UTC"
+    return _error(scanned, f"a hold of {-scanned.row.amount} is {since}", SWEEP)
 
 
 def count(value: object) -> int | None:

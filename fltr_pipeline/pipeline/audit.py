@@ -9,13 +9,14 @@ from datetime import timedelta
 from sqlalchemy import Engine
 
 from fltr_pipeline.credits.audit import Audit, run_audit
-from fltr_pipeline.credits.holds import Pot
+from fltr_pipeline.credits.holds import Hold, Pot
 from fltr_pipeline.credits.ledger import Ledger
+from fltr_pipeline.pipeline.billing import hold_of
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import charges
 
 OVERDUE = timedelta(hours=1)
-"""How long a hold may be open: longer than the work on a batch of large documents, and the sweep after its lease."""
+"""How long a hold may be open that no living worker has in hand: until the sweep after its lease, and a full pass."""
 
 
 def audit_ledger(fltr: Engine, ledger: Ledger, *, overdue: timedelta = OVERDUE) -> Audit:
@@ -30,4 +31,9 @@ def audit_ledger(fltr: Engine, ledger: Ledger, *, overdue: timedelta = OVERDUE) 
             found = charges.payers_of_pots(tx, [(pot.kind, pot.id) for pot in pots])
         return {Pot(kind, pot_id): users for (kind, pot_id), users in found.items()}
 
-    return run_audit(ledger.engine, overdue=overdue, payers_of=payers_of)
+    def in_hand(holds: Sequence[Hold]) -> set[str]:
+        with transaction(fltr) as tx:
+            found = charges.in_hand(tx, [(h.subject_id, h.generation) for h in holds])
+        return {hold_of(charge).id for charge in found}
+
+    return run_audit(ledger.engine, overdue=overdue, payers_of=payers_of, in_hand=in_hand)

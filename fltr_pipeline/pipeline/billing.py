@@ -166,15 +166,15 @@ class Billing:
     def give_up(self, generations: Sequence[tuple[str, int]]) -> int:
         """Work on these (document, generation)s failed for good, through our fault: everything goes back.
 
-        Open holds are voided, what earlier ops charged is refunded. Returns the credits that went back.
+        Returns the credits that went back.
         """
         with transaction(self.fltr) as tx:
             store.mark_refunding(tx, generations)
             charges = store.charges_of(tx, generations)
-        return self.give_back([c for c in charges if c.state in {"open", "refunding"}], "gave_up")
+        return self.give_back([c for c in charges if c.state == "refunding"], "gave_up")
 
     def give_back(self, charges: Sequence[Charge], reason: str) -> int:
-        """Void open charges, refund refunding ones; returns the credits that went back.
+        """End refunding charges: void what is not closed, refund what was charged; returns the credits that went back.
 
         One whose row in the ledger was changed by hand is set aside for people, alone.
         """
@@ -206,20 +206,12 @@ class Billing:
         return {c.key: by_hold[hold_of(c).id] if c.amount > 0 else Closed(CloseState.RELEASED, 0) for c in charges}
 
     def _give_back(self, charges: Sequence[Charge], reason: str) -> int:
-        open_ones = [c for c in charges if c.state == "open"]
-        closed = self._void(open_ones, reason)
-        # A worker may have died between a settlement and its record here.
-        late = [c for c in open_ones if closed[c.key].charged > 0]
-        ended = [(c, "refunding" if c in late else closed[c.key].state.value, closed[c.key].charged) for c in open_ones]
+        closed = self._void(charges, reason)  # also what was settled: only the ledger knows what its worker recorded
+        paid = [hold_of(c) for c in charges if closed[c.key].charged > 0]
+        refunded = self.ledger.refund(paid, reason=reason) if paid else 0
         with transaction(self.fltr) as tx:
-            store.close_charges(tx, ended)
-        paid = late + [c for c in charges if c.state == "refunding"]
-        returned = sum(c.returned for c in closed.values())
-        if paid:
-            returned += self.ledger.refund([hold_of(c) for c in paid], reason=reason)
-            with transaction(self.fltr) as tx:
-                store.close_charges(tx, [(c, "refunded", 0) for c in paid])
-        return returned
+            store.close_charges(tx, [(c, "refunded", 0) for c in charges])
+        return refunded + sum(c.returned for c in closed.values())
 
     def _hold(self, charges: Sequence[Charge], fences: Mapping[str, int], leaving: int = 0) -> Reservation:
         """Reserve; a hold that was released is tried again under the next sequence, by whom the document is with."""

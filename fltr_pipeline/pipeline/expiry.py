@@ -182,11 +182,17 @@ def _refunds(services: Services, billing: Billing) -> Swept | None:
 
 
 def _orphans(services: Services, billing: Billing) -> Swept:
-    """The ledger is read before the charges: a charge is written before its hold, so one that has none is an orphan."""
+    """The ledger is read before the charges: a charge is written before its hold, so one that has none is an orphan.
+
+    So is one that a slow worker's reserve landed for a document that had been refused meanwhile, and awaits credits.
+    """
     before = datetime.now(UTC) - timedelta(seconds=services.settings.lease_seconds)
     holds = billing.ledger.open_holds(before)
     with transaction(services.fltr) as tx:
-        known = {c.key: c for c in charges.charges_of(tx, [(h.subject_id, h.generation) for h in holds])}
+        found = charges.charges_of(tx, [(h.subject_id, h.generation) for h in holds])
+        refused = expired.awaiting_credits(tx, [h.subject_id for h in holds])
+    late = [c for c in found if c.state == "open" and (c.subject_id, c.generation) in refused]
+    known = {c.key: c for c in found if c not in late}
     closes = [c for h in holds if (c := _orphan(h, known.get((h.subject_id, h.op, h.generation)))) is not None]
     return _each_if_need_be(partial(_close_orphans, billing), closes, lambda _, error: _LOG.error("%s", error))
 
@@ -199,9 +205,9 @@ def _close_orphans(billing: Billing, closes: Sequence[Close]) -> Swept:
 def _orphan(hold: Hold, charge: Charge | None) -> Close | None:
     """How a hold is to end that no open charge stands for; None: one does, so it is not for us."""
     if charge is not None and charge.sequence == hold.sequence:
-        if charge.state in {"open", "conflict"}:
+        if charge.state in {"open", "refunding", "conflict"}:
             return None
-        if charge.state in {"settled", "refunding"}:
+        if charge.state == "settled":
             return Close(hold, min(charge.charged or 0, hold.amount), CloseState.SETTLED, "orphaned")
     return Close(hold, 0, CloseState.RELEASED, "orphaned")
 

@@ -224,11 +224,11 @@ def _close_holds(services: Services, found: Survey) -> tuple[int, int]:
     open_ones, refunding = [], []
     if found.has("pipeline", "charges"):
         with pooled_transaction(services.fltr) as tx:
-            open_ones = [charge for charge in charges.open_charges(tx) if charge.amount > 0]
+            open_ones = charges.open_charges(tx)
             refunding = charges.refunding_charges(tx)
-    refunded = ledger.refund([hold_of(charge) for charge in refunding], reason=REASON)
     # Their holds may be on their way: voided, they can't land any more.
-    closed = ledger.void([hold_of(charge) for charge in open_ones], reason=REASON)
+    closed = ledger.void([hold_of(c) for c in (*open_ones, *refunding) if c.amount > 0], reason=REASON)
+    refunded = ledger.refund([hold_of(c) for c in refunding if c.amount > 0], reason=REASON)
     stray = ledger.open_holds(datetime.now(UTC))
     closed |= ledger.close([Close(hold, 0, CloseState.RELEASED, REASON) for hold in stray])
     if left := ledger.open_holds(datetime.now(UTC)):

@@ -1,5 +1,6 @@
 """Setting a dataset up: its owner, its collection, its one-off charge. The first asset's work."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fltr_pipeline.credits.holds import HoldState, Payer
@@ -57,7 +58,8 @@ def set_up(services: Services, billing: Billing, worker: Worker, base: Ground) -
         return report
     facts = services.vectors.ensure()
     charge = reservation.granted[dataset.id]
-    settled = billing.settle([Settlement(charge, 1, 1, "done", None)])
+    # What is paid stays paid, whoever owns the dataset by now, and whatever became of the payer's rows.
+    settled = billing.settle([] if charge.paid else [Settlement(charge, 1, 1, "done", None)])
     if settled.refused:
         _refuse(services, billing, worker, base, settled.refused[0], report)
         return report
@@ -74,29 +76,37 @@ def set_up(services: Services, billing: Billing, worker: Worker, base: Ground) -
 def _refuse(
     services: Services, billing: Billing, worker: Worker, base: Ground, refusal: Refusal, report: Report
 ) -> None:
-    """Let everything that waits at the first stage wait for credits instead, or fail, where nobody can pay.
+    """Let everything that waits wait for credits instead, or fail, where nobody can pay.
 
     If somebody else pays by now, or nobody, the charge is ended: the next run asks whoever pays then.
     """
-    dataset = base.dataset
-    if refusal.state is not HoldState.INSUFFICIENT or base.payer is None or refusal.pot != base.payer.pot:
+    payer = base.payer
+    if refusal.state is not HoldState.INSUFFICIENT or payer is None or refusal.pot != payer.pot:
         billing.void([refusal.charge], "refused")
-    while claimed := _claim(services, worker, dataset):
+    pot = refusal.pot if payer is None else payer.pot
+    for claimed in _claims(services, worker, base.dataset):
         with transaction(services.fltr) as tx:
             if refusal.state is HoldState.INSUFFICIENT:
-                waits = [Wait(c, refusal.amount, refusal.pot.kind, refusal.pot.id) for c in claimed]
+                waits = [Wait(c, refusal.amount, pot.kind, pot.id) for c in claimed]
                 report.awaiting_credits += len(claims.wait_for_credits(tx, waits))
                 continue
-            failures = [Failure(c, refusal.state, _nobody_pays(c, dataset, refusal)) for c in claimed]
+            failures = [Failure(c, refusal.state, _nobody_pays(c, base.dataset, refusal)) for c in claimed]
             ended = claims.fail(tx, failures)
         found = [f for f in failures if f.claim.document_id in ended]
         report.failures += [FailedDocument(f.claim.document_id, f.claim.filename, f.code, f.message) for f in found]
 
 
-def _claim(services: Services, worker: Worker, dataset: Dataset) -> list[Claim]:
+def _claims(services: Services, worker: Worker, dataset: Dataset) -> Iterator[list[Claim]]:
+    """Everything that waits in the dataset: what was moved to it may be at a later stage."""
+    for stage in Stage:
+        while claimed := _claim(services, worker, dataset, stage):
+            yield claimed
+
+
+def _claim(services: Services, worker: Worker, dataset: Dataset, stage: Stage) -> list[Claim]:
     with transaction(services.fltr) as tx:
         return claims.claim(
-            tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id=worker.run_id,
+            tx, dataset_id=dataset.id, stage=stage, run_id=worker.run_id,
             limit=services.settings.batch_size, lease_seconds=worker.lease_seconds,
         )  # fmt: skip
 

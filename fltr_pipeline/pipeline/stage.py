@@ -34,7 +34,7 @@ from fltr_pipeline.pipeline.quarantine import GAVE_UP, Quarantine
 from fltr_pipeline.pipeline.worker import Report, Worker, progressed
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, datasets, generations, leases
-from fltr_pipeline.stores.fltr.charges import Charge, mark_moved, mark_refunding
+from fltr_pipeline.stores.fltr.charges import Charge, mark_refunding
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.datasets import Dataset, FailedDocument
 
@@ -220,9 +220,6 @@ class StageRun:
         self._refuse([r.claim for r in results], settled.refused, report)
         done = [r for r in results if r.error is None and r.claim.document_id not in settled.unpaid]
         ours = self.work.finish(done) if done else set()
-        if lost := [r.claim for r in done if r.claim.document_id not in ours]:
-            with transaction(self.fltr) as tx:
-                mark_moved(tx, [(c.document_id, c.generation) for c in lost])
         report.done += len(ours)
         report.finished += sorted(ours)
         for result in done:

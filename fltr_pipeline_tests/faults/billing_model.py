@@ -158,27 +158,21 @@ class BillingModel:
         self.mark_refunding(document, generation)
         yield
         mine = [c for c in self.charges.values() if (c.subject_id, c.generation) == (document, generation)]
-        yield from self._give_back([c for c in mine if c.state in {"open", "refunding"}])
+        yield from self._give_back([c for c in mine if c.state == "refunding"])
         return True
 
     def mark_refunding(self, document: str, generation: int) -> None:
-        """What its ops were charged is to go back."""
+        """What its ops were charged, or may be, is to go back."""
         for c in list(self.charges.values()):
-            if (c.subject_id, c.generation, c.state) == (document, generation, "settled") and c.charged:
+            if (c.subject_id, c.generation) == (document, generation) and (
+                c.state == "open" or (c.state == "settled" and c.charged)
+            ):
                 self.charges[c.key] = replace(c, state="refunding")
 
     def _give_back(self, charges: Sequence[Charge]) -> Call[None]:
-        open_ones = [c for c in charges if c.state == "open"]
-        by_hold = yield from self.ledger.void([hold_of(c) for c in open_ones if c.amount])
-        closed = {c.key: by_hold.get(hold_of(c).id, Closed(CloseState.RELEASED, 0)) for c in open_ones}
-        self._record(open_ones, closed)
-        for c in open_ones:
-            if closed[c.key].charged:
-                self.charges[c.key] = replace(self.charges[c.key], state="refunding")
-        yield
-        paid = [self.charges[c.key] for c in charges if self.charges[c.key].state == "refunding"]
-        yield from self.ledger.refund([hold_of(c) for c in paid])
-        for c in paid:
+        by_hold = yield from self.ledger.void([hold_of(c) for c in charges if c.amount])
+        yield from self.ledger.refund([hold_of(c) for c in charges if c.amount and by_hold[hold_of(c).id].charged])
+        for c in charges:
             self.charges[c.key] = replace(c, state="refunded", charged=0)
         yield
 
@@ -263,12 +257,17 @@ class BillingModel:
             for hold in (hold_of(replace(c, sequence=n)) for n in range(1, c.sequence + 1)):
                 known = current.get(hold.id)
                 if self.ledger.state(hold) is HoldState.OPEN and (
-                    known is None or known.state not in {"open", "conflict"}
+                    known is None or known.state not in {"open", "refunding", "conflict"} or self._came_late(known)
                 ):
-                    paid = known is not None and known.state in {"settled", "refunding"}
+                    paid = known is not None and known.state == "settled"
                     charged = (c.charged or 0) if paid else 0
                     closes.append(Close(hold, charged, CloseState.SETTLED if paid else CloseState.RELEASED, ""))
         yield from self.ledger.close(closes)
+
+    def _came_late(self, charge: Charge) -> bool:
+        d = self.documents.get(charge.subject_id)
+        refused = d is not None and d.stage is not None and d.waiting and d.generation == charge.generation
+        return charge.state == "open" and refused
 
     # Documents ----------------------------------------------------------------------------------------------------
 

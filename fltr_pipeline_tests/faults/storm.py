@@ -106,7 +106,7 @@ def prepare(admin_url: str, url: str, seed: int, calls: int) -> Storm:
     with psycopg.connect(admin_url) as connection:
         connection.execute(_NOTE_OVERDRAFTS)
         for index in HELPFUL if seed % 2 == 0 else ():
-            connection.execute(f"CREATE INDEX {index.name} ON {index.table} ({', '.join(index.columns)})".encode())
+            connection.execute(f"CREATE INDEX {index.name} ON {index.table} ({index.of})".encode())
         connection.execute("ANALYZE")
     return Storm(url, admin_url, seed, calls, made)
 

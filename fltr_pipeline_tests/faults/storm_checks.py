@@ -191,6 +191,8 @@ def _check_told(storm: Storm, holds: Mapping[str, Stored], told: Iterable[Told],
             answers[t.hold_id].append(t)
             assert t.pot.name in gone or t.state != "pot_gone", t
             assert t.pot not in endless or t.state != "insufficient", t
+            # Of a user who lives, only a close says so: of what never landed.
+            assert t.call is Call.CLOSE or t.pot.name in gone or t.state != "payer_gone", t
     for hold_id, mine in answers.items():
         name = mine[0].pot.name
         if name not in gone or hold_id in holds:

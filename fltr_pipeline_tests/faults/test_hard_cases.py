@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from fltr_pipeline.credits.holds import Payer, Pot
+from fltr_pipeline.credits.holds import Payer
 from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.models import Op, ReprocessMode, VectorRow
 from fltr_pipeline.pipeline import expiry
 from fltr_pipeline.pipeline.billing import Quote
-from fltr_pipeline.pipeline.dispatch import waiting_documents
 from fltr_pipeline.pipeline.embed import Embed, sweep
 from fltr_pipeline.pipeline.extract import Extract
 from fltr_pipeline.pipeline.plan import Plan
@@ -19,21 +18,11 @@ from fltr_pipeline.pipeline.reconcile import compare
 from fltr_pipeline.pipeline.search import search
 from fltr_pipeline.pipeline.stage import Result
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import datasets as store
 from fltr_pipeline.stores.fltr import requeue
 from fltr_pipeline.stores.fltr.claims import Claim
-from fltr_pipeline.stores.fltr.datasets import Backlog
 from fltr_pipeline_tests.world import World
 
 TEXT = b"The treaty of Westphalia ended the thirty years war in 1648."
-
-
-def waiting(world: World) -> dict[str, Backlog]:
-    """What the sensor would see."""
-    with transaction(world.services.fltr) as tx:
-        backlog, awaiting = store.backlog(tx), store.awaiting(tx)
-    spendable = world.services.ledger.spendable({Pot(a.pot_kind, a.pot_id) for a in awaiting})
-    return {b.dataset_id: b for b in waiting_documents(backlog, awaiting, spendable)}
 
 
 def with_team(world: World, payer: Payer, balance: int) -> str:
@@ -75,9 +64,9 @@ def test_documents_that_wait_for_a_pot_that_is_gone_are_told_so(world: World) ->
     dataset = world.dataset(payer)
     world.upload(dataset, {"a.txt": TEXT})
     world.process(dataset)
-    assert waiting(world) == {}
+    assert world.launchable() == {}
     without_team(world, team)
-    assert waiting(world)[dataset.id].waiting == 1
+    assert world.launchable()[dataset.id] == 1
     world.process(dataset)
     assert world.rows("SELECT error_code FROM pipeline.documents") == [("pot_gone",)]
     world.process(dataset, ReprocessMode.failed)
@@ -114,10 +103,10 @@ def test_a_pot_that_pays_for_a_small_document_does_not_starve_behind_a_large_one
     world.services.blobs.put(dataset.id, "a-large", "large.txt", TEXT * 500)
     world.process(dataset)
     world.services.ledger.grant(payer, 2, reason="some")
-    assert waiting(world)[dataset.id].waiting == 1
+    assert world.launchable()[dataset.id] == 1
     world.process(dataset)
     assert world.statuses(dataset) == {"large.txt": "awaiting_credits", "small.txt": "ready"}
-    assert waiting(world) == {}, "no run is launched that could achieve nothing"
+    assert world.launchable() == {}, "no run is launched that could achieve nothing"
 
 
 def test_the_application_may_touch_a_document_in_work(world: World) -> None:
@@ -301,10 +290,10 @@ def test_a_set_up_that_is_not_paid_stops_the_work(world: World, monkeypatch: pyt
     for _ in range(2):
         world.process(dataset, ReprocessMode.all)
         assert set(world.statuses(dataset).values()) == {"awaiting_credits"}
-        assert waiting(world) == {}
+        assert world.launchable() == {}
     assert world.auth_rows("SELECT count(*) FROM credit_transactions WHERE type = 'usage'") == [(0,)]
     world.services.ledger.grant(payer, 20, reason="top-up")
-    assert waiting(world)[dataset.id].waiting == 2
+    assert world.launchable()[dataset.id] == 2
     world.process(dataset)
     assert world.statuses(dataset) == {"a.txt": "ready", "b.txt": "failed"}
     assert world.statement(payer).charged == 12

@@ -131,6 +131,6 @@ def test_a_death_costs_nobody_anything(site: Site, name: str, point: Point, reco
             published = set(site.world.statuses(scene.dataset).values()) == {"ready"}
             assert published == (EMBEDDED in {hold.net for hold in books.holds}), "published if and only if it is paid"
         audit = audit_ledger(site.hands.services.fltr, site.hands.services.ledger, overdue=timedelta(0))
-        assert (audit.errors, audit.warnings, audit.findings) == (0, 0, ())
+        assert (audit.open, audit.errors, audit.warnings, audit.findings) == (0, 0, 0, ())
     finally:
         site.clear(scene)

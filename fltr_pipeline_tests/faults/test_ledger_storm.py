@@ -12,12 +12,12 @@ from fltr_pipeline.credits.ledger import Ledger
 from fltr_pipeline.stores.database import engine_for
 from fltr_pipeline.stores.schema import AUTH_ROLE, init_auth_copy
 from fltr_pipeline.stores.schema.connection import as_role
-from fltr_pipeline_tests.faults.storm import Storm, prepare, run, sweep
+from fltr_pipeline_tests.faults.storm import WORKERS, Storm, prepare, run, sweep
 from fltr_pipeline_tests.faults.storm_checks import check, pots_with_open_holds
 from fltr_pipeline_tests.seed import SEED
 
 LONG = os.environ.get("FLTR_FAULTS") == "long"
-STORMS, CALLS = (50, 20_000) if LONG else (1, 3_000)
+STORMS, CALLS = (50, 313 * WORKERS) if LONG else (1, 3_000)
 
 
 def drain(storm: Storm, pots: set[Pot]) -> None:

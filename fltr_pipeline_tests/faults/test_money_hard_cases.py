@@ -6,6 +6,7 @@ Belongs here: what once went wrong, or nearly did, case by case. Does not: the l
 import json
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 
 import pytest
 
@@ -13,12 +14,15 @@ from fltr_pipeline.credits.holds import HoldState, Payer, derived_id
 from fltr_pipeline.errors import InvalidValue
 from fltr_pipeline.models import Op, Stage
 from fltr_pipeline.pipeline import expiry
+from fltr_pipeline.pipeline.audit import audit_ledger
 from fltr_pipeline.pipeline.billing import hold_of
+from fltr_pipeline.pipeline.expiry import Swept
 from fltr_pipeline.pipeline.extract import Extract
+from fltr_pipeline.pipeline.search import search
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import charges, claims, expired, generations
 from fltr_pipeline.stores.fltr.charges import Charge
-from fltr_pipeline.stores.fltr.claims import Claim, Failure
+from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline_tests.bills import CONTENT, Desk
 from fltr_pipeline_tests.command_line import fltr_pipeline
 from fltr_pipeline_tests.money import add_key, add_team, hold, join
@@ -129,10 +133,74 @@ def test_a_set_up_that_the_user_could_not_pay_is_paid_by_the_team_that_they_join
     world.process(dataset)
     assert world.statuses(dataset) == {"a.txt": "awaiting_credits"}
     join(world, payer, add_team(world, payer, 100))
-    for _ in range(2):  # the first asks the user once more, and then nobody but the team
-        world.process(dataset)
+    world.process(dataset)  # asks the user once more, and then nobody but the team
+    assert world.launchable() == {dataset.id: 1}
+    world.process(dataset)
     assert world.statuses(dataset) == {"a.txt": "ready"}
     assert world.auth_rows("SELECT credits FROM teams") == [(97,)]
+
+
+@pytest.mark.parametrize("changed", ["owner", "row"])
+def test_a_set_up_that_is_paid_is_never_asked_for_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    """Whoever owns the dataset by now, and whatever became of the rows of whoever paid."""
+    monkeypatch.setenv("FLTR_PRICES__DATASET_SETUP", "1")
+    payer, heir = world.user(100), world.user(100)
+    dataset = world.dataset(payer)
+    world.process(dataset)
+    if changed == "owner":
+        world.change("UPDATE datasets SET user_id = %s WHERE id = %s", heir.user_id, dataset.id)
+        world.change_auth("DELETE FROM users WHERE id = %s", payer.user_id)
+    else:
+        world.change_auth("UPDATE credit_transactions SET amount = -7 WHERE operation = 'dataset_setup' AND amount < 0")
+    world.upload(dataset, {"a.txt": TEXT})
+    set_up, *_ = world.process(dataset)
+    assert (set_up.done, set_up.credits_charged, set_up.failures) == (1, 0, [])
+    assert world.statuses(dataset) == {"a.txt": "ready"}
+    assert world.statement(heir if changed == "owner" else payer).charged == (2 if changed == "owner" else 9)
+
+
+def test_a_document_that_was_moved_to_a_dataset_that_nobody_can_set_up_waits_without_runs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLTR_PRICES__DATASET_SETUP", "1")
+    payer, poor = world.user(100), world.user(0)
+    first, second = world.dataset(payer), world.dataset(poor)
+    world.upload(first, {"a.txt": TEXT})
+    world.process(first)
+    world.change("UPDATE documents SET dataset_id = %s", second.id)
+    world.sweep_all(list_keys=False)
+    assert world.launchable() == {second.id: 1}
+    world.process(second)
+    assert (world.launchable(), world.statuses(second)) == ({}, {"a.txt": "ready"})
+    world.services.ledger.grant(poor, 1, reason="test")
+    assert world.launchable() == {second.id: 1}
+    world.process(second)
+    assert len(search(world.services, second.id, "treaty")) == 1
+    assert world.statement(poor).available == 0
+
+
+def test_a_hold_that_lands_behind_a_refusal_for_want_of_credits_is_given_back(world: World) -> None:
+    """Who was to reserve it was stopped; who replaced them was refused, and the credits came between."""
+    desk = Desk.of(world, credits=0)
+    (slow,) = desk.claim()
+    with transaction(world.services.fltr) as tx:
+        (written,) = charges.write_charges(tx, [desk.charge(slow)], {slow.document_id: slow.fence})
+    desk.an_hour_passes()
+    (claim,) = desk.fltr.claim(desk.dataset, run="next", limit=1)
+    (refusal,) = desk.reserve([claim]).refused
+    with transaction(world.services.fltr) as tx:
+        claims.wait_for_credits(tx, [Wait(claim, refusal.amount, refusal.pot.kind, refusal.pot.id)])
+    world.services.ledger.grant(desk.payer, 4, reason="test")
+    assert world.services.ledger.reserve([hold_of(written)]) == {hold_of(written).id: "open"}
+    desk.an_hour_passes()
+    assert audit_ledger(world.services.fltr, world.services.ledger, overdue=timedelta(minutes=1)).overdue == 1
+    assert desk.sweep(orphans=True) == Swept(holds=1, credits_returned=3)
+    assert (desk.totals(), desk.sweep(orphans=True)) == ((0, 0, 4), Swept())
+    (claim,) = desk.fltr.claim(desk.dataset, run="last", limit=1)
+    assert desk.hold(claim).sequence == 2
+    assert desk.totals() == (0, 3, 1)
 
 
 def test_a_set_up_whose_team_is_gone_is_paid_by_whoever_pays_then(

@@ -19,7 +19,7 @@ from fltr_pipeline.settings import Prices
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import charges, claims
 from fltr_pipeline.stores.fltr.charges import Charge
-from fltr_pipeline.stores.fltr.claims import Claim
+from fltr_pipeline.stores.fltr.claims import Claim, Failure
 from fltr_pipeline_tests.bills import Desk
 from fltr_pipeline_tests.money import lines, unexplained
 from fltr_pipeline_tests.world import World
@@ -220,7 +220,7 @@ def test_everything_goes_back_what_was_charged_and_what_is_held(world: World) ->
     assert desk.totals() == (3, 5, 42)
     assert world.billing.give_up(key) == 8
     assert world.billing.give_up(key) == 0
-    assert desk.charges() == [("document_embed", 1, "released", 0), ("document_extract", 1, "refunded", 0)]
+    assert desk.charges() == [("document_embed", 1, "refunded", 0), ("document_extract", 1, "refunded", 0)]
     assert (desk.totals(), unexplained(world, desk.payer.pot)) == ((0, 0, 50), 0)
 
 
@@ -234,6 +234,38 @@ def test_a_settlement_that_nobody_recorded_goes_back_too(world: World) -> None:
     assert world.billing.give_up([(claim.document_id, 1)]) == 3
     assert desk.charges() == [("document_extract", 1, "refunded", 0)]
     assert desk.totals() == (0, 0, 50)
+
+
+@pytest.mark.parametrize("when", ["before", "after", "after, and recorded"])
+def test_what_its_worker_settles_beside_the_failure_of_a_document_goes_back_by_a_sweep(world: World, when: str) -> None:
+    """Nobody but the ledger may know of it, and who failed the document dies before anything went back."""
+    desk = Desk.of(world)
+    (claim,) = desk.claim()
+    held = desk.hold(claim, units=4)
+    if when == "before":
+        world.services.ledger.close([Close(hold_of(held), 3, CloseState.SETTLED, "done")])
+    with transaction(world.services.fltr) as tx:
+        ended = claims.fail(tx, [Failure(claim, "internal_error", "it broke")])
+        charges.mark_refunding(tx, [(i, 1) for i in ended])
+    if when == "after":
+        world.services.ledger.close([Close(hold_of(held), 3, CloseState.SETTLED, "done")])
+    elif when == "after, and recorded":
+        desk.settle(held, 3, claim)
+    assert desk.sweep() == Swept(charges=1, credits_returned=3)
+    assert desk.charges() == [("document_extract", 1, "refunded", 0)]
+    assert (desk.totals(), desk.sweep()) == ((0, 0, 50), Swept())
+
+
+def test_a_hold_that_lands_behind_the_failure_of_its_document_goes_back_by_a_sweep(world: World) -> None:
+    desk = Desk.of(world)
+    (claim,) = desk.claim()
+    with transaction(world.services.fltr) as tx:
+        (written,) = charges.write_charges(tx, [desk.charge(claim)], {claim.document_id: claim.fence})
+        ended = claims.fail(tx, [Failure(claim, "internal_error", "it broke")])
+        charges.mark_refunding(tx, [(i, 1) for i in ended])
+    assert world.services.ledger.reserve([hold_of(written)]) == {hold_of(written).id: "open"}
+    assert desk.sweep() == Swept(charges=1, credits_returned=written.amount)
+    assert (desk.totals(), desk.sweep()) == ((0, 0, 50), Swept())
 
 
 def test_a_refund_that_nobody_recorded_is_not_given_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,20 +321,12 @@ def test_a_hold_on_its_way_while_its_document_is_given_up_never_lands(world: Wor
     (slow,) = desk.claim()
     reserve = world.services.ledger.reserve
     with transaction(world.services.fltr) as tx:
-        draft = desk_charge(desk, slow)
+        draft = desk.charge(slow)
         (written,) = charges.write_charges(tx, [draft], {slow.document_id: slow.fence})
         (ours,) = claims.refence(tx, [slow])
     assert world.billing.give_up([(ours.document_id, ours.generation)]) == 0
     assert reserve([hold_of(written)]) == {hold_of(written).id: "released"}
     assert desk.totals() == (0, 0, 50)
-
-
-def desk_charge(desk: Desk, claim: Claim) -> Charge:
-    return Charge(
-        subject_id=claim.document_id, op=Op.DOCUMENT_EXTRACT, generation=1, dataset_id=claim.dataset_id, amount=3,
-        user_id=desk.payer.user_id, pot_kind="user", pot_id=desk.payer.user_id, price_version="2026-11", unit_price=1,
-        job_id=claim.job_id,
-    )  # fmt: skip
 
 
 # --- a pot that vanishes ----------------------------------------------------------------------------------------------

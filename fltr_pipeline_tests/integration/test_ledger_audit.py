@@ -15,7 +15,9 @@ from fltr_pipeline.credits.holds import Close, CloseState, Hold, Payer, Pot
 from fltr_pipeline.credits.invariants import Finding, Severity
 from fltr_pipeline.models import Op
 from fltr_pipeline.pipeline.audit import audit_ledger
+from fltr_pipeline.pipeline.billing import hold_of
 from fltr_pipeline.stores.auth import scan
+from fltr_pipeline_tests.bills import Desk
 from fltr_pipeline_tests.money import available
 from fltr_pipeline_tests.world import World
 
@@ -183,6 +185,30 @@ def test_a_hold_that_was_made_long_ago_and_is_open_is_named(world: World) -> Non
     audit = audited(world)
     assert (only(audit).row_id, only(audit).subject, audit.overdue) == (h.id, h.subject_id, 1)
     assert audited(world, overdue=2 * HOUR).balanced
+
+
+def test_a_hold_that_a_living_worker_has_in_hand_is_not_overdue_however_old_it_is(world: World) -> None:
+    desk = Desk.of(world)
+    (claim,) = desk.claim()
+    held = desk.hold(claim)
+    desk.an_hour_passes()
+    assert only(audited(world, timedelta(minutes=1))).row_id == hold_of(held).id
+    world.change("UPDATE pipeline.documents SET lease_until = now() + interval '1 minute'")
+    audit = audited(world, timedelta(minutes=1))
+    assert (audit.open, audit.overdue, audit.findings) == (1, 0, ())
+
+
+def test_a_hold_that_was_closed_while_the_audit_read_is_not_overdue(world: World) -> None:
+    ledger, payer = world.services.ledger, world.user(100)
+    closed, left = hold(payer), hold(payer)
+    ledger.reserve([closed, left])
+
+    def and_closes_one(_: object) -> set[str]:
+        ledger.close([settle(closed, 1)])
+        return set()
+
+    audit = run_audit(ledger.engine, overdue=-HOUR, in_hand=and_closes_one)
+    assert (only(audit).row_id, audit.overdue) == (left.id, 1)
 
 
 def test_a_balance_that_nobody_explains_is_an_error_until_another_program_may_have_done_it(world: World) -> None:

@@ -10,6 +10,7 @@ from fltr_pipeline.pipeline import deletion, moves, sweeper
 from fltr_pipeline.pipeline.extract import Extract
 from fltr_pipeline.pipeline.reconcile import Drift, compare_all
 from fltr_pipeline.pipeline.stage import Result
+from fltr_pipeline.stores.fltr import charges as store
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.datasets import Dataset
@@ -127,8 +128,13 @@ def test_a_document_in_a_workers_hands_is_left_to_them_and_then_follows(world: W
     assert is_at_rest(world)
 
 
+def dies(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("end", ["it lives on", "it dies before it records that"])
 def test_what_a_worker_settles_after_its_document_was_followed_elsewhere_goes_back(
-    world: World, shelves: Shelves, monkeypatch: pytest.MonkeyPatch
+    world: World, shelves: Shelves, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     """A newer upload, moved, overtakes a worker that has the older one in hand."""
     ids, perform = world.upload(shelves.books, {"c.txt": b"A third text."}), Extract.perform
@@ -143,7 +149,12 @@ def test_what_a_worker_settles_after_its_document_was_followed_elsewhere_goes_ba
     spent = world.statement(shelves.payer).charged
     with monkeypatch.context() as patch:
         patch.setattr(Extract, "perform", and_is_overtaken)
-        world.extract(shelves.books)
+        if end == "it lives on":
+            world.extract(shelves.books)
+        else:
+            patch.setattr(store, "close_charges", dies)
+            with pytest.raises(KeyboardInterrupt):
+                world.extract(shelves.books)
     world.process(shelves.other)
     world.sweep_all()
     assert found(world, shelves.other) == {"c.txt": {"A third text, mended."}}

@@ -137,14 +137,24 @@ def test_a_settled_charge_can_be_refunded(fltr: Fltr) -> None:
         assert charges.refunding_charges(tx, 10) == []
 
 
-def test_only_what_was_charged_is_given_back(fltr: Fltr) -> None:
+def test_what_was_charged_is_given_back_and_what_may_have_been(fltr: Fltr) -> None:
     _, (claim,) = claimed(fltr)
     free, still_open = charge(claim), charge(claim, Op.DOCUMENT_EMBED)
     write(fltr, free)
     write(fltr, still_open)
     close(fltr, (free, "settled", 0))
     refund(fltr, claim)
-    assert (stored(fltr, free)[1], stored(fltr, still_open)[1]) == ("settled", "open")
+    assert (stored(fltr, free)[1], stored(fltr, still_open)[1]) == ("settled", "refunding")
+
+
+@pytest.mark.parametrize("state", ["settled", "released", "payer_gone", "pot_gone"])
+def test_a_worker_that_comes_late_leaves_what_is_to_be_given_back(fltr: Fltr, state: str) -> None:
+    _, (claim,) = claimed(fltr)
+    one = charge(claim)
+    write(fltr, one)
+    refund(fltr, claim)
+    close(fltr, (one, state, 2))
+    assert stored(fltr, one)[:3] == (1, "refunding", None)
 
 
 def refund(fltr: Fltr, claim: Claim) -> None:

@@ -233,7 +233,7 @@ CHARGES: dict[str, tuple[set[str], Call]] = {
     ),
     "charges_of": ({"charges_pkey"}, lambda large, tx: charges.charges_of(tx, [(i, 1) for i in large.ids])),
     "mark_refunding": (set(), lambda large, tx: charges.mark_refunding(tx, [(large.ids[0], 1)])),
-    "mark_moved": (set(), lambda large, tx: charges.mark_moved(tx, [(large.ids[0], 1)])),
+    "in_hand": ({"charges_pkey", "documents_pkey"}, lambda large, tx: charges.in_hand(tx, [(i, 1) for i in large.ids])),
     "refunding_charges": ({"charges_refunding"}, lambda _, tx: charges.refunding_charges(tx, 100)),
     "abandoned_charges": ({"charges_open"}, lambda _, tx: charges.abandoned_charges(tx, age=60, limit=100)),
 }  # fmt: skip
@@ -244,6 +244,7 @@ EXPIRED: dict[str, tuple[set[str], Call]] = {
         lambda _, tx: (leases.expire_runs(tx, ["run 0"]), expired.take(tx, lease_seconds=60, age=-60, limit=2000)),
     ),
     "overdue": ({"documents_leased", "charges_open"}, lambda _, tx: expired.overdue(tx, age=60)),
+    "awaiting_credits": ({"documents_pkey"}, lambda large, tx: expired.awaiting_credits(tx, large.ids)),
     "deliverable": (set(), lambda large, tx: expired.deliverable(tx, large.ids)),
     "delivered": (
         {"generations_pkey", "documents_pkey"},

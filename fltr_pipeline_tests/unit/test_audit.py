@@ -2,7 +2,7 @@
 
 import random
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -108,13 +108,16 @@ def together(rows: Iterable[ScannedRow]) -> Iterator[list[ScannedRow]]:
 
 
 def audited(
-    rows: Sequence[ScannedRow], balances: Mapping[str, int] | None = None, deleted: Mapping[Pot, int] | None = None
+    rows: Sequence[ScannedRow],
+    balances: Mapping[str, int] | None = None,
+    deleted: Mapping[Pot, int] | None = None,
+    excused: Collection[str] = (),
 ) -> Audit:
     openings = [row for row in rows if row.row.operation == "opening"]
     books = Books(balances or {}, openings, overdue_before=NOW - HOUR)
     for group in together(rows):
         books.enter(group)
-    return books.verdict(deleted or {})
+    return books.verdict(deleted or {}, excused)
 
 
 def problems(*rows: ScannedRow) -> list[tuple[str, str]]:
@@ -214,6 +217,12 @@ def test_a_hold_is_overdue_only_while_it_is_open() -> None:
     assert (audit.holds, audit.open, audit.overdue, audit.errors) == (3, 2, 1, 1)
     (finding,) = audit.findings
     assert (finding.row_id, finding.subject, finding.pot) == (OTHER_HOLD.id, "another", "user:ann")
+
+
+def test_a_hold_is_not_overdue_while_it_is_in_good_hands() -> None:
+    rows = [reserved(at=NOW - 2 * HOUR), reserved(OTHER_HOLD, at=NOW - 2 * HOUR)]
+    audit = audited(rows, excused={HOLD.id})
+    assert (audit.open, audit.overdue, [f.row_id for f in audit.findings]) == (2, 1, [OTHER_HOLD.id])
 
 
 # --- balances ---------------------------------------------------------------------------------------------------------

@@ -53,9 +53,6 @@ _WRITE = text("""
     SELECT r.subject_id, r.op, r.generation, r.dataset_id, r.amount, r.user_id, r.pot_kind, r.pot_id, r.price_version,
            r.unit_price, r.job_id, r.run_id, r.api_key_id
     FROM json_populate_recordset(NULL::pipeline.charges, :rows) AS r
-    LEFT JOIN pipeline.documents p ON p.document_id = r.subject_id
-    JOIN json_to_recordset(:rows) AS f(subject_id text, fence bigint) ON f.subject_id = r.subject_id
-    WHERE f.fence IS NULL OR p.fence = f.fence
     ORDER BY r.subject_id
     ON CONFLICT (subject_id, op, generation) DO NOTHING
 """)
@@ -76,7 +73,7 @@ _READ = text("""
     JOIN json_to_recordset(:rows) AS r(subject_id text, op text, generation int) USING (subject_id, op, generation)
 """)
 
-# The fence is held for as long as the sequence rises: whoever takes the document over waits, and reads the new one.
+# The fence is held for as long as a charge is written: whoever takes the document over waits, and finds it.
 _FENCED = text("""
     SELECT p.document_id FROM pipeline.documents p
     JOIN json_to_recordset(:rows) AS f(subject_id text, fence bigint)
@@ -118,22 +115,13 @@ _ABANDONED = text("""
 # Index: pipeline.charges_open.
 _OPEN = text("SELECT * FROM pipeline.charges WHERE state = 'open' ORDER BY subject_id, op, generation")
 
-# The primary key's first column.
+# The primary key's first column. What is open may be settled in the ledger, by a worker who has not recorded it, or may
+# be until it is voided there.
 _MARK_REFUNDING = text("""
-    UPDATE pipeline.charges c SET state = 'refunding'
+    UPDATE pipeline.charges c SET state = 'refunding', closed_at = coalesce(c.closed_at, now())
     FROM json_to_recordset(:rows) AS r(subject_id text, generation int)
-    WHERE c.subject_id = r.subject_id AND c.generation = r.generation AND c.state = 'settled' AND c.charged > 0
-""")
-
-# The primary keys' first columns.
-_MARK_MOVED = text("""
-    UPDATE pipeline.charges c SET state = 'refunding'
-    FROM json_to_recordset(:rows) AS r(subject_id text, generation int)
-    JOIN pipeline.documents p ON p.document_id = r.subject_id
-    WHERE c.subject_id = r.subject_id AND c.generation = r.generation AND c.state = 'settled' AND c.charged > 0
-      AND p.dataset_id <> c.dataset_id
-      AND NOT EXISTS (SELECT FROM pipeline.generations g WHERE g.document_id = c.subject_id
-                                                           AND g.generation = c.generation AND g.state = 'live')
+    WHERE c.subject_id = r.subject_id AND c.generation = r.generation
+      AND (c.state = 'open' OR c.state = 'settled' AND c.charged > 0)
 """)
 
 # Index: pipeline.charges_refunding.
@@ -155,19 +143,21 @@ def write_charges(tx: Connection, charges: Sequence[Charge], fences: Mapping[str
 
     A charge whose document's fence was lost is not written and, if no earlier attempt wrote it, not returned.
     """
-    rows = recordset(
+    rows = [
         {
             "subject_id": c.subject_id, "op": c.op.value, "generation": c.generation, "dataset_id": c.dataset_id,
             "amount": c.amount, "user_id": c.user_id, "pot_kind": c.pot_kind, "pot_id": c.pot_id,
             "price_version": c.price_version, "unit_price": c.unit_price, "job_id": c.job_id, "run_id": c.run_id,
-            "api_key_id": c.api_key_id, "fence": fences.get(c.subject_id),
+            "api_key_id": c.api_key_id,
         }
         for c in charges
-    )  # fmt: skip
-    tx.execute(_WRITE, {"rows": rows})
+    ]  # fmt: skip
+    lost = _lost(tx, charges, fences)
+    tx.execute(_WRITE, {"rows": recordset(r for r in rows if r["subject_id"] not in lost)})
     if any(c.op is Op.DATASET_SETUP for c in charges):
-        tx.execute(_ASK_ANEW, {"rows": rows})
-    found = {r["subject_id"]: _charge(dict(r)) for r in tx.execute(_READ, {"rows": rows}).mappings()}
+        tx.execute(_ASK_ANEW, {"rows": recordset(rows)})
+    wanted = {"rows": recordset(rows)}
+    found = {r["subject_id"]: _charge(dict(r)) for r in tx.execute(_READ, wanted).mappings()}
     return [found[c.subject_id] for c in charges if c.subject_id in found]
 
 
@@ -177,9 +167,7 @@ def next_sequence(tx: Connection, charges: Sequence[Charge], fences: Mapping[str
     Those whose document's fence was lost are left alone and not returned; datasets have no fence. What is still to be
     refunded is left as it is.
     """
-    fenced = sorted(i for i in {c.subject_id for c in charges} if i in fences)
-    lock = recordset({"subject_id": i, "fence": fences[i]} for i in fenced)
-    lost = set(fenced) - set(tx.execute(_FENCED, {"rows": lock}).scalars())
+    lost = _lost(tx, charges, fences)
     rows = _ids([c for c in charges if c.subject_id not in lost])
     tx.execute(_NEXT_SEQUENCE, {"rows": rows})
     return [_charge(dict(r)) for r in tx.execute(_READ, {"rows": rows}).mappings()]
@@ -198,18 +186,9 @@ def close_charges(tx: Connection, closed: Sequence[tuple[Charge, str, int]]) -> 
 
 
 def mark_refunding(tx: Connection, generations: Sequence[tuple[str, int]]) -> None:
-    """Decide, where the attempt is failed, that what its ops were charged is given back: a sweep sees to it."""
+    """Decide, where the attempt is ended, that what its ops were charged is given back: a sweep sees to it."""
     rows = recordset({"subject_id": i, "generation": n} for i, n in generations)
     tx.execute(_MARK_REFUNDING, {"rows": rows})
-
-
-def mark_moved(tx: Connection, generations: Sequence[tuple[str, int]]) -> None:
-    """Decide that what was settled for work under way in a dataset that the document had left goes back.
-
-    Whoever follows a move marks what is settled by then; this is for the worker who settles after it.
-    """
-    rows = recordset({"subject_id": i, "generation": n} for i, n in generations)
-    tx.execute(_MARK_MOVED, {"rows": rows})
 
 
 def refunding_charges(tx: Connection, limit: int | None = None) -> list[Charge]:
@@ -242,6 +221,13 @@ def open_charges(tx: Connection) -> list[Charge]:
     return [_charge(dict(r)) for r in tx.execute(_OPEN).mappings()]
 
 
+def _lost(tx: Connection, charges: Sequence[Charge], fences: Mapping[str, int]) -> set[str]:
+    """Documents whose fence was lost; of the others it is held until the transaction ends."""
+    fenced = sorted({c.subject_id for c in charges} & fences.keys())
+    lock = recordset({"subject_id": i, "fence": fences[i]} for i in fenced)
+    return set(fenced) - set(tx.execute(_FENCED, {"rows": lock}).scalars())
+
+
 def _ids(charges: Sequence[Charge]) -> str:
     return recordset(
         {"subject_id": c.subject_id, "op": c.op.value, "generation": c.generation, "sequence": c.sequence}
@@ -253,6 +239,21 @@ def _charge(row: dict[str, object]) -> Charge:
     names = Charge.__dataclass_fields__
     values = {k: v for k, v in row.items() if k in names} | {"op": Op(str(row["op"]))}
     return Charge(**values)  # type: ignore[arg-type]
+
+
+# The primary keys' first columns.
+_IN_HAND = text("""
+    SELECT c.* FROM pipeline.charges c
+    JOIN json_to_recordset(:rows) AS r(subject_id text, generation int) USING (subject_id, generation)
+    JOIN pipeline.documents p ON p.document_id = c.subject_id AND p.generation = c.generation
+    WHERE c.state = 'open' AND p.stage IS NOT NULL AND p.lease_until > now()
+""")
+
+
+def in_hand(tx: Connection, generations: Sequence[tuple[str, int]]) -> list[Charge]:
+    """The open charges of these (document, generation)s, of those that a living worker is at."""
+    rows = recordset({"subject_id": i, "generation": n} for i, n in generations)
+    return [_charge(dict(r)) for r in tx.execute(_IN_HAND, {"rows": rows}).mappings()]
 
 
 # Reads all charges: for an audit that found a balance wrong.

@@ -32,8 +32,8 @@ class Delivered:
     ocr_pages: int
 
 
-# Index: pipeline.documents_leased, then pipeline.charges_open. What awaits credits has no hold: it was refused. A sweep
-# takes no row that is being written, and waits for none: any number may run beside workers and each other.
+# Index: pipeline.documents_leased, then pipeline.charges_open. What awaits credits has no hold, but a late one that
+# a full pass finds. A sweep takes no row that is being written, and waits for none: any number may run beside others.
 _TAKE = text("""
     UPDATE pipeline.documents p
     SET fence = p.fence + 1, lease_until = now() + make_interval(secs => :lease), run_id = '',
@@ -70,6 +70,12 @@ _DELIVERED = text("""
 """)
 
 _DELIVERABLE = text("SELECT id::text FROM public.documents WHERE id = ANY(:ids) AND status <> 'uploaded'")
+
+# Primary key.
+_AWAITING = text("""
+    SELECT document_id, generation FROM pipeline.documents
+    WHERE document_id = ANY(:ids) AND stage IS NOT NULL AND lease_until IS NULL AND credits_needed IS NOT NULL
+""")
 
 _PARK = text("""
     UPDATE pipeline.documents p SET lease_until = NULL
@@ -114,6 +120,11 @@ def delivered(tx: Connection, wanted: Sequence[tuple[str, int]]) -> dict[tuple[s
 def deliverable(tx: Connection, document_ids: Sequence[str]) -> set[str]:
     """Those that are neither deleted nor uploaded anew."""
     return set(tx.execute(_DELIVERABLE, {"ids": id_array(document_ids)}).scalars())
+
+
+def awaiting_credits(tx: Connection, document_ids: Sequence[str]) -> set[tuple[str, int]]:
+    """(document, generation) of those that were refused for want of credits."""
+    return {(r.document_id, r.generation) for r in tx.execute(_AWAITING, {"ids": list(document_ids)})}
 
 
 def overdue(tx: Connection, *, age: float) -> bool:
