@@ -141,7 +141,9 @@ class Billing:
         fences = {q.subject_id: q.fence for q in quotes if q.fence is not None}
         with transaction(self.fltr) as tx:
             charges = store.write_charges(tx, drafts, fences)
-        return self._hold(charges, fences, leaving)
+        granted, refused = self._hold(charges, fences, leaving)
+        reserved = sum(c.amount for c in granted if c.state == "open")
+        return Reservation({c.subject_id: c for c in granted}, refused, reserved)
 
     def settle(self, settlements: Sequence[Settlement]) -> Settled:
         """Close each hold as its work ended; one that was released meanwhile is reserved again and settled first."""
@@ -154,9 +156,9 @@ class Billing:
             if not late:
                 break
             fences = {s.charge.subject_id: s.fence for s in late.values() if s.fence is not None}
-            again = self._hold([replace(s.charge, state="released") for s in late.values()], fences)
-            refused += again.refused
-            todo = {c.key: replace(late[c.key], charge=c) for c in again.granted.values()}
+            granted, poor = self._hold([replace(s.charge, state="released") for s in late.values()], fences)
+            refused += poor
+            todo = {c.key: replace(late[c.key], charge=c) for c in granted}
         missing = [(s.charge, closed[s.charge.key].state) for s in settlements if not _paid(s, closed)]
         refused += [_refusal(charge, HoldState(state)) for charge, state in missing if state in _GONE]
         known = {r.subject_id for r in refused}
@@ -213,20 +215,25 @@ class Billing:
             store.close_charges(tx, [(c, "refunded", 0) for c in charges])
         return refunded + sum(c.returned for c in closed.values())
 
-    def _hold(self, charges: Sequence[Charge], fences: Mapping[str, int], leaving: int = 0) -> Reservation:
-        """Reserve; a hold that was released is tried again under the next sequence, by whom the document is with."""
-        granted: dict[str, Charge] = {}
+    def _hold(
+        self, charges: Sequence[Charge], fences: Mapping[str, int], leaving: int = 0
+    ) -> tuple[list[Charge], list[Refusal]]:
+        """Reserve; a hold that was released is tried again under the next sequence, by whom the document is with.
+
+        Returns the charges that were granted, several of a document perhaps, and those that were refused.
+        """
+        granted: list[Charge] = []
         refused: list[Refusal] = []
         todo = list(charges)
         for _ in range(_TRIES):
-            granted |= {c.subject_id: c for c in todo if c.amount == 0 or c.paid}
+            granted += [c for c in todo if c.amount == 0 or c.paid]
             over = [c for c in todo if c.amount > 0 and c.state != "open" and not c.paid]
             holds = {hold_of(c).id: c for c in todo if c.amount > 0 and c.state == "open"}
             states = self.ledger.reserve([hold_of(c) for c in holds.values()], leaving=leaving) if holds else {}
             for hold_id, charge in holds.items():
                 state = states[hold_id]
                 if state in {HoldState.OPEN, HoldState.SETTLED}:
-                    granted[charge.subject_id] = charge
+                    granted.append(charge)
                 elif state is HoldState.RELEASED:
                     over.append(charge)
                 else:
@@ -236,7 +243,7 @@ class Billing:
             self.give_back([c for c in over if c.state == "refunding"], "gave_up")  # first: nobody would know of it
             with transaction(self.fltr) as tx:
                 todo = store.next_sequence(tx, over, fences)
-        return Reservation(granted, refused, sum(c.amount for c in granted.values() if c.state == "open"))
+        return granted, refused
 
     def _close(self, settlements: Sequence[Settlement]) -> dict[ChargeKey, Closed]:
         closes = {

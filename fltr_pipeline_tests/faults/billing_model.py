@@ -117,7 +117,8 @@ class BillingModel:
         yield
         keys = [(q.subject_id, op, q.generation) for q in quotes]
         known = [self.charges[key] for key in keys if key in self.charges]
-        return (yield from self._hold(known, {q.subject_id: q.fence for q in quotes}, leaving))
+        granted, refused = yield from self._hold(known, {q.subject_id: q.fence for q in quotes}, leaving)
+        return Granted({c.subject_id: c for c in granted}, refused)
 
     def settle(self, settlements: Sequence[Settlement]) -> Call[Ended]:
         """Close; what was released, or never landed, is reserved again first, by whom the document is with."""
@@ -134,16 +135,16 @@ class BillingModel:
             late = {s.charge.key: s for s in todo if s.charged and closed[s.charge.key].state is CloseState.RELEASED}
             self._record([s.charge for s in todo if s.charge.key not in late], closed)
             yield
-            again = yield from self._hold(
+            granted, poor = yield from self._hold(
                 [replace(s.charge, state="released") for s in late.values()],
                 {s.charge.subject_id: s.fence for s in late.values() if s.fence is not None},
             )
-            refused |= again.refused
-            todo = [replace(late[c.key], charge=c) for c in again.granted.values()]
-        ended = {s.charge.subject_id: closed[s.charge.key] for s in settlements if s.charged}
-        unpaid = {i: c.state for i, c in ended.items() if not _is_paid(c.state, c.charged)}
-        refused |= {(i, HoldState(end)) for i, end in unpaid.items() if end in {"payer_gone", "pot_gone"}}
-        return Ended(refused, unpaid.keys() | {i for i, _ in refused})
+            refused |= poor
+            todo = [replace(late[c.key], charge=c) for c in granted]
+        ended = [(s.charge.subject_id, closed[s.charge.key]) for s in settlements if s.charged]
+        unpaid = {(i, c.state) for i, c in ended if not _is_paid(c.state, c.charged)}
+        refused |= {(i, HoldState(end)) for i, end in unpaid if end in {"payer_gone", "pot_gone"}}
+        return Ended(refused, {i for i, _ in unpaid | refused})
 
     def void(self, charges: Sequence[Charge]) -> Call[dict[ChargeKey, Closed]]:
         """End them, and see to it that they never come back."""
@@ -323,9 +324,11 @@ class BillingModel:
         )  # fmt: skip
         self.charges[charge.key] = charge
 
-    def _hold(self, charges: Sequence[Charge], fences: Mapping[str, int | None], leaving: int = 0) -> Call[Granted]:
+    def _hold(
+        self, charges: Sequence[Charge], fences: Mapping[str, int | None], leaving: int = 0
+    ) -> Call[tuple[list[Charge], set[tuple[str, HoldState]]]]:
         """A free or settled one is granted; one that ended is tried again under the next sequence, by its owner."""
-        answer, todo = Granted({}, set()), list(charges)
+        granted, refused, todo = list[Charge](), set[tuple[str, HoldState]](), list(charges)
         while todo:
             ended = [c for c in todo if c.amount and c.state != "open" and not _is_paid(c.state, c.charged)]
             open_ones = [c for c in todo if c.amount and c.state == "open"]
@@ -335,9 +338,9 @@ class BillingModel:
                 if c in ended or state is HoldState.RELEASED:
                     ended += [] if c in ended else [c]
                 elif state in {HoldState.OPEN, HoldState.SETTLED}:
-                    answer.granted[c.subject_id] = c
+                    granted.append(c)
                 else:
-                    answer.refused.add((c.subject_id, state))
+                    refused.add((c.subject_id, state))
             if owed := [c for c in ended if c.state == "refunding"]:
                 yield from self._give_back(owed)
             todo = []
@@ -349,7 +352,7 @@ class BillingModel:
                         )
                     todo.append(self.charges[c.key])
             yield
-        return answer
+        return granted, refused
 
     def _record(self, charges: Sequence[Charge], closed: Mapping[ChargeKey, Closed]) -> None:
         for c in charges:

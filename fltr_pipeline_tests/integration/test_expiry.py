@@ -197,6 +197,20 @@ def test_what_is_decided_is_settled_and_published(world: World, killed: Callable
     assert (desk.totals(), desk.sweep(orphans=True)) == ((1, 0, 49), NOTHING)
 
 
+def test_two_holds_of_what_is_decided_that_expired_are_had_again_at_once(world: World) -> None:
+    desk = Desk.of(world)
+    (first,) = desk.claim()
+    extract = desk.hold(first, units=2)
+    claim = desk.decide(first)
+    embed = desk.hold(claim, Op.DOCUMENT_EMBED, units=2)
+    world.services.ledger.void([hold_of(extract), hold_of(embed)], reason="expired")
+    desk.an_hour_passes()
+    swept = desk.sweep()
+    assert (swept.documents, swept.published) == (1, 1)
+    assert [(sequence, state) for _, sequence, state, _ in desk.charges()] == [(2, "settled")] * 2
+    assert desk.totals()[1] == 0
+
+
 def test_what_is_decided_and_was_uploaded_anew_is_neither_published_nor_paid_for(world: World) -> None:
     desk = Desk.of(world)
     (first,) = desk.claim()
