@@ -5,6 +5,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+
+from sqlalchemy import Connection
 
 from fltr_pipeline.credits import pricing
 from fltr_pipeline.errors import StoreUnavailable
@@ -73,7 +76,12 @@ class Embed:
             fresh = generations.assign_keys(tx, undecided, lost)
             sources = moved.sources(tx, claimed)
         given = self._given(sources) if sources else {}
-        missing = self._embed(claimed, fresh, given) if fresh else set()
+        try:
+            missing = self._embed(claimed, fresh, given) if fresh else set()
+        except BaseException:  # also the end of the run by an operator: a part may have been inserted
+            with suppress(StoreUnavailable), transaction(self._services.fltr) as tx:
+                self._still_ours(tx, claimed, fresh)
+            raise
         held = self._decide(claimed, fresh, missing)
         tokens: Counter[str] = Counter()
         chunks: Counter[str] = Counter()
@@ -105,10 +113,9 @@ class Embed:
         return Result(claim, units, new, {"chunks_embedded": chunks, "tokens_embedded": tokens})
 
     def _decide(self, claimed: Sequence[Claim], fresh: Sequence[FreshChunk], missing: set[str]) -> set[str]:
-        """What was taken over is cleared up after; what a newer upload replaces is let go, and not charged."""
+        """What a newer upload replaces is let go, and not charged."""
         with transaction(self._services.fltr) as tx:
-            ours = generations.held(tx, claimed)
-            generations.retire_inert(tx, claimed[0].dataset_id, [c for c in fresh if c.document_id not in ours])
+            ours = self._still_ours(tx, claimed, fresh)
             unread = [c for c in fresh if c.document_id in ours and c.key in missing]
             lost = generations.without_keys(tx, [c for c in claimed if c.document_id in ours])
             wanted = expired.deliverable(tx, sorted(ours))
@@ -128,6 +135,12 @@ class Embed:
             with transaction(self._services.fltr) as tx:
                 generations.publish(tx, overtaken)  # ends them
         return held
+
+    def _still_ours(self, tx: Connection, claimed: Sequence[Claim], fresh: Sequence[FreshChunk]) -> set[str]:
+        """The documents that nobody took over; what may have been inserted for the others is named for the sweep."""
+        ours = generations.held(tx, claimed)
+        generations.retire_inert(tx, claimed[0].dataset_id, [c for c in fresh if c.document_id not in ours])
+        return ours
 
     def _given(self, sources: Mapping[str, str]) -> dict[str, list[float]]:
         """Vectors of the same texts from the dataset that their document was moved from, where Milvus has them."""
@@ -188,7 +201,7 @@ def sweep(services: Services, dataset_id: str) -> int:
         if not keys:
             return swept
         for store in everywhere(services):
-            remove(store, keys)
+            remove(store, list(keys))
         with transaction(services.fltr) as tx:
             manifest.forget_retired(tx, keys)
         swept += len(keys)

@@ -7,9 +7,10 @@ import pytest
 from sqlalchemy import Connection
 
 from fltr_pipeline.errors import StoreUnavailable
-from fltr_pipeline.models import ReprocessMode, Stage
+from fltr_pipeline.models import ReprocessMode, Stage, VectorRow
+from fltr_pipeline.pipeline import embed
 from fltr_pipeline.pipeline.billing import Billing
-from fltr_pipeline.pipeline.embed import Embed
+from fltr_pipeline.pipeline.embed import Embed, sweep
 from fltr_pipeline.pipeline.extract import Extract
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import compare
@@ -161,6 +162,60 @@ def test_a_document_taken_over_while_it_is_embedded_does_not_hold_up_its_group(
     world.process(dataset)
     assert world.statuses(dataset) == {"a.txt": "ready", "b.md": "ready"}
     assert compare(world.services, dataset.id).none
+
+
+@pytest.mark.parametrize("then", ["Milvus fails", "the worker is interrupted"])
+def test_a_worker_names_what_it_inserted_too_late_also_where_it_gets_no_further(
+    world: World, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """Its successor has named the keys, and a sweep forgotten them, before they were there."""
+    monkeypatch.setattr(embed, "_FIRST_SLICE", 1)
+    monkeypatch.setattr(embed, "_SLICE", 1)
+    monkeypatch.setenv("FLTR_CHUNK_TOKENS", "20")
+    dataset = world.dataset(world.user(credits=20))
+    world.upload(dataset, {"a.txt": TREATY * 9})
+    world.extract(dataset)
+    world.stage(Plan(world.services), dataset)
+    insert = VectorStore.insert
+    failure = StoreUnavailable("gone") if then == "Milvus fails" else KeyboardInterrupt()
+
+    def late(store: VectorStore, rows: Sequence[VectorRow]) -> None:
+        monkeypatch.setattr(VectorStore, "insert", insert)
+        world.change("UPDATE pipeline.documents SET lease_until = now() - interval '1 s'")
+        assert [r.done for r in world.process(dataset)[1:]] == [0, 0, 1]
+        insert(store, rows)
+        raise failure
+
+    monkeypatch.setattr(VectorStore, "insert", late)
+    with pytest.raises(type(failure)):
+        world.stage(Embed(world.services), dataset)
+    assert len(compare(world.services, dataset.id).orphans) == 0
+    sweep(world.services, dataset.id)
+    assert world.keys(dataset) == {key for (key,) in world.rows("SELECT key FROM pipeline.chunks")}
+
+
+def test_a_receipt_is_taken_back_until_what_came_after_it_is_swept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = world.dataset(world.user(credits=20))
+    world.upload(dataset, {"a.txt": TREATY})
+    world.extract(dataset)
+    world.stage(Plan(world.services), dataset)
+    insert = VectorStore.insert
+
+    def late(store: VectorStore, rows: Sequence[VectorRow]) -> None:
+        monkeypatch.setattr(VectorStore, "insert", insert)
+        world.change("UPDATE pipeline.documents SET lease_until = now() - interval '1 s'")
+        world.change("DELETE FROM documents")
+        assert len(world.sweep_all(list_keys=False).receipts) == 1
+        insert(store, rows)
+
+    monkeypatch.setattr(VectorStore, "insert", late)
+    world.stage(Embed(world.services), dataset)
+    assert len(world.keys(dataset)) == 1
+    assert world.rows("SELECT verified_at FROM pipeline.deletions") == [(None,)]
+    assert len(world.sweep_all(list_keys=False).receipts) == 1
+    assert world.keys(dataset) == set()
 
 
 def test_what_was_decided_is_settled_and_published_without_being_embedded_again(

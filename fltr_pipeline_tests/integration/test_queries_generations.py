@@ -46,7 +46,7 @@ def live_keys(tx: Connection, dataset: Dataset) -> set[str]:
 
 def retired(fltr: Fltr, dataset: Dataset) -> list[str]:
     with fltr.transaction() as tx:
-        return manifest.retired_keys(tx, dataset.id, 100)
+        return list(manifest.retired_keys(tx, dataset.id, 100))
 
 
 # --- the plan and its keys --------------------------------------------------------------------------------------------
@@ -285,12 +285,28 @@ def test_retired_keys_are_listed_by_dataset_and_forgotten_by_key(fltr: Fltr) -> 
     for key, dataset in (("c", one), ("a", one), ("b", one), ("z", two)):
         fltr.change("INSERT INTO pipeline.retired_keys VALUES (:k, :d, 'x')", k=key, d=dataset.id)
     with fltr.transaction() as tx:
-        assert manifest.retired_keys(tx, one.id, 2) == ["a", "b"]
-        assert manifest.retired_keys(tx, UNKNOWN, 2) == []
-        manifest.forget_retired(tx, [])
-        manifest.forget_retired(tx, ["a", "b", "unknown"])
-        assert manifest.retired_keys(tx, one.id, 2) == ["c"]
-        assert manifest.retired_keys(tx, two.id, 2) == ["z"]
+        found = manifest.retired_keys(tx, one.id, 2)
+        assert list(found) == ["a", "b"]
+        assert manifest.retired_keys(tx, UNKNOWN, 2) == {}
+        manifest.forget_retired(tx, {})
+        manifest.forget_retired(tx, {**found, "unknown": found["a"]})
+        assert list(manifest.retired_keys(tx, one.id, 2)) == ["c"]
+        assert list(manifest.retired_keys(tx, two.id, 2)) == ["z"]
+
+
+def test_a_key_that_a_late_worker_names_anew_is_not_forgotten_by_the_sweep_that_saw_it_before(fltr: Fltr) -> None:
+    dataset, dead = planned(fltr, "alpha beta")
+    late = assigned(fltr, dead)
+    fltr.let_leases_run_out()
+    (claim,) = fltr.claim(dataset, Stage.EMBED)
+    assigned(fltr, claim)
+    with fltr.transaction() as tx:
+        seen = manifest.retired_keys(tx, dataset.id, 100)
+    with fltr.transaction() as tx:
+        generations.retire_inert(tx, dataset.id, late[:1])
+    with fltr.transaction() as tx:
+        manifest.forget_retired(tx, seen)
+    assert retired(fltr, dataset) == [late[0].key]
 
 
 def test_keys_in_flight_and_retired_are_named_without_being_live(fltr: Fltr) -> None:

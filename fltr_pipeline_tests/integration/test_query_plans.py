@@ -142,7 +142,7 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "assign_keys": ({"chunks_pkey"}, lambda large, tx: generations.assign_keys(tx, large.claims(2))),
     "held": ({"documents_pkey"}, lambda large, tx: generations.held(tx, large.claims(2))),
     "retire_inert": (
-        {"chunks_by_key"},
+        {"chunks_by_key", "deletions_pkey"},
         lambda large, tx: generations.retire_inert(
             tx, large.dataset.id, [FreshChunk(large.ids[0], f"k{n}", 0, 1, 1) for n in range(9)]
         ),
@@ -162,7 +162,9 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "retired_keys of a large dataset": (
         {"retired_keys_by_dataset"}, lambda large, tx: manifest.retired_keys(tx, large.afternoon, 1000)
     ),
-    "forget_retired": ({"retired_keys_pkey"}, lambda large, tx: manifest.forget_retired(tx, large.ids)),
+    "forget_retired": ({"retired_keys_pkey"}, lambda large, tx: manifest.forget_retired(
+        tx, manifest.retired_keys(tx, large.dataset.id, 9)
+    )),
     "datasets_to_sweep": ({"retired_keys_by_dataset"}, lambda _, tx: manifest.datasets_to_sweep(tx)),
     "live_page": (
         {"documents_live", "chunks_pkey"}, lambda large, tx: manifest.live_page(tx, large.dataset.id, "", 100)

@@ -91,13 +91,20 @@ _FRESH_CHUNKS = text("""
     ORDER BY c.document_id, c.ordinal
 """)
 
-# Index: pipeline.chunks_by_key. A key holds its worker's fence, so none that no chunk has comes back.
+# Index: pipeline.chunks_by_key. A key holds its worker's fence, so none that no chunk has comes back. A sweep that is
+# at work on it may have looked before it was there: it forgets only what was named before it looked.
 _RETIRE_INERT = text("""
     INSERT INTO pipeline.retired_keys (key, dataset_id, document_id)
     SELECT r.key, :dataset_id, r.document_id
     FROM json_to_recordset(:rows) AS r(key text, document_id text)
     WHERE NOT EXISTS (SELECT FROM pipeline.chunks c WHERE c.key = r.key)
-    ON CONFLICT (key) DO NOTHING
+    ORDER BY r.key
+    ON CONFLICT (key) DO UPDATE SET retired_at = clock_timestamp()
+""")
+
+# Primary key. Its receipt may have been given before the vectors came.
+_TAKE_RECEIPTS_BACK = text("""
+    UPDATE pipeline.deletions SET verified_at = NULL WHERE document_id = ANY(:ids) AND verified_at IS NOT NULL
 """)
 
 _DECIDE = text("""
@@ -255,11 +262,13 @@ def held(tx: Connection, claims: Sequence[Claim]) -> set[str]:
 def retire_inert(tx: Connection, dataset_id: str, inserted: Sequence[FreshChunk]) -> None:
     """Name for the sweep what a worker inserted for documents that others took over meanwhile.
 
-    They named it, too, but may have swept it before it was there.
+    They named it, too, but may have swept it before it was there. The receipt of a document that was deleted is given
+    again when that is gone.
     """
     if inserted:
         rows = recordset({"key": c.key, "document_id": c.document_id} for c in inserted)
         tx.execute(_RETIRE_INERT, {"rows": rows, "dataset_id": dataset_id})
+        tx.execute(_TAKE_RECEIPTS_BACK, {"ids": sorted({c.document_id for c in inserted})})
 
 
 def decided(tx: Connection, claims: Sequence[Claim]) -> set[str]:

@@ -5,8 +5,9 @@ Does not: new chunks (generations).
 """
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection, text
 
@@ -39,8 +40,16 @@ class LivePage:
 
 
 # Index: pipeline.retired_keys_by_dataset.
-_RETIRED = text("SELECT key FROM pipeline.retired_keys WHERE dataset_id = :dataset_id ORDER BY key LIMIT :limit")
-_FORGET_RETIRED = text("DELETE FROM pipeline.retired_keys WHERE key = ANY(:keys)")
+_RETIRED = text("""
+    SELECT key, retired_at FROM pipeline.retired_keys WHERE dataset_id = :dataset_id ORDER BY key LIMIT :limit
+""")
+
+# Primary key. One that was named anew meanwhile is not forgotten: its vector may have come after the look.
+_FORGET_RETIRED = text("""
+    DELETE FROM pipeline.retired_keys r
+    USING unnest(CAST(:keys AS text[]), CAST(:times AS timestamptz[])) AS seen(key, retired_at)
+    WHERE r.key = seen.key AND r.retired_at = seen.retired_at
+""")
 
 # Index: pipeline.retired_keys_by_dataset, one step of it for each dataset.
 _DATASETS_TO_SWEEP = text("""
@@ -143,14 +152,15 @@ _PLACES = text("""
 """)
 
 
-def retired_keys(tx: Connection, dataset_id: str, limit: int) -> list[str]:
-    """Keys that may still lie in Milvus and that nothing holds."""
-    return list(tx.execute(_RETIRED, {"dataset_id": dataset_id, "limit": limit}).scalars())
+def retired_keys(tx: Connection, dataset_id: str, limit: int) -> dict[str, datetime]:
+    """Keys that may still lie in Milvus and that nothing holds → when they were named last."""
+    rows = tx.execute(_RETIRED, {"dataset_id": dataset_id, "limit": limit})
+    return {r.key: r.retired_at for r in rows}
 
 
-def forget_retired(tx: Connection, keys: Sequence[str]) -> None:
-    """The keys are gone from Milvus."""
-    tx.execute(_FORGET_RETIRED, {"keys": list(keys)})
+def forget_retired(tx: Connection, keys: Mapping[str, datetime]) -> None:
+    """The keys, as `retired_keys` told of them, are gone from Milvus."""
+    tx.execute(_FORGET_RETIRED, {"keys": list(keys), "times": list(keys.values())})
 
 
 def datasets_to_sweep(tx: Connection) -> list[str]:
