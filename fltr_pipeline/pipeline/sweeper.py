@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, astuple, dataclass, field, replace
 
+from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.pipeline import deletion, embed, expiry, moves, reconcile
 from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.pipeline.deletion import Withdrawn
@@ -25,6 +26,8 @@ from fltr_pipeline.stores.fltr.deleted import Receipt
 _LOG = logging.getLogger(__name__)
 _BATCH = 100
 _LOOK_SECONDS = 1.0
+_UNFINISHED_SECONDS = 24 * 3600.0
+"""Nobody writes a file for so long."""
 _SHORT_PASS_SECONDS = 60.0
 """While all keys are listed, it is probed as often as without that, and a short pass made for what is seen."""
 
@@ -141,6 +144,7 @@ def sweep_all(services: Services, billing: Billing, *, list_keys: bool, after: s
             begun, after = time.monotonic(), probed.next
     report += _after_withdrawal(services)
     drop_empty(services)
+    _remove_unfinished(services)
     return report
 
 
@@ -167,6 +171,15 @@ def _after_withdrawal(services: Services) -> Report:
     return Report(
         vectors=Vectors(vectors_retired=retired, documents_repaired=_repair(services)), receipts=tuple(receipts)
     )
+
+
+def _remove_unfinished(services: Services) -> None:
+    """Last, and nothing waits for it: a blob store that refuses ends no pass."""
+    try:
+        if removed := services.blobs.remove_unfinished(seconds=_UNFINISHED_SECONDS):
+            _LOG.info("removed %d files that their writers left unfinished in the blob store", removed)
+    except StoreUnavailable as error:
+        _LOG.warning("unfinished files can't be removed from the blob store: %s", error)
 
 
 def _sweep_retired(services: Services) -> int:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+import time
 import unicodedata
 import uuid
 from collections.abc import Iterator, Mapping
@@ -174,6 +175,19 @@ class BlobStore:
                 self._fs.ls(path, detail=False)
             self._refuse_missing_root()
 
+    def remove_unfinished(self, *, seconds: float) -> int:
+        """Remove what writers left that died at it, once it is that old; returns how many. Of a folder alone."""
+        removed = 0
+        if not self._is_local:
+            return removed
+        with self._translated(_UNFINISHED), suppress(FileNotFoundError):
+            for file in Path(self._path(_UNFINISHED)).iterdir():
+                with suppress(FileNotFoundError):  # just finished, or removed by another pass
+                    if time.time() - file.stat().st_mtime > seconds:
+                        file.unlink()
+                        removed += 1
+        return removed
+
     @cached_property
     def _opened(self) -> tuple[Any, str]:
         from fsspec.core import url_to_fs  # noqa: PLC0415
@@ -201,18 +215,18 @@ class BlobStore:
             filename = path.rpartition("/")[2]
             copy = _COPY.match(filename)
             with suppress(FileNotFoundError):  # removed since it was listed
-                time = self._modified(path, alone=len(sizes) == 1)
+                at = self._modified(path, alone=len(sizes) == 1)
                 # No copy is older than its original: other uploaders may give a file such a name, and any time.
-                yield Blob(f"{folder}/{filename}", size, min(time, int(copy[1])) if copy else time)
+                yield Blob(f"{folder}/{filename}", size, min(at, int(copy[1])) if copy else at)
 
     def _modified(self, path: str, *, alone: bool) -> int:
         try:
-            time: float = self._fs.modified(path).timestamp()
+            seconds: float = self._fs.modified(path).timestamp()
         except NotImplementedError:  # a driver without times: a file that is alone need not be compared
             if alone:
                 return 0
             raise
-        return round(time * 1_000_000)
+        return round(seconds * 1_000_000)
 
     def _put_local(self, key: str, data: bytes | Path) -> None:
         target = Path(self._path(key))

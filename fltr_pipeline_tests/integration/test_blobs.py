@@ -281,3 +281,27 @@ def test_a_safe_filename_is_short_and_safe_already(filename: str) -> None:
 )
 def test_filenames_keep_what_is_harmless(filename: str, safe: str) -> None:
     assert safe_filename(filename) == safe
+
+
+def test_what_a_dead_writer_left_is_removed_when_it_is_old(blobs: BlobStore, tmp_path: Path) -> None:
+    key = blobs.put("ds", "doc", "a.txt", b"a")
+    assert blobs.remove_unfinished(seconds=60) == 0
+    folder = tmp_path / "~unfinished"
+    folder.mkdir(exist_ok=True)
+    for name, age in (("dead", 100), ("living", 10)):
+        (folder / name).write_bytes(b"half a fi")
+        os.utime(folder / name, (time.time() - age, time.time() - age))
+    is_local = "memory" not in blobs.url
+    assert blobs.remove_unfinished(seconds=60) == is_local
+    assert {f.name for f in folder.iterdir()} == ({"living"} if is_local else {"living", "dead"})
+    assert blobs.read(key) == b"a"
+
+
+def test_an_unmounted_volume_has_nothing_unfinished(tmp_path: Path) -> None:
+    assert BlobStore(str(tmp_path / "gone")).remove_unfinished(seconds=60) == 0
+
+
+def test_what_is_unfinished_and_refused_says_so(tmp_path: Path) -> None:
+    (tmp_path / "~unfinished").write_bytes(b"not a folder")
+    with pytest.raises(StoreUnavailable, match="~unfinished"):
+        BlobStore(str(tmp_path)).remove_unfinished(seconds=60)

@@ -1,5 +1,6 @@
 """Deleted documents, datasets and users: out of search at once, out of Milvus after a pass, with a receipt."""
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -336,6 +337,23 @@ def test_without_milvus_the_books_are_closed_all_the_same_and_no_receipt_is_give
     assert world.rows("SELECT count(*) FROM pipeline.documents") == [(0,)]
     assert unverified(world) == 2
     assert len(world.sweep_all().receipts) == 2
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_full_pass_removes_what_dead_writers_left_among_the_files(
+    world: World, books: Dataset, caplog: pytest.LogCaptureFixture, refused: bool
+) -> None:
+    folder = world.blobs / "~unfinished"
+    leftover = folder / "dead"
+    leftover.write_bytes(b"half a fi")
+    os.utime(leftover, (0, 0))
+    assert (world.sweep_all(list_keys=False), leftover.exists()) == (NOTHING, True)
+    if refused:
+        folder.rename(world.blobs / "elsewhere")
+        folder.write_bytes(b"not a folder")
+    assert world.sweep_all() == NOTHING
+    assert not leftover.exists()
+    assert ("can't be removed" in caplog.text) is refused
 
 
 # --- the probe --------------------------------------------------------------------------------------------------------
