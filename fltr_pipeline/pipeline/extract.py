@@ -20,7 +20,7 @@ from fltr_pipeline.stores.fltr import claims, datasets, generations, requeue, te
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.quarantine import Content
-from fltr_pipeline.stores.fltr.texts import StagedSource, StagedText
+from fltr_pipeline.stores.fltr.texts import INLINE, StagedSource, StagedText
 from fltr_pipeline.text.parse.pool import ParserPool
 
 _LOG = logging.getLogger(__name__)
@@ -108,13 +108,15 @@ class Extract:
     def _most_units(self, claim: Claim) -> int | DocumentError:
         if claim.document_id in self._sources.refused:
             return self._inaccessible(claim)
-        size = self._uploads[claim.document_id].size
-        if size > self._most or claim.document_id in self._known:
+        upload = self._uploads[claim.document_id]
+        known = self._known.get(claim.document_id)
+        if upload.size > self._most or (known and (known.reusable or not known.is_redo)):
             return 0
+        name = _name(claim, upload)
         return pricing.extract_units(
             self._services.settings.prices,
-            pricing.estimated_pages(claim.filename, size),
-            pricing.estimated_ocr_pages(claim.filename, size, self._ocr_pages),
+            pricing.estimated_pages(name, upload.size),
+            pricing.estimated_ocr_pages(name, upload.size, self._ocr_pages),
         )
 
     def perform(self, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
@@ -172,15 +174,25 @@ class Extract:
         known = self._known.get(claim.document_id)
         return known is not None and known.current and not known.lost
 
+    def _is_free(self, claim: Claim) -> bool:
+        known = self._known[claim.document_id]
+        return known.current or not known.is_redo
+
     def _unchanged(self, claimed: Sequence[Claim]) -> list[Result]:
-        """The documents whose live text is the new generation's text, too; making lost vectors anew is free."""
+        """The documents whose live text is the new generation's text, too.
+
+        What is made anew all the same of bytes that are live is for our reasons, and free: vectors were lost, or the
+        configuration is another one. Who asked for just that may have to pay for it.
+        """
         known = [c for c in claimed if c.document_id in self._known]
         stale = [c for c in known if not self._is_current(c)]
+        reusable = [c for c in stale if self._known[c.document_id].reusable]
+        free = [c for c in stale if self._is_free(c)]
         reused: set[str] = set()
-        if stale:
+        if reusable or free:
             with transaction(self._services.fltr) as tx:
-                reused = texts.reuse_texts(tx, stale)
-                requeue.make_free(tx, [c for c in stale if self._known[c.document_id].current])
+                reused = texts.reuse_texts(tx, reusable)
+                requeue.make_free(tx, free)
         return [
             Result(c, counts={"pages": self._known[c.document_id].pages, "unchanged": 1})
             for c in known
@@ -206,7 +218,7 @@ class Extract:
             yield claim.document_id, filename, data
 
     def _read(self, claim: Claim, upload: Upload) -> tuple[str, bytes]:
-        """(filename, bytes); inline text is plain text, whatever the document's name says."""
+        """(filename, bytes)."""
         if upload.found is None:
             raise MissingUpload(
                 f"{claim.filename}: marked as uploaded, but there is neither a file nor inline text; upload it again"
@@ -221,10 +233,10 @@ class Extract:
                 raise self._inaccessible(claim)
             if data is None:
                 raise MissingUpload(f"{claim.filename}: its file went out of the blob store meanwhile; upload it again")
-            return claim.filename, data
+            return _name(claim, upload), data
         with transaction(self._services.fltr) as tx:
             content = datasets.content(tx, claim.document_id)
-        return f"{claim.document_id}.txt", (content or "").encode()
+        return _name(claim, upload), (content or "").encode()
 
     def _inaccessible(self, claim: Claim) -> Inaccessible:
         return Inaccessible(
@@ -235,7 +247,8 @@ class Extract:
     def _staged(self, claim: Claim, parsed: ParsedDocument, source: Content) -> StagedText:
         return StagedText(
             claim=claim, extractor=self._extractor, source_sha256=source.sha256, source_bytes=source.size,
-            kind=parsed.kind, engine=parsed.engine, text=parsed.text,
+            kind=parsed.kind, engine=INLINE if self._uploads[claim.document_id].key is None else parsed.engine,
+            text=parsed.text,
             text_sha256=hashlib.sha256(parsed.text.encode()).hexdigest(),
             pages=parsed.pages, blank_pages=parsed.blank_pages, recognised=parsed.recognised,
         )  # fmt: skip
@@ -259,3 +272,8 @@ class Extract:
             }  # fmt: skip
             results.append(self._result(staged.claim, staged.kind, staged.pages, len(staged.text), counts))
         return results
+
+
+def _name(claim: Claim, upload: Upload) -> str:
+    """Inline text is plain text, whatever the document's name says."""
+    return f"{claim.document_id}.txt" if upload.key is None else claim.filename

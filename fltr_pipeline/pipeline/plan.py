@@ -1,10 +1,11 @@
 """Planning: from staged text to chunks, and which of them are new. The third asset's work."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
-from fltr_pipeline.models import Op, Stage
+from fltr_pipeline.models import Chunk, Op, Stage
 from fltr_pipeline.pipeline.quarantine import Quarantine
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.stage import Result, grouped
@@ -48,7 +49,9 @@ class Plan:
             unchanged = plans.copy_plans(tx, claimed, fingerprint)
             changed = [c for c in claimed if c.document_id not in unchanged]
             kept = plans.live_keys(tx, [c.document_id for c in changed], fingerprint)
+            former = texts.former_texts(tx, [c.document_id for c in changed], fingerprint)
             staged = texts.staged_texts(tx, changed)
+        kept |= {i: self._without_keys(text) for i, text in former.items()}
         planned = [
             (claim, self._plan(staged[claim.document_id], kept.get(claim.document_id, {})))
             for claim in changed
@@ -75,15 +78,23 @@ class Plan:
     def _tokenizer(self) -> Tokenizer:
         return self._services.model.tokenizer
 
-    def _plan(self, text: str, kept: Mapping[str, Sequence[str | None]]) -> list[PlannedChunk]:
-        """Pair chunks with live vectors of the same text, each vector at most once."""
+    def _chunks(self, text: str) -> Iterator[tuple[str, Chunk]]:
+        """Each with its digest."""
         settings, model = self._services.settings, self._services.model
         most = model.chunk_tokens(settings.chunk_tokens)
-        free = {digest: list(keys) for digest, keys in kept.items()}
-        planned = []
         for chunk in chunk_text(text, self._tokenizer, max_tokens=most, overlap=settings.chunk_overlap):
             progressed()
-            digest = hashlib.sha256(chunk.text.encode()).hexdigest()
+            yield hashlib.sha256(chunk.text.encode()).hexdigest(), chunk
+
+    def _without_keys(self, text: str) -> dict[str, list[str | None]]:
+        """The chunks that a text of another configuration has in today's, where none of their vectors counts."""
+        return {digest: [None] * n for digest, n in Counter(digest for digest, _ in self._chunks(text)).items()}
+
+    def _plan(self, text: str, kept: Mapping[str, Sequence[str | None]]) -> list[PlannedChunk]:
+        """Pair chunks with live vectors of the same text, each vector at most once."""
+        free = {digest: list(keys) for digest, keys in kept.items()}
+        planned = []
+        for digest, chunk in self._chunks(text):
             keys = free.get(digest)
             key, lost = (keys[0], keys.pop(0) is None) if keys else (None, False)
             planned.append(

@@ -11,10 +11,11 @@ from typing import TypeVar
 
 from fltr_pipeline.errors import NotFound, StoreUnavailable
 from fltr_pipeline.pipeline.services import Services
+from fltr_pipeline.stores.blobs import Blob
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets, texts
 from fltr_pipeline.stores.fltr.claims import Claim
-from fltr_pipeline.stores.fltr.texts import LiveSource, StagedSource
+from fltr_pipeline.stores.fltr.texts import InlineText, LiveSource, StagedSource
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -29,6 +30,8 @@ class Upload:
 
     key: str | None
     found: int | None
+    is_live: bool = False
+    """It is inline text, and what was published of it stands in its place: nothing is new."""
 
     @property
     def size(self) -> int:
@@ -38,13 +41,17 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """An upload whose bytes the live generation was made from, by the extractor of today."""
+    """An upload whose bytes the live generation was made from."""
 
     pages: int
+    reusable: bool
+    """Whether its text can be taken over: it is there, and by the extractor of today."""
     current: bool
     """Whether the rest of the configuration is today's, too."""
     lost: bool
     """Whether a chunk has lost its vector."""
+    is_redo: bool
+    """Nothing was uploaded: we or an operator want what is live made anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +68,11 @@ class Sources:
         blobs = self.services.blobs
         found = at_once(lambda c: self.ask(c.document_id, lambda: blobs.locate(c.dataset_id, c.document_id)), claimed)
         by_id = {c.document_id: blob for c, blob in zip(claimed, found, strict=True)}
-        inline: dict[str, int] = {}
+        inline: dict[str, InlineText] = {}
         if without := [i for i, blob in by_id.items() if blob is None and i not in self.refused]:
             with transaction(self.services.fltr) as tx:
-                inline = datasets.content_sizes(tx, without)
-        return {i: Upload(blob.key, blob.size) if blob else Upload(None, inline.get(i)) for i, blob in by_id.items()}
+                inline = texts.inline_texts(tx, without)
+        return {i: _upload(blob, inline.get(i)) for i, blob in by_id.items()}
 
     def known(self, claimed: Sequence[Claim], uploads: Mapping[str, Upload]) -> dict[str, Known]:
         """The documents whose bytes are the live ones; only uploads of the same length are read."""
@@ -74,10 +81,14 @@ class Sources:
             return {}
         with transaction(self.services.fltr) as tx:
             live = texts.live_sources(tx, published)
-        same = self._unchanged({i: s for i, s in live.items() if s.extractor == self.extractor}, uploads)
-        return {
-            i: Known(s.pages, s.fingerprint == self.services.fingerprint, s.lost) for i, s in live.items() if i in same
-        }
+        same = {i for i in live if uploads[i].is_live}
+        same |= self._unchanged({i: s for i, s in live.items() if i not in same}, uploads)
+        return {i: self._known(live[i]) for i in same}
+
+    def _known(self, live: LiveSource) -> Known:
+        reusable = live.stands and live.extractor == self.extractor
+        current = reusable and live.fingerprint == self.services.fingerprint
+        return Known(live.pages, reusable, current, live.lost, live.is_redo)
 
     def begun(self, claimed: Sequence[Claim]) -> tuple[dict[str, StagedSource], list[Claim]]:
         """The documents whose attempt has staged a text: of these very bytes, by id, and of others.
@@ -119,6 +130,12 @@ class Sources:
         with transaction(self.services.fltr) as tx:
             content = datasets.content(tx, document_id)
         return None if content is None else hashlib.sha256(content.encode()).hexdigest()
+
+
+def _upload(blob: Blob | None, inline: InlineText | None) -> Upload:
+    if blob is not None:
+        return Upload(blob.key, blob.size)
+    return Upload(None, None) if inline is None else Upload(None, inline.size, inline.is_live)
 
 
 def at_once(ask: Callable[[_T], _U], subjects: Sequence[_T]) -> list[_U]:

@@ -115,14 +115,6 @@ def test_content_is_the_published_text(fltr: Fltr) -> None:
     assert ask(fltr, datasets.content, UNKNOWN) is None
 
 
-def test_the_size_of_a_content_is_in_bytes(fltr: Fltr) -> None:
-    dataset = fltr.dataset()
-    full, empty = fltr.upload(dataset, "full", "empty")
-    fltr.change("UPDATE documents SET content = :c WHERE id = :d", c="a\N{SNOWMAN}", d=full)
-    assert ask(fltr, datasets.content_sizes, [full, empty, UNKNOWN]) == {full: 4}
-    assert ask(fltr, datasets.content_sizes, []) == {}
-
-
 def test_a_dataset_is_searchable_once_a_document_is_published(fltr: Fltr) -> None:
     dataset = fltr.dataset()
     (document,) = fltr.upload(dataset, "a")

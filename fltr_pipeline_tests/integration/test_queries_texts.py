@@ -8,7 +8,7 @@ import pytest
 from fltr_pipeline.stores.fltr import generations, texts
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.datasets import Dataset
-from fltr_pipeline.stores.fltr.texts import LiveSource
+from fltr_pipeline.stores.fltr.texts import InlineText, LiveSource
 from fltr_pipeline_tests.queries import FINGERPRINT, Fltr, claimed, published, staged, steal, words
 
 UNKNOWN = str(uuid.uuid4())
@@ -46,11 +46,10 @@ def test_live_sources_are_those_of_published_documents(fltr: Fltr) -> None:
     (waiting,) = fltr.upload(dataset, "b")
     with fltr.transaction() as tx:
         assert texts.live_sources(tx, []) == {}
-        assert texts.live_sources(tx, [claim.document_id, waiting, UNKNOWN]) == {
-            claim.document_id: LiveSource(
-                "extractor-1", sha256(b"alpha beta").hexdigest(), 10, 1, FINGERPRINT, lost=False
-            )
-        }
+        live = texts.live_sources(tx, [claim.document_id, waiting, UNKNOWN])
+    digest = sha256(b"alpha beta").hexdigest()
+    one = LiveSource("extractor-1", digest, 10, 1, FINGERPRINT, lost=False, stands=True, is_redo=True)
+    assert live == {claim.document_id: one}
 
 
 def test_a_live_source_without_all_of_its_vectors_says_so(fltr: Fltr) -> None:
@@ -60,11 +59,40 @@ def test_a_live_source_without_all_of_its_vectors_says_so(fltr: Fltr) -> None:
         assert texts.live_sources(tx, [claim.document_id])[claim.document_id].lost
 
 
-def test_a_live_source_whose_text_was_replaced_is_none(fltr: Fltr) -> None:
-    _, claim = published(fltr, "alpha beta")
-    fltr.change("UPDATE documents SET content = content || ' '")
+@pytest.mark.parametrize("case", ["uploaded", "redo", "free", "same configuration", "replaced"])
+def test_what_was_live_under_another_configuration_is_told_of_uploads_that_are_paid_for(fltr: Fltr, case: str) -> None:
+    dataset, claim = published(fltr, "alpha beta")
+    if case == "redo":
+        fltr.change("UPDATE pipeline.documents SET stage = 'extract'")
+    else:
+        fltr.upload_anew(dataset, claim.document_id)
+    fltr.claim(dataset)
+    if case == "free":
+        fltr.change("UPDATE pipeline.documents SET billable = false")
+    if case == "replaced":
+        fltr.change("UPDATE documents SET content = 'gamma'")
+    fingerprint = FINGERPRINT if case == "same configuration" else "config-2"
     with fltr.transaction() as tx:
-        assert texts.live_sources(tx, [claim.document_id]) == {}
+        former = texts.former_texts(tx, [claim.document_id, UNKNOWN], fingerprint)
+    assert former == ({claim.document_id: "alpha beta"} if case == "uploaded" else {})
+
+
+def test_inline_text_is_what_was_uploaded_and_not_what_was_published_of_a_file(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    full, empty = fltr.upload(dataset, "full", "empty")
+    fltr.change("UPDATE documents SET content = :c WHERE id = :d", c="a\N{SNOWMAN}", d=full)
+    _, claim = published(fltr, "alpha beta")
+
+    def inline() -> dict[str, InlineText]:
+        with fltr.transaction() as tx:
+            assert texts.inline_texts(tx, []) == {}
+            return texts.inline_texts(tx, [full, empty, UNKNOWN, claim.document_id])
+
+    assert inline() == {full: InlineText(4, is_live=False)}
+    fltr.change("UPDATE pipeline.generations SET engine = 'inline'")
+    assert inline()[claim.document_id] == InlineText(10, is_live=True)
+    fltr.change("UPDATE documents SET content = 'gamma' WHERE id = :d", d=claim.document_id)
+    assert inline()[claim.document_id] == InlineText(5, is_live=False)
 
 
 def test_unchanged_bytes_take_over_the_live_text(fltr: Fltr) -> None:

@@ -120,6 +120,8 @@ CLAIMS: dict[str, tuple[set[str], Call]] = {
 }  # fmt: skip
 
 GENERATIONS: dict[str, tuple[set[str], Call]] = {
+    "inline_texts": ({"documents_pkey", "generations_pkey"}, lambda large, tx: texts.inline_texts(tx, large.ids)),
+    "former_texts": ({"generations_pkey"}, lambda large, tx: texts.former_texts(tx, large.ids, "g")),
     "live_sources": ({"generations_pkey"}, lambda large, tx: texts.live_sources(tx, large.ids)),
     "staged_sources": ({"generations_pkey"}, lambda large, tx: texts.staged_sources(tx, large.claims(1))),
     "reuse_texts": ({"generations_pkey"}, lambda large, tx: texts.reuse_texts(tx, large.claims(10))),
@@ -213,7 +215,6 @@ DATASETS: dict[str, tuple[set[str], Call]] = {
         set(), lambda large, tx: datasets.upload(tx, large.dataset.id, [(i, "x") for i in large.ids], "1" * 64)
     ),
     "content": ({"documents_pkey"}, lambda large, tx: datasets.content(tx, large.ids[0])),
-    "content_sizes": ({"documents_pkey"}, lambda large, tx: datasets.content_sizes(tx, large.ids)),
     "requeue failed": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.failed)),
     "requeue retryable": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.failed, ["gave_up"])),
     "requeue stale": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.stale)),

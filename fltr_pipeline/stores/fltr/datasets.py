@@ -251,11 +251,6 @@ _INSERT_DOCUMENTS = text("""
     RETURNING id::text
 """)
 
-_CONTENT_SIZES = text("""
-    SELECT id::text AS id, octet_length(content) AS bytes FROM public.documents
-    WHERE id = ANY(:ids) AND content IS NOT NULL
-""")
-
 _CONTENT = text("SELECT content FROM public.documents WHERE id = ANY(:ids)")
 
 _IS_SET_UP = text("SELECT 1 FROM pipeline.datasets WHERE dataset_id = :dataset_id")
@@ -387,11 +382,6 @@ def upload(
     else:
         tx.execute(_UPLOADED_WITH_KEY, {"ids": ids, "api_key_id": api_key_id})
     return set(ids)
-
-
-def content_sizes(tx: Connection, document_ids: Sequence[str]) -> dict[str, int]:
-    """Bytes of the documents' texts as they stand."""
-    return {r.id: r.bytes for r in tx.execute(_CONTENT_SIZES, {"ids": id_array(document_ids)})}
 
 
 def content(tx: Connection, document_id: str) -> str | None:

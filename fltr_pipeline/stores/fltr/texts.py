@@ -12,6 +12,19 @@ from fltr_pipeline.models import Recognition
 from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.claims import Claim
 
+INLINE = "inline"
+"""The engine of a generation whose bytes were uploaded as `content`."""
+
+
+@dataclass(frozen=True, slots=True)
+class InlineText:
+    """What was uploaded as `content`."""
+
+    size: int
+    """In bytes."""
+    is_live: bool
+    """It is what was published of the upload before: nothing is new."""
+
 
 @dataclass(frozen=True, slots=True)
 class StagedText:
@@ -42,6 +55,10 @@ class LiveSource:
     """Of the configuration that made it."""
     lost: bool
     """Whether a chunk of it has lost its vector."""
+    stands: bool
+    """Whether `content` still is its text, rather than a new inline upload, or what an editor's hand left."""
+    is_redo: bool
+    """Nothing was uploaded: we or an operator want it made anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +74,16 @@ class StagedSource:
     ocr_pages: int
 
 
+# Primary keys. What was published of a file is no upload.
+_INLINE_TEXTS = text("""
+    SELECT d.id::text AS id, octet_length(d.content) AS size, l.engine IS NOT NULL AS is_live
+    FROM public.documents d
+    LEFT JOIN pipeline.generations l ON l.document_id = d.id::text AND l.state = 'live'
+                                    AND l.text_sha256 = encode(sha256(convert_to(d.content, 'UTF8')), 'hex')
+    WHERE d.id = ANY(:ids) AND d.content IS NOT NULL
+      AND (l.engine IS NULL OR l.engine = :inline)
+""")
+
 # Primary key. A live generation's text is in `content`.
 _STAGED_SOURCES = text("""
     SELECT g.document_id, g.extractor, g.source_sha256, g.source_bytes, g.kind, g.pages, length(g.text) AS characters,
@@ -66,16 +93,18 @@ _STAGED_SOURCES = text("""
     WHERE g.text IS NOT NULL
 """)
 
-# Primary keys. Where `content` is not the live text (a new inline upload, an editor's hand), there is nothing to keep.
+# Primary keys.
 _LIVE_SOURCES = text("""
     SELECT g.document_id, g.extractor, g.source_sha256, g.source_bytes, g.pages,
            g.fingerprint, EXISTS (SELECT FROM pipeline.chunks c WHERE c.document_id = g.document_id
                                                                   AND c.generation = g.generation
-                                                                  AND c.key IS NULL) AS lost
+                                                                  AND c.key IS NULL) AS lost,
+           coalesce(g.text_sha256 = encode(sha256(convert_to(d.content, 'UTF8')), 'hex'), false) AS stands,
+           d.status = 'ready' AS is_redo
     FROM pipeline.documents p
     JOIN pipeline.generations g ON g.document_id = p.document_id AND g.generation = p.live_generation
     JOIN public.documents d ON d.id = ANY(:public_ids) AND d.id::text = p.document_id
-    WHERE p.document_id = ANY(:ids) AND g.text_sha256 = encode(sha256(convert_to(d.content, 'UTF8')), 'hex')
+    WHERE p.document_id = ANY(:ids)
 """)
 
 # Unchanged bytes under an unchanged extractor: the live text is the new generation's text, if `content` still is it.
@@ -133,6 +162,16 @@ _STAGED_SIZES = text("""
     WHERE g.text IS NOT NULL
 """)
 
+# Primary keys. Of what was uploaded: whoever asks for a redo and pays for it pays for all of it.
+_FORMER_TEXTS = text("""
+    SELECT p.document_id, d.content
+    FROM pipeline.documents p
+    JOIN pipeline.generations l ON l.document_id = p.document_id AND l.generation = p.live_generation
+    JOIN public.documents d ON d.id = ANY(:public_ids) AND d.id::text = p.document_id
+    WHERE p.document_id = ANY(:ids) AND p.billable AND d.status <> 'ready' AND l.fingerprint <> :fingerprint
+      AND l.text_sha256 = encode(sha256(convert_to(d.content, 'UTF8')), 'hex')
+""")
+
 # Primary key.
 _UNREADABLE = text("""
     UPDATE pipeline.documents p SET error_extractor = :extractor
@@ -141,11 +180,19 @@ _UNREADABLE = text("""
 """)
 
 
+def inline_texts(tx: Connection, document_ids: Sequence[str]) -> dict[str, InlineText]:
+    """The uploads of documents that have no file, by id; nothing of those whose `content` is no upload either."""
+    found = tx.execute(_INLINE_TEXTS, {"ids": id_array(document_ids), "inline": INLINE})
+    return {r.id: InlineText(r.size, r.is_live) for r in found}
+
+
 def live_sources(tx: Connection, document_ids: Sequence[str]) -> dict[str, LiveSource]:
-    """What the live generations were made from, by document; nothing for documents without one that stands."""
+    """What the live generations were made from, by document; nothing for documents without one."""
     parameters = {"ids": list(document_ids), "public_ids": id_array(document_ids)}
     return {
-        r.document_id: LiveSource(r.extractor, r.source_sha256, r.source_bytes, r.pages, r.fingerprint, r.lost)
+        r.document_id: LiveSource(
+            r.extractor, r.source_sha256, r.source_bytes, r.pages, r.fingerprint, r.lost, r.stands, r.is_redo
+        )
         for r in tx.execute(_LIVE_SOURCES, parameters)
     }
 
@@ -161,6 +208,8 @@ def reuse_texts(tx: Connection, claims: Sequence[Claim]) -> set[str]:
 
     Not where the fence was lost, the document is gone, or its `content` is another text by now.
     """
+    if not claims:
+        return set()
     rows = recordset({"document_id": c.document_id, "fence": c.fence} for c in claims)
     ids = id_array(c.document_id for c in claims)
     return set(tx.execute(_REUSE_TEXTS, {"rows": rows, "ids": ids}).scalars())
@@ -188,6 +237,12 @@ def staged_texts(tx: Connection, claims: Sequence[Claim]) -> dict[str, str]:
 def staged_sizes(tx: Connection, claims: Sequence[Claim]) -> dict[str, int]:
     """How long the staged texts are, in characters."""
     return {r.document_id: r.characters for r in tx.execute(_STAGED_SIZES, {"rows": _generations(claims)})}
+
+
+def former_texts(tx: Connection, document_ids: Sequence[str], fingerprint: str) -> dict[str, str]:
+    """The live texts that were made under another configuration, of documents that were uploaded anew."""
+    parameters = {"ids": list(document_ids), "public_ids": id_array(document_ids), "fingerprint": fingerprint}
+    return {r.document_id: r.content for r in tx.execute(_FORMER_TEXTS, parameters)}
 
 
 def unreadable(tx: Connection, claims: Sequence[Claim], extractor: str) -> None:

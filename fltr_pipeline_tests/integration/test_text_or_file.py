@@ -1,0 +1,94 @@
+"""A document is a file or inline text: a file that is there counts; what was published of one is no inline text."""
+
+import pytest
+
+from fltr_pipeline.models import ReprocessMode
+from fltr_pipeline.stores.fltr.datasets import Dataset
+from fltr_pipeline_tests.shelves import Encoded
+from fltr_pipeline_tests.world import BREAD, TREATY, World
+
+NAME = "a.pdf.txt"
+WORDS = "Typed in by hand: the peace was signed in Muenster."
+
+
+@pytest.fixture
+def dataset(world: World, encoded: Encoded) -> Dataset:
+    world.blobs.mkdir(exist_ok=True)
+    return world.dataset(world.user(credits=60))
+
+
+def upload_file(world: World, dataset: Dataset, data: bytes = TREATY) -> None:
+    world.upload(dataset, {NAME: data})
+
+
+def upload_text(world: World, dataset: Dataset, words: str = WORDS) -> None:
+    """As the application does it: in one statement."""
+    known = world.rows("SELECT id FROM documents")
+    insert = "INSERT INTO documents (id, dataset_id, filename, content, status) VALUES ('n-1', %s, %s, %s, 'uploaded')"
+    if known:
+        world.change("UPDATE documents SET content = %s, status = 'uploaded', updated_at = now()", words)
+    else:
+        world.change(insert, dataset.id, NAME, words)
+
+
+def mark(world: World) -> None:
+    """An upload that brings nothing new."""
+    world.change("UPDATE documents SET status = 'uploaded', updated_at = now()")
+
+
+def remove_files(world: World) -> None:
+    for file in world.blobs.glob("*/*/*"):
+        file.unlink()
+
+
+def content(world: World) -> str:
+    ((text, status),) = world.rows("SELECT content, status FROM documents")
+    assert status == "ready"
+    return str(text)
+
+
+def charged(world: World) -> int:
+    query = "SELECT -coalesce(sum(amount), 0) FROM credit_transactions WHERE type IN ('usage', 'refund')"
+    ((used,),) = world.auth_rows(query)
+    return int(used)
+
+
+def test_what_was_published_last_is_no_text_that_was_uploaded(world: World, dataset: Dataset) -> None:
+    upload_file(world, dataset)
+    world.process(dataset)
+    spent = charged(world)
+    remove_files(world)
+    for _ in range(2):
+        mark(world)
+        _, extracted, *_ = world.process(dataset)
+        assert ([f.code for f in extracted.failures], charged(world)) == (["missing_upload"], spent)
+    ((document,),) = world.rows("SELECT id FROM documents")
+    world.services.blobs.put(dataset.id, document, NAME, BREAD)  # late, and not marked again
+    world.process(dataset, ReprocessMode.failed)
+    assert content(world) == BREAD.decode()
+
+
+def test_text_takes_the_place_of_a_file_that_was_removed_and_a_file_that_of_text(
+    world: World, dataset: Dataset
+) -> None:
+    upload_file(world, dataset)
+    world.process(dataset)
+    remove_files(world)
+    upload_text(world, dataset)
+    world.process(dataset)
+    assert content(world) == WORDS
+    upload_file(world, dataset)
+    world.process(dataset)
+    assert content(world) == TREATY.decode()
+
+
+def test_text_that_comes_again_is_known(world: World, dataset: Dataset) -> None:
+    """Also where not every blank of it was published."""
+    upload_text(world, dataset, f"{WORDS}   \r\n\r\nMore.   \r\n")
+    world.process(dataset)
+    published, spent = content(world), charged(world)
+    assert published.startswith(WORDS)
+    mark(world)
+    _, extracted, planned, _ = world.process(dataset)
+    assert (extracted.counts["unchanged"], planned.claimed) == (1, 0)
+    assert (content(world), charged(world)) == (published, spent)
