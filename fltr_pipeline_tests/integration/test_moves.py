@@ -113,6 +113,23 @@ def test_what_was_under_way_is_an_upload_to_the_new_dataset_and_the_old_ones_own
     assert is_at_rest(world)
 
 
+def test_an_upload_that_fails_where_it_was_moved_to_leaves_nothing_to_search_until_one_succeeds(
+    world: World, shelves: Shelves
+) -> None:
+    published = world.rows("SELECT content FROM documents WHERE filename = 'a.txt'")
+    world.upload(shelves.books, {"a.txt": b" "})
+    move(world, shelves.ids["a.txt"], shelves.other)
+    world.sweep_all(list_keys=False)
+    world.process(shelves.other)
+    assert world.statuses(shelves.other) == {"a.txt": "failed"}
+    assert found(world, shelves.other) == {}
+    assert world.rows("SELECT content FROM documents WHERE filename = 'a.txt'") == published
+    world.upload(shelves.other, {"a.txt": b"A third text."})
+    world.process(shelves.other)
+    assert found(world, shelves.other) == {"a.txt": {"A third text."}}
+    assert is_at_rest(world)
+
+
 def test_a_document_in_a_workers_hands_is_left_to_them_and_then_follows(world: World, shelves: Shelves) -> None:
     ids = world.upload(shelves.books, {"c.txt": b"A third text."})
     world.extract(shelves.books)

@@ -3,8 +3,9 @@
 Belongs here: finding them, and queueing them in their new dataset. Does not: their files (pipeline.moves).
 
 A vector carries its dataset, so a searchable document gets a new generation of the text that is live, free of charge;
-until that is published, the one before it names the vectors that embedding takes over. An upload that was under way, or
-not yet claimed, is one to the new dataset, whose owner pays; what an attempt in the old one was charged goes back.
+until that is published, the one before it names the vectors that embedding takes over. An upload that is under way
+when it is followed, or not yet claimed, is one to the new dataset, whose owner pays; what an attempt in the old one was
+charged goes back, and what was searchable before it is not taken along.
 """
 
 from collections.abc import Collection, Mapping, Sequence
