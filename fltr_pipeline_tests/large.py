@@ -108,6 +108,15 @@ class Large:
         statement = text(f"UPDATE public.documents SET {values} WHERE id = ANY(:ids)")
         return tx.execute(statement, {"ids": id_array(self.ids)}).rowcount
 
+    def park(self, tx: Connection) -> list[str]:
+        """What another extractor brings with it: the 10,000 are ready, and wait to be made anew; returns their ids."""
+        ready = (
+            "UPDATE public.documents SET status = 'ready' WHERE status = 'uploaded' AND dataset_id::text = :dataset_id"
+        )
+        tx.execute(text(ready), {"dataset_id": self.afternoon})
+        park = "UPDATE pipeline.documents SET stage = 'extract' WHERE dataset_id = :dataset_id RETURNING document_id"
+        return list(tx.execute(text(park), {"dataset_id": self.afternoon}).scalars())
+
     def free_claims(self) -> list[Claim]:
         return [replace(c, billable=False) for c in self.claims(2)]
 

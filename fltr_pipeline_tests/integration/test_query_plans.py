@@ -318,7 +318,25 @@ def test_a_batch_of_ten_thousand_uploads_is_claimed_without_reading_or_sorting_t
 
     found = asked_for(large.fltr.engine, claim, about="SKIP LOCKED")
     assert found.indexes == {"documents_waiting_idx", "documents_suspect", "documents_pkey"}
-    assert found.nodes == {"Index Scan", "LockRows", "Limit"}
+    assert found.nodes == {"Index Scan", "LockRows", "Limit", "Result"}  # the last is a limit that is no constant
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_a_batch_of_ten_thousand_parked_is_claimed_without_reading_or_sorting_them(
+    large: Large, analyzed: bool
+) -> None:
+    def claim(tx: Connection) -> None:
+        parked = large.park(tx)
+        if analyzed:  # else as it is when they were queued a moment ago
+            tx.execute(text("ANALYZE pipeline.documents"))
+        taken = claims.claim(
+            tx, dataset_id=large.afternoon, stage=Stage.EXTRACT, run_id="r", limit=100, lease_seconds=60
+        )
+        assert [c.document_id for c in taken] == sorted(parked)[:100]
+
+    found = asked_for(large.fltr.engine, claim, about="AS taken_over")
+    assert found.indexes == {"documents_by_stage", "documents_suspect"}
+    assert found.nodes == {"Index Scan", "LockRows", "Limit", "Result"}
 
 
 def test_only_the_views_over_everything_read_everything(large: Large) -> None:

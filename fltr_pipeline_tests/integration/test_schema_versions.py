@@ -35,6 +35,8 @@ ALTER TABLE pipeline.generations DROP COLUMN ocr_pages, DROP COLUMN ocr_confiden
 DROP INDEX pipeline.documents_suspect;
 ALTER TABLE pipeline.charges DROP COLUMN run_id, DROP COLUMN api_key_id, DROP CONSTRAINT charges_state_check,
     ADD CONSTRAINT charges_state_check CHECK (state IN ('open', 'settled', 'released'));
+DROP INDEX pipeline.documents_by_stage;
+CREATE INDEX documents_by_stage ON pipeline.documents (dataset_id, stage) WHERE stage IS NOT NULL;
 DROP INDEX pipeline.documents_live;
 CREATE INDEX documents_live ON pipeline.documents (dataset_id) WHERE live_generation IS NOT NULL;
 DROP INDEX pipeline.retired_keys_by_dataset;
@@ -51,6 +53,7 @@ STEPS = {
     4: "7299e245a4cc796e",
     5: "e96c7bb051e8930d",
     6: "09f5f6ef9dc3ccbf",
+    7: "085bc58e1571fb12",
 }
 """Version → how the digest of its step begins: one that was released is never edited, a change is a further step."""
 
