@@ -8,20 +8,28 @@ from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets
 from fltr_pipeline.stores.fltr import requeue as queue
 
+_PAGE = 1_000
+"""Documents in a transaction: the application waits for no more of them."""
+
 
 def requeue(
     services: Services, dataset_id: str, mode: ReprocessMode, *, charge: bool, retryable_only: bool = False
 ) -> int:
     """Queue what the mode names; returns how many documents. Uploads that were moved here can be claimed from now on.
 
-    `retryable_only` leaves failures of the documents' own alone.
+    May be repeated: where it was cut off, the next call queues the rest. `retryable_only` leaves failures of the
+    documents' own alone.
     """
-    codes = RETRYABLE if retryable_only else None
+    redo = queue.Redo(
+        dataset_id, mode, services.fingerprint, services.extractor, services.tried_with, billable=charge,
+        retryable=RETRYABLE if retryable_only else None,
+    )  # fmt: skip
     with transaction(services.fltr) as tx:
-        queued = queue.requeue(
-            tx, dataset_id, mode, fingerprint=services.fingerprint, extractor=services.extractor,
-            tried_with=services.tried_with, billable=charge, retryable=codes,
-        )  # fmt: skip
+        chosen = queue.choose(tx, redo)
+    queued = 0
+    for start in range(0, len(chosen), _PAGE):
+        with transaction(services.fltr) as tx:
+            queued += queue.requeue(tx, redo, chosen[start : start + _PAGE])
     moves.follow_arrivals(services, dataset_id)
     return queued
 

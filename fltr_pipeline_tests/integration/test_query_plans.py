@@ -34,7 +34,7 @@ from fltr_pipeline.stores.fltr.moved import Move
 from fltr_pipeline.stores.fltr.quarantine import Content
 from fltr_pipeline_tests.large import Large, loaded
 from fltr_pipeline_tests.large import plans as asked_for
-from fltr_pipeline_tests.queries import Copy, staged, words
+from fltr_pipeline_tests.queries import Copy, redoing, staged, words
 
 Call = Callable[["Large", Connection], object]
 
@@ -59,16 +59,11 @@ def discarding(large: Large, tx: Connection) -> None:
 
 
 def requeueing(mode: ReprocessMode, retryable: list[str] | None = None) -> Call:
-    return lambda large, tx: requeue.requeue(
-        tx,
-        large.dataset.id,
-        mode,
-        fingerprint="new",
-        extractor="extractor-1",
-        tried_with="t",
-        billable=False,
-        retryable=retryable,
-    )
+    def call(large: Large, tx: Connection) -> None:
+        redo = redoing(large.dataset.id, mode, fingerprint="new", retryable=retryable)
+        requeue.requeue(tx, redo, requeue.choose(tx, redo))
+
+    return call
 
 
 CLAIMS: dict[str, tuple[set[str], Call]] = {
@@ -212,10 +207,10 @@ DATASETS: dict[str, tuple[set[str], Call]] = {
     ),
     "content": ({"documents_pkey"}, lambda large, tx: datasets.content(tx, large.ids[0])),
     "content_sizes": ({"documents_pkey"}, lambda large, tx: datasets.content_sizes(tx, large.ids)),
-    "requeue failed": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.failed)),
-    "requeue retryable": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.failed, ["gave_up"])),
-    "requeue stale": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.stale)),
-    "requeue all": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.all)),
+    "choose and requeue failed": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.failed)),
+    "choose and requeue retryable": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.failed, ["gave_up"])),
+    "choose and requeue stale": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.stale)),
+    "choose and requeue all": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.all)),
 }  # fmt: skip
 
 CHARGES: dict[str, tuple[set[str], Call]] = {

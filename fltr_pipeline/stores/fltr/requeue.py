@@ -4,6 +4,7 @@ Belongs here: what a reprocessing or a repair writes before any work, and what t
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, text
 
@@ -12,6 +13,28 @@ from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.claims import Claim, lock_documents
 from fltr_pipeline.stores.fltr.jobs import insert_jobs
 from fltr_pipeline.stores.fltr.quarantine import readmit
+
+
+@dataclass(frozen=True, slots=True)
+class Redo:
+    """What of a dataset is to be done again, and under which configuration; each mode includes the ones before it:
+    pending, failed, stale, all.
+
+    Whoever asks for every failure lets quarantined contents in again, and with `all` those of ready documents, too.
+    """
+
+    dataset_id: str
+    mode: ReprocessMode
+    fingerprint: str
+    extractor: str
+    tried_with: str
+    billable: bool
+    """Of ready documents; the redo of a failed one is charged as its upload is."""
+    retryable: Sequence[str] | None = None
+    """Codes of the failures to try again, beside those that another than today's extractor had; None: every failure."""
+
+
+_WITH_LIVE = {ReprocessMode.stale, ReprocessMode.all}
 
 # Primary key.
 _QUARANTINED = """EXISTS (
@@ -43,11 +66,16 @@ _TO_MAKE_ANEW = f"""p.live_generation IS NOT NULL AND p.stage IS NULL
       AND (:everything OR {_STALE})"""
 
 # Index: documents by dataset.
-_FAILED = text(f"SELECT d.id::text FROM public.documents d WHERE d.dataset_id = :dataset_id AND {_TO_TRY_AGAIN}")  # noqa: S608 - of constants
+_FAILED = text(f"SELECT d.id::text FROM public.documents d WHERE d.dataset_id = :of_dataset AND {_TO_TRY_AGAIN}")  # noqa: S608 - of constants
+
+# What was moved on since it was chosen is another owner's, who asked for nothing. In words that no index answers: that
+# of a large dataset would be read for each page.
+_STILL_HERE = "(d.dataset_id = :of_dataset) IS TRUE"
 
 # Primary key.
 _REQUEUE_FAILED = text(f"""
-    UPDATE public.documents d SET status = 'uploaded' WHERE d.id = ANY(:ids) AND {_TO_TRY_AGAIN} RETURNING d.id::text
+    UPDATE public.documents d SET status = 'uploaded' WHERE d.id = ANY(:ids) AND {_STILL_HERE} AND {_TO_TRY_AGAIN}
+    RETURNING d.id::text
 """)  # noqa: S608 - of constants
 
 # Index: pipeline.documents_live.
@@ -62,7 +90,7 @@ _REQUEUE_LIVE = text(f"""
     WITH chosen AS MATERIALIZED (
         SELECT p.document_id, d.updated_at::text AS input_version
         FROM pipeline.documents p, pipeline.generations g, public.documents d
-        WHERE d.id = ANY(:ids) AND {_TO_MAKE_ANEW}
+        WHERE d.id = ANY(:ids) AND {_STILL_HERE} AND {_TO_MAKE_ANEW}
         ORDER BY p.document_id FOR UPDATE OF p
     )
     UPDATE pipeline.documents p
@@ -142,49 +170,45 @@ _WITHDRAWN = text("""
 """)
 
 
-def requeue(
-    tx: Connection,
-    dataset_id: str,
-    mode: ReprocessMode,
-    *,
-    fingerprint: str,
-    extractor: str,
-    tried_with: str,
-    billable: bool,
-    retryable: Sequence[str] | None = None,
-) -> int:
-    """Queue documents again; each mode includes the ones before it: pending, failed, stale, all.
+def choose(tx: Connection, redo: Redo) -> list[str]:
+    """The documents to be done again, by now; nothing is locked."""
+    chosen: list[str] = []
+    if redo.mode is not ReprocessMode.pending:
+        chosen += tx.execute(_FAILED, _asked(redo)).scalars()
+    if redo.mode in _WITH_LIVE:
+        chosen += tx.execute(_LIVE, _asked(redo)).scalars()
+    return chosen
 
-    Failed documents (of the codes in `retryable`, or that another than today's `extractor` could not read; or all)
-    become `uploaded`; ready ones stay ready and searchable while a new generation is made. May be repeated: what is on
-    its way is left alone. Whoever asks for every failure lets quarantined contents in again, and with `all` those of
-    ready documents, too.
+
+def requeue(tx: Connection, redo: Redo, document_ids: Sequence[str]) -> int:
+    """Queue those of the documents that are still to be done again; returns how many.
+
+    Failed documents become `uploaded`; ready ones stay ready and searchable while a new generation is made. May be
+    repeated: what is on its way is left alone.
     """
-    if mode is ReprocessMode.pending:
-        return 0
-    asked = {
-        "every_failure": retryable is None,
-        "retryable": list(retryable or ()),
-        "tried_with": tried_with,
-        "extractor": extractor,
-    }
-    failed = list(tx.execute(_FAILED, {"dataset_id": dataset_id, **asked}).scalars())
-    live: list[str] = []
-    if mode is not ReprocessMode.failed:
-        asked |= {"fingerprint": fingerprint, "everything": mode is ReprocessMode.all}
-        live = list(tx.execute(_LIVE, {"dataset_id": dataset_id, "of_dataset": dataset_id, **asked}).scalars())
     # As everywhere, public rows are locked first and in id order; not the others, for a lock writes its row.
-    lock_documents(tx, failed + live)
+    statuses = lock_documents(tx, document_ids)
+    failed = [i for i, status in statuses.items() if status == "failed"]
+    live = [i for i, status in statuses.items() if status == "ready" and redo.mode in _WITH_LIVE]
     if failed:
-        failed = list(tx.execute(_REQUEUE_FAILED, {"ids": id_array(failed), **asked}).scalars())
-        if retryable is None:
+        failed = list(tx.execute(_REQUEUE_FAILED, _asked(redo) | {"ids": id_array(failed)}).scalars())
+        if redo.retryable is None:
             readmit(tx, failed)
     if live:
-        live = list(tx.execute(_REQUEUE_LIVE, {"ids": id_array(live), "billable": billable, **asked}).scalars())
+        live = list(tx.execute(_REQUEUE_LIVE, _asked(redo) | {"ids": id_array(live)}).scalars())
         insert_jobs(tx, live, "queued")
-        if mode is ReprocessMode.all:
+        if redo.mode is ReprocessMode.all:
             readmit(tx, live)
     return len(failed) + len(live)
+
+
+def _asked(redo: Redo) -> dict[str, object]:
+    return asdict(redo) | {
+        "of_dataset": redo.dataset_id,
+        "every_failure": redo.retryable is None,
+        "retryable": list(redo.retryable or ()),
+        "everything": redo.mode is ReprocessMode.all,
+    }
 
 
 def backfill_candidates(
