@@ -1,7 +1,7 @@
 """Doing it again: which documents a mode names, and which datasets a nightly backfill is for."""
 
 from fltr_pipeline.failures import RETRYABLE
-from fltr_pipeline.models import ReprocessMode
+from fltr_pipeline.models import ReprocessMode, Stage
 from fltr_pipeline.pipeline import moves
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
@@ -35,9 +35,9 @@ def requeue(
 
 
 def remaining(services: Services, dataset_id: str) -> int:
-    """Documents of the dataset that can be worked on now."""
+    """Documents of the dataset that wait to be worked on, but for those that await credits."""
     with transaction(services.fltr) as tx:
-        return sum(b.waiting for b in datasets.backlog(tx) if b.dataset_id == dataset_id)
+        return sum(datasets.waiting_at(tx, dataset_id, stage, unpaid=False) for stage in Stage)
 
 
 def datasets_to_backfill(services: Services) -> list[str]:

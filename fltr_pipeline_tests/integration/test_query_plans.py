@@ -334,6 +334,12 @@ def test_a_batch_of_ten_thousand_parked_is_claimed_without_reading_or_sorting_th
     assert found.nodes == {"Index Scan", "LockRows", "Limit", "Result"}
 
 
+def test_what_is_left_of_a_dataset_is_counted_in_it_alone(large: Large) -> None:
+    for stage in Stage:
+        waiting = partial(datasets.waiting_at, dataset_id=large.dataset.id, stage=stage, unpaid=False)
+        assert asked_for(large.fltr.engine, waiting).indexes == {"documents_waiting_idx", "documents_by_stage"}
+
+
 def test_only_the_views_over_everything_read_everything(large: Large) -> None:
     whole: dict[str, Call] = {
         "counts_of_all": lambda _, tx: datasets.counts_of_all(tx),
