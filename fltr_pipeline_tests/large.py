@@ -117,6 +117,14 @@ class Large:
         park = "UPDATE pipeline.documents SET stage = 'extract' WHERE dataset_id = :dataset_id RETURNING document_id"
         return list(tx.execute(text(park), {"dataset_id": self.afternoon}).scalars())
 
+    def plan(self, tx: Connection) -> None:
+        """The next version of the 10,000 has its chunks, and none is embedded yet."""
+        chunks = (
+            "SELECT document_id, 2, n, NULL, true, '', 1, n, n + 4, 2 FROM pipeline.documents, generate_series(0, 19) n"
+        )
+        statement = f"INSERT INTO pipeline.chunks {chunks} WHERE dataset_id = :dataset_id"
+        tx.execute(text(statement), {"dataset_id": self.afternoon})
+
     def free_claims(self) -> list[Claim]:
         return [replace(c, billable=False) for c in self.claims(2)]
 

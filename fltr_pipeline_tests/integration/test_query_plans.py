@@ -283,7 +283,7 @@ DELETED: dict[str, tuple[set[str], Call]] = {
         lambda large, tx: [large.move(tx), moved.follow(tx, moved.among(tx, large.ids))],
     ),
     "sources": ({"generations_pkey", "chunks_pkey"}, lambda large, tx: moved.sources(tx, large.free_claims())),
-    "lost": ({"chunks_by_key"}, lambda _, tx: requeue.lost(tx, "", 100, tried_with="t")),
+    "lost": ({"chunks_lost"}, lambda _, tx: requeue.lost(tx, "", 100, tried_with="t")),
     "repair": ({"documents_pkey", "generations_pkey"}, lambda large, tx: requeue.repair(tx, large.ids)),
     "make_free": ({"documents_pkey"}, lambda large, tx: requeue.make_free(tx, large.claims(2))),
     "restore": (
@@ -332,6 +332,20 @@ def test_a_batch_of_ten_thousand_parked_is_claimed_without_reading_or_sorting_th
     found = asked_for(large.fltr.engine, claim, about="AS taken_over")
     assert found.indexes == {"documents_by_stage", "documents_suspect"}
     assert found.nodes == {"Index Scan", "LockRows", "Limit", "Result"}
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_no_pass_reads_the_chunks_that_are_still_to_be_embedded(large: Large, analyzed: bool) -> None:
+    def lost(tx: Connection) -> None:
+        large.plan(tx)
+        if analyzed:
+            tx.execute(text("ANALYZE pipeline.chunks"))
+        assert requeue.lost(tx, "", 100, tried_with="t") == []
+
+    found = asked_for(large.fltr.engine, lost, about="DISTINCT")
+    assert found.indexes >= {"chunks_lost", "documents_pkey"}
+    assert found.indexes & {"chunks_pkey", "chunks_by_key"} == set()
+    assert found.scans == set()
 
 
 def test_what_is_left_of_a_dataset_is_counted_in_it_alone(large: Large) -> None:

@@ -128,14 +128,14 @@ _BACKFILL = text(f"""
     ORDER BY 1
 """)  # noqa: S608 - of constants
 
-# Index: pipeline.chunks_by_key. A live chunk without a key has lost its vector. Where workers died at the content, a
+# Index: pipeline.chunks_lost. A live chunk without a key has lost its vector. Where workers died at the content, a
 # repair would be turned away, pass after pass.
 _LOST = text(f"""
     SELECT DISTINCT p.document_id
     FROM pipeline.chunks c
     JOIN pipeline.documents p ON p.document_id = c.document_id AND p.live_generation = c.generation
     JOIN pipeline.generations g ON g.document_id = c.document_id AND g.generation = c.generation
-    WHERE c.key IS NULL AND p.stage IS NULL AND p.document_id > :after
+    WHERE c.key IS NULL AND NOT c.fresh AND c.document_id > :after AND p.stage IS NULL
       AND NOT {_QUARANTINED.format(content="g.source_sha256 AND q.code = 'gave_up'")}
     ORDER BY p.document_id LIMIT :limit
 """)  # noqa: S608 - of constants
