@@ -108,6 +108,23 @@ class Large:
         statement = text(f"UPDATE public.documents SET {values} WHERE id = ANY(:ids)")
         return tx.execute(statement, {"ids": id_array(self.ids)}).rowcount
 
+    def park(self, tx: Connection) -> list[str]:
+        """What another extractor brings with it: the 10,000 are ready, and wait to be made anew; returns their ids."""
+        ready = (
+            "UPDATE public.documents SET status = 'ready' WHERE status = 'uploaded' AND dataset_id::text = :dataset_id"
+        )
+        tx.execute(text(ready), {"dataset_id": self.afternoon})
+        park = "UPDATE pipeline.documents SET stage = 'extract' WHERE dataset_id = :dataset_id RETURNING document_id"
+        return list(tx.execute(text(park), {"dataset_id": self.afternoon}).scalars())
+
+    def plan(self, tx: Connection) -> None:
+        """The next version of the 10,000 has its chunks, and none is embedded yet."""
+        chunks = (
+            "SELECT document_id, 2, n, NULL, true, '', 1, n, n + 4, 2 FROM pipeline.documents, generate_series(0, 19) n"
+        )
+        statement = f"INSERT INTO pipeline.chunks {chunks} WHERE dataset_id = :dataset_id"
+        tx.execute(text(statement), {"dataset_id": self.afternoon})
+
     def free_claims(self) -> list[Claim]:
         return [replace(c, billable=False) for c in self.claims(2)]
 

@@ -12,12 +12,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from fltr_pipeline.models import Stage
+from fltr_pipeline.models import ReprocessMode, Stage
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, datasets, generations, plans, texts
 from fltr_pipeline.stores.fltr.claims import Claim, Failure
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.stores.fltr.plans import PlannedChunk
+from fltr_pipeline.stores.fltr.requeue import Redo
 from fltr_pipeline.stores.fltr.texts import StagedText
 
 APPLICATION_TABLES = """
@@ -38,6 +39,18 @@ CREATE TABLE processing_jobs (
 """As the web application may have made them: uuid ids, times without a zone."""
 
 FINGERPRINT = "config-1"
+
+
+def redoing(
+    dataset_id: str,
+    mode: ReprocessMode,
+    *,
+    fingerprint: str = FINGERPRINT,
+    billable: bool = False,
+    retryable: Sequence[str] | None = None,
+) -> Redo:
+    """As a run asks for it, with the extractor of these tests."""
+    return Redo(dataset_id, mode, fingerprint, "extractor-1", "t", billable, retryable)
 
 
 @dataclass(frozen=True)

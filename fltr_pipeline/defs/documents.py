@@ -5,10 +5,12 @@ from itertools import groupby
 from statistics import fmean
 
 import dagster as dg
+from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RETRY_NUMBER_TAG
 
 from fltr_pipeline.defs.datasets import datasets
 from fltr_pipeline.defs.op import ReprocessConfig, ingesting, metadata_of, run_stage, services_of, table
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
+from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline.extract import Extract, Gap, Reading
 from fltr_pipeline.pipeline.reprocess import requeue
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
@@ -18,6 +20,8 @@ OCR_CHECK = "ocr_is_sure"
 _SHOWN = 200
 _SURE = 0.8
 """Confidence below which OCR's text is likely to have wrong words."""
+_REQUEUED_BY = "fltr/requeued_by"
+"""Tag of a run: the run, itself or another that had it before, that has queued again what the mode names."""
 
 
 @dg.asset(
@@ -47,23 +51,31 @@ def documents(
     embedder: EmbedderResource,
     blobs: BlobsResource,
 ) -> Iterator[dg.MaterializeResult[None]]:
-    """Extracted text. First queues again what the mode names, then works on everything that waits."""
+    """Extracted text. First queues again what the mode names, once in a run, then works on everything that waits."""
     with ingesting(context):
         services = services_of(fltr, credits, milvus, embedder, blobs)
         billing = credits.billing(services.fltr)
         requeued = requeue(
             services,
             context.partition_key,
-            config.mode,
+            ReprocessMode.pending if _has_requeued(context) else config.mode,
             charge=config.charge,
             retryable_only=config.retryable_failures_only,
         )
+        context.instance.add_run_tags(context.run.run_id, {_REQUEUED_BY: context.run.run_id})
         with Extract(services) as work:
             report = run_stage(context, services, billing, work, config.max_documents)
     yield dg.MaterializeResult(
         metadata=metadata_of(report, documents_requeued=requeued),
         check_results=[_check(work.gaps), _ocr_check(work.readings)],
     )
+
+
+def _has_requeued(context: dg.AssetExecutionContext) -> bool:
+    """Whether this is a retry, of the step or by Dagster of a run whose worker died: what failed since was tried."""
+    run = context.instance.get_run_by_id(context.run.run_id) or context.run
+    before = {run.run_id, run.tags.get(PARENT_RUN_ID_TAG)} if RETRY_NUMBER_TAG in run.tags else {run.run_id}
+    return run.tags.get(_REQUEUED_BY) in before
 
 
 def _check(gaps: Sequence[Gap]) -> dg.AssetCheckResult:

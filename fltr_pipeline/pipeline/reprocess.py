@@ -1,12 +1,15 @@
 """Doing it again: which documents a mode names, and which datasets a nightly backfill is for."""
 
 from fltr_pipeline.failures import RETRYABLE
-from fltr_pipeline.models import ReprocessMode
+from fltr_pipeline.models import ReprocessMode, Stage
 from fltr_pipeline.pipeline import moves
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets
 from fltr_pipeline.stores.fltr import requeue as queue
+
+_PAGE = 1_000
+"""Documents in a transaction: the application waits for no more of them."""
 
 
 def requeue(
@@ -14,22 +17,27 @@ def requeue(
 ) -> int:
     """Queue what the mode names; returns how many documents. Uploads that were moved here can be claimed from now on.
 
-    `retryable_only` leaves failures of the documents' own alone.
+    May be repeated: where it was cut off, the next call queues the rest. `retryable_only` leaves failures of the
+    documents' own alone.
     """
-    codes = RETRYABLE if retryable_only else None
+    redo = queue.Redo(
+        dataset_id, mode, services.fingerprint, services.extractor, services.tried_with, billable=charge,
+        retryable=RETRYABLE if retryable_only else None,
+    )  # fmt: skip
     with transaction(services.fltr) as tx:
-        queued = queue.requeue(
-            tx, dataset_id, mode, fingerprint=services.fingerprint, extractor=services.extractor,
-            tried_with=services.tried_with, billable=charge, retryable=codes,
-        )  # fmt: skip
+        chosen = queue.choose(tx, redo)
+    queued = 0
+    for start in range(0, len(chosen), _PAGE):
+        with transaction(services.fltr) as tx:
+            queued += queue.requeue(tx, redo, chosen[start : start + _PAGE])
     moves.follow_arrivals(services, dataset_id)
     return queued
 
 
 def remaining(services: Services, dataset_id: str) -> int:
-    """Documents of the dataset that can be worked on now."""
+    """Documents of the dataset that wait to be worked on, but for those that await credits."""
     with transaction(services.fltr) as tx:
-        return sum(b.waiting for b in datasets.backlog(tx) if b.dataset_id == dataset_id)
+        return sum(datasets.waiting_at(tx, dataset_id, stage, unpaid=False) for stage in Stage)
 
 
 def datasets_to_backfill(services: Services) -> list[str]:

@@ -1,12 +1,17 @@
 """Real Dagster runs, in this process, on real stores."""
 
+from typing import Any
+
 import dagster as dg
 import pytest
 
 from fltr_pipeline.definitions import build_defs
+from fltr_pipeline.defs.op import run_stage
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.defs.schedules import nightly_backfill
+from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.failures import ADVICE
+from fltr_pipeline.pipeline.worker import Report
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline_tests.pdfs import pdf
@@ -16,7 +21,12 @@ ASSETS = ["datasets", "documents", "processing_jobs", "document_embeddings"]
 
 
 def run(
-    instance: dg.DagsterInstance, job: str, dataset: Dataset, mode: str = "stale", selection: list[str] | None = None
+    instance: dg.DagsterInstance,
+    job: str,
+    dataset: Dataset,
+    mode: str = "stale",
+    selection: list[str] | None = None,
+    tags: dict[str, str] | None = None,
 ) -> dg.ExecuteInProcessResult:
     instance.add_dynamic_partitions(str(DATASET_PARTITIONS.name), [dataset.id])
     config = {"ops": {"documents": {"config": {"mode": mode}}}} if selection is None or "documents" in selection else {}
@@ -28,6 +38,7 @@ def run(
             partition_key=dataset.id,
             run_config=config,
             raise_on_error=False,
+            tags=tags,
             asset_selection=None if selection is None else [dg.AssetKey(name) for name in selection],
         )
     )
@@ -83,6 +94,40 @@ def test_a_partition_materialised_by_hand_redoes_what_failed(world: World, insta
     result = run(instance, "reprocess_dataset", dataset)
     assert metadata(result, "documents")["documents_requeued"] == 1
     assert world.statuses(dataset) == {"a.txt": "ready", "b.txt": "ready"}
+
+
+def test_a_retry_does_not_requeue_what_its_run_has_tried(
+    world: World, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = world.dataset(world.user(credits=10))
+    world.upload(dataset, {"a.txt": b""})
+    assert run(instance, "ingest", dataset).success
+    tries = []
+
+    def breaking(*arguments: Any) -> Report:
+        tries.append(1)
+        report = run_stage(*arguments)
+        if len(tries) == 1:
+            raise StoreUnavailable("Postgres restarts")
+        return report
+
+    monkeypatch.setattr("fltr_pipeline.defs.documents.run_stage", breaking)
+    monkeypatch.setattr("fltr_pipeline.defs.op._FIRST_RETRY_SECONDS", 0.01)
+    result = run(instance, "reprocess_dataset", dataset)
+    assert result.success
+    assert len(tries) == 2
+    attempts = "SELECT count(*) FROM processing_jobs"
+    assert world.rows(attempts) == [(2,)], "the upload's, and that of the run"
+
+    # Dagster's own retry of a run whose worker died has the tags of that run, and a process of its own.
+    died = instance.get_run_by_id(result.run_id)
+    assert died is not None
+    again = {**died.tags, "dagster/parent_run_id": died.run_id}
+    assert run(instance, "reprocess_dataset", dataset, tags=again | {"dagster/retry_number": "1"}).success
+    assert world.rows(attempts) == [(2,)]
+    # Who executes it again by hand asks for it again.
+    assert run(instance, "reprocess_dataset", dataset, tags=again).success
+    assert world.rows(attempts) == [(3,)]
 
 
 def test_what_failed_stands_in_the_metadata_as_a_table(world: World, instance: dg.DagsterInstance) -> None:

@@ -20,6 +20,7 @@ from fltr_pipeline.pipeline.stage import Result
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import requeue
 from fltr_pipeline.stores.fltr.claims import Claim
+from fltr_pipeline_tests.queries import redoing
 from fltr_pipeline_tests.world import World
 
 TEXT = b"The treaty of Westphalia ended the thirty years war in 1648."
@@ -366,11 +367,8 @@ def test_a_backfill_leaves_the_documents_own_failures_alone(world: World) -> Non
     world.change(
         "UPDATE pipeline.documents SET error_code = 'gave_up' WHERE document_id = (SELECT min(id) FROM documents)"
     )
-    fingerprint = world.services.fingerprint
+    redo = redoing(dataset.id, ReprocessMode.stale, fingerprint=world.services.fingerprint, retryable=["gave_up"])
     with transaction(world.services.fltr) as tx:
-        queued = requeue.requeue(
-            tx, dataset.id, ReprocessMode.stale, fingerprint=fingerprint, extractor="", tried_with="",
-            billable=False, retryable=["gave_up"],
-        )  # fmt: skip
+        queued = requeue.requeue(tx, redo, requeue.choose(tx, redo))
     assert queued == 1
     assert sorted(world.statuses(dataset).values()) == ["failed", "uploaded"]

@@ -12,6 +12,7 @@ from fltr_pipeline.models import ReprocessMode, Stage, VectorRow
 from fltr_pipeline.pipeline.embed import Embed
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import compare, compare_all
+from fltr_pipeline.pipeline.reprocess import datasets_to_backfill, requeue
 from fltr_pipeline.pipeline.search import search
 from fltr_pipeline.pipeline.sweeper import Report, Vectors
 from fltr_pipeline.pipeline.vector_collections import former
@@ -27,6 +28,8 @@ BREAD = b"Flour, water, salt and yeast; knead, let it rise, bake at 220 degrees.
 TREATY = b"The treaty of Westphalia ended the thirty years war in 1648."
 NOTHING = Report()
 _SHORT = 256
+FAILURE = "SELECT error_code, error_at FROM pipeline.documents WHERE error_code IS NOT NULL"
+SPENT = "SELECT count(*), sum(amount) FROM credit_transactions"
 
 
 @pytest.fixture
@@ -107,6 +110,35 @@ def test_all_stays_searchable_until_it_is_in_the_new_collection_and_the_old_one_
     assert (compare_all(world.services), world.sweep_all()) == ({}, NOTHING)
     assert not old.exists()
     assert (found(world, books), world.sweep_all()) == ({"bread.txt", "treaty.txt"}, NOTHING)
+
+
+@pytest.mark.parametrize("asked", ["by the nightly backfill", "by hand"])
+def test_a_version_whose_newer_upload_failed_leaves_the_old_collection_free_and_is_searchable_all_the_while(
+    world: World, books: Dataset, old: VectorStore, changed: VectorStore, asked: str
+) -> None:
+    world.change("DELETE FROM documents WHERE filename = 'treaty.txt'")
+    world.upload(books, {"bread.txt": b""})
+    world.process(books)
+    failure, spent = world.rows(FAILURE), world.auth_rows(SPENT)
+    assert datasets_to_backfill(world.services) == [books.id]
+
+    def redo() -> int:
+        return requeue(world.services, books.id, ReprocessMode.stale, charge=True, retryable_only=asked != "by hand")
+
+    assert redo() == 1
+    assert found(world, books) == {"bread.txt"}, "it is searchable meanwhile"
+    assert redo() == 0, "it is on its way"
+    world.process(books)
+    world.sweep_all()
+    assert not old.exists()
+    assert len(set(changed.keys(books.id))) == 1
+    assert found(world, books) == {"bread.txt"}
+    assert world.statuses(books) == {"bread.txt": "failed"}
+    assert world.rows(FAILURE) == failure, "the failed file was not tried again"
+    assert world.auth_rows(SPENT) == spent
+    assert datasets_to_backfill(world.services) == []
+    assert redo() == (asked == "by hand"), "the failure, where all failures are tried again"
+    assert (compare_all(world.services), world.sweep_all()) == ({}, NOTHING)
 
 
 @ON_EACH_MILVUS

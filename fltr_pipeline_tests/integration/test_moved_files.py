@@ -13,7 +13,7 @@ from fltr_pipeline.pipeline.deletion import Withdrawn
 from fltr_pipeline.pipeline.reprocess import remaining
 from fltr_pipeline.stores.blobs import Blob, BlobStore
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import moved
+from fltr_pipeline.stores.fltr import datasets, moved
 from fltr_pipeline_tests.shelves import TEXTS, Shelves, found, is_at_rest, move
 from fltr_pipeline_tests.world import World
 
@@ -183,12 +183,19 @@ def test_an_upload_whose_file_cannot_be_copied_waits_and_stops_no_other(
     world.upload(shelves.other, {"c.txt": NEW})
     world.process(shelves.other)
     assert world.statuses(shelves.other) == {"a.txt": "uploaded", "c.txt": "ready"}
-    assert remaining(world.services, shelves.other.id) == 0, "no run is launched for it, until it is due"
+    assert backlog(world) == {}, "no run is launched for it, until it is due"
+    assert remaining(world.services, shelves.other.id) == 1
     locked.clear()
     world.change("UPDATE pipeline.documents SET retry_at = now() - interval '1 s' WHERE retry_at IS NOT NULL")
-    assert remaining(world.services, shelves.other.id) == 1
+    assert backlog(world) == {shelves.other.id: 1}
     world.process(shelves.other)
     assert found(world, shelves.other) == {"a.txt": {NEW.decode()}, "c.txt": {NEW.decode()}}
+
+
+def backlog(world: World) -> dict[str, int]:
+    """What the sensor launches runs for."""
+    with transaction(world.services.fltr) as tx:
+        return {b.dataset_id: b.waiting for b in datasets.backlog(tx)}
 
 
 def due(world: World) -> None:

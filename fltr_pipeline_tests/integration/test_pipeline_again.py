@@ -1,13 +1,19 @@
 """The four ops on documents that come again: what is the same is not done anew, what changed is."""
 
 import hashlib
+from collections.abc import Sequence
 
 import pytest
+from sqlalchemy import Connection
 
+from fltr_pipeline.errors import StoreUnavailable
+from fltr_pipeline.models import ReprocessMode
+from fltr_pipeline.pipeline import reprocess
 from fltr_pipeline.pipeline.embed import Embed, sweep
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import compare
 from fltr_pipeline.pipeline.search import search
+from fltr_pipeline.stores.fltr import requeue
 from fltr_pipeline.text.parse.pool import ParserPool
 from fltr_pipeline_tests.world import BREAD, TREATY, World
 
@@ -166,3 +172,31 @@ def test_the_old_version_is_searchable_until_the_new_one_is_published(world: Wor
     assert compare(world.services, dataset.id).none
     assert sweep(world.services, dataset.id) == 1
     assert len(set(world.services.vectors.keys(dataset.id))) == 1
+
+
+def test_a_reprocessing_that_is_cut_off_between_two_pages_is_finished_by_the_next_call(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = world.dataset(world.user(credits=20))
+    world.upload(dataset, {f"{n}.txt": f"Of {n}.".encode() for n in range(4)} | {"empty.txt": b""})
+    world.process(dataset)
+    pages = []
+
+    def cut_off(tx: Connection, redo: requeue.Redo, page: Sequence[str]) -> int:
+        pages.append(len(page))
+        if len(pages) == 2:
+            raise StoreUnavailable("Postgres restarts")
+        return queue_page(tx, redo, page)
+
+    queue_page = requeue.requeue
+    monkeypatch.setattr(requeue, "requeue", cut_off)
+    monkeypatch.setattr(reprocess, "_PAGE", 2)
+    with pytest.raises(StoreUnavailable):
+        reprocess.requeue(world.services, dataset.id, ReprocessMode.all, charge=False)
+    assert reprocess.remaining(world.services, dataset.id) == 2, "the first page is committed"
+    assert reprocess.requeue(world.services, dataset.id, ReprocessMode.all, charge=False) == 3
+    assert pages == [2, 2, 2, 1]
+    assert reprocess.remaining(world.services, dataset.id) == 5
+    assert world.rows("SELECT count(*) FROM processing_jobs WHERE status = 'queued'") == [(4,)], (
+        "one for each that is ready"
+    )

@@ -12,7 +12,7 @@ from fltr_pipeline.models import ReprocessMode, Stage
 from fltr_pipeline.stores.fltr import claims, datasets, deleted, requeue
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.datasets import Dataset
-from fltr_pipeline_tests.queries import Fltr
+from fltr_pipeline_tests.queries import Fltr, redoing
 
 
 def names(claimed: list[Claim]) -> list[str]:
@@ -366,10 +366,8 @@ def test_a_reprocessing_locks_in_the_order_of_ids_as_all_do(fltr: Fltr) -> None:
     def reprocess() -> None:
         with fltr.transaction() as tx:
             tx.execute(text("SET LOCAL enable_indexscan = off"))  # a plan that reads the rows as they are stored
-            requeue.requeue(
-                tx, dataset.id, ReprocessMode.stale,
-                fingerprint="new", extractor="extractor-1", tried_with="t", billable=False,
-            )  # fmt: skip
+            redo = redoing(dataset.id, ReprocessMode.stale, fingerprint="new")
+            requeue.requeue(tx, redo, requeue.choose(tx, redo))
 
     locked = "SELECT document_id FROM pipeline.documents WHERE document_id = :d FOR UPDATE"
     free = "SELECT document_id FROM pipeline.documents ORDER BY document_id FOR UPDATE SKIP LOCKED"

@@ -148,6 +148,13 @@ def test_the_backlog_is_what_any_worker_could_take_by_dataset(fltr: Fltr) -> Non
         Backlog(other.id, other.user_id, 2, uploaded(fltr, "first")),
     ]
     assert ask(fltr, datasets.backlog) == expected
+    waits(fltr, dataset, [3])
+    counts = [[ask(fltr, datasets.waiting_at, d.id, stage) for stage in Stage] for d in (dataset, other, idle)]
+    assert counts == [[3, 1, 0], [2, 0, 0], [1, 0, 0]], "what awaits credits is offered once more to each run"
+    assert [
+        sum(ask(fltr, datasets.waiting_at, d.id, stage, unpaid=False) for stage in Stage)
+        for d in (dataset, other, idle)
+    ] == [3, 2, 0]
 
 
 def uploaded(fltr: Fltr, filename: str) -> datetime:

@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.stores.fltr import requeue
-from fltr_pipeline_tests.queries import FINGERPRINT, Fltr, failed
+from fltr_pipeline_tests.queries import FINGERPRINT, Fltr, failed, redoing
 
 UNKNOWN = str(uuid.uuid4())
 
@@ -16,11 +16,9 @@ UNKNOWN = str(uuid.uuid4())
 def requeued(
     fltr: Fltr, dataset_id: str, mode: ReprocessMode, *, billable: bool = False, retryable: Sequence[str] | None = None
 ) -> int:
+    redo = redoing(dataset_id, mode, billable=billable, retryable=retryable)
     with fltr.impatient() as tx:
-        return requeue.requeue(
-            tx, dataset_id, mode, fingerprint=FINGERPRINT, extractor="extractor-1", tried_with="t", billable=billable,
-            retryable=retryable,
-        )  # fmt: skip
+        return requeue.requeue(tx, redo, requeue.choose(tx, redo))
 
 
 def backfill(fltr: Fltr, *retryable: str) -> list[str]:
@@ -87,6 +85,31 @@ def test_what_is_on_its_way_already_is_not_queued_again(fltr: Fltr) -> None:
     assert requeued(fltr, dataset.id, ReprocessMode.all) == 1
     assert requeued(fltr, dataset.id, ReprocessMode.all) == 0
     assert requeued(fltr, UNKNOWN, ReprocessMode.all) == 0
+
+
+def test_what_changed_since_it_was_chosen_is_left_alone(fltr: Fltr) -> None:
+    dataset, other = fltr.dataset(), fltr.dataset()
+    fltr.upload(dataset, *"abcd")
+    fltr.publish(dataset, "alpha", fingerprint="old")
+    failed(fltr, dataset, "e", "f")
+    redo = redoing(dataset.id, ReprocessMode.stale, billable=True)
+    with fltr.transaction() as tx:
+        chosen = requeue.choose(tx, redo)
+    assert len(chosen) == 6
+    for change in (
+        "UPDATE documents SET dataset_id = :other WHERE filename IN ('a', 'e')",  # whose owner asked for nothing
+        "UPDATE documents SET status = 'uploaded', updated_at = now() WHERE filename = 'b'",
+        "DELETE FROM documents WHERE filename = 'c'",
+    ):
+        fltr.change(change, **({"other": other.id} if ":other" in change else {}))
+    with fltr.impatient() as tx:
+        assert requeue.requeue(tx, redo, chosen) == 2
+    assert fltr.statuses(dataset) == {"b": "uploaded", "d": "ready", "f": "uploaded"}
+    assert fltr.statuses(other) == {"a": "ready", "e": "failed"}
+    assert fltr.rows(
+        "SELECT d.filename FROM pipeline.documents p JOIN documents d ON d.id::text = p.document_id"
+        " WHERE p.stage IS NOT NULL"
+    ) == [("d",)]
 
 
 def test_what_stays_as_it_is_is_not_locked(fltr: Fltr) -> None:

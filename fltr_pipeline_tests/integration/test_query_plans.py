@@ -34,7 +34,7 @@ from fltr_pipeline.stores.fltr.moved import Move
 from fltr_pipeline.stores.fltr.quarantine import Content
 from fltr_pipeline_tests.large import Large, loaded
 from fltr_pipeline_tests.large import plans as asked_for
-from fltr_pipeline_tests.queries import Copy, staged, words
+from fltr_pipeline_tests.queries import Copy, redoing, staged, words
 
 Call = Callable[["Large", Connection], object]
 
@@ -59,16 +59,11 @@ def discarding(large: Large, tx: Connection) -> None:
 
 
 def requeueing(mode: ReprocessMode, retryable: list[str] | None = None) -> Call:
-    return lambda large, tx: requeue.requeue(
-        tx,
-        large.dataset.id,
-        mode,
-        fingerprint="new",
-        extractor="extractor-1",
-        tried_with="t",
-        billable=False,
-        retryable=retryable,
-    )
+    def call(large: Large, tx: Connection) -> None:
+        redo = redoing(large.dataset.id, mode, fingerprint="new", retryable=retryable)
+        requeue.requeue(tx, redo, requeue.choose(tx, redo))
+
+    return call
 
 
 CLAIMS: dict[str, tuple[set[str], Call]] = {
@@ -215,10 +210,10 @@ DATASETS: dict[str, tuple[set[str], Call]] = {
         set(), lambda large, tx: datasets.upload(tx, large.dataset.id, [(i, "x") for i in large.ids], "1" * 64)
     ),
     "content": ({"documents_pkey"}, lambda large, tx: datasets.content(tx, large.ids[0])),
-    "requeue failed": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.failed)),
-    "requeue retryable": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.failed, ["gave_up"])),
-    "requeue stale": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.stale)),
-    "requeue all": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.all)),
+    "choose and requeue failed": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.failed)),
+    "choose and requeue retryable": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.failed, ["gave_up"])),
+    "choose and requeue stale": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.stale)),
+    "choose and requeue all": ({"documents_dataset_id_idx"}, requeueing(ReprocessMode.all)),
 }  # fmt: skip
 
 CHARGES: dict[str, tuple[set[str], Call]] = {
@@ -292,7 +287,7 @@ DELETED: dict[str, tuple[set[str], Call]] = {
         lambda large, tx: [large.move(tx), moved.follow(tx, moved.among(tx, large.ids))],
     ),
     "sources": ({"generations_pkey", "chunks_pkey"}, lambda large, tx: moved.sources(tx, large.free_claims())),
-    "lost": ({"chunks_by_key"}, lambda _, tx: requeue.lost(tx, "", 100, tried_with="t")),
+    "lost": ({"chunks_lost"}, lambda _, tx: requeue.lost(tx, "", 100, tried_with="t")),
     "repair": ({"documents_pkey", "generations_pkey"}, lambda large, tx: requeue.repair(tx, large.ids)),
     "make_free": ({"documents_pkey"}, lambda large, tx: requeue.make_free(tx, large.claims(2))),
     "restore": (
@@ -322,7 +317,45 @@ def test_a_batch_of_ten_thousand_uploads_is_claimed_without_reading_or_sorting_t
 
     found = asked_for(large.fltr.engine, claim, about="SKIP LOCKED")
     assert found.indexes == {"documents_waiting_idx", "documents_suspect", "documents_pkey"}
-    assert found.nodes == {"Index Scan", "LockRows", "Limit"}
+    assert found.nodes == {"Index Scan", "LockRows", "Limit", "Result"}  # the last is a limit that is no constant
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_a_batch_of_ten_thousand_parked_is_claimed_without_reading_or_sorting_them(
+    large: Large, analyzed: bool
+) -> None:
+    def claim(tx: Connection) -> None:
+        parked = large.park(tx)
+        if analyzed:  # else as it is when they were queued a moment ago
+            tx.execute(text("ANALYZE pipeline.documents"))
+        taken = claims.claim(
+            tx, dataset_id=large.afternoon, stage=Stage.EXTRACT, run_id="r", limit=100, lease_seconds=60
+        )
+        assert [c.document_id for c in taken] == sorted(parked)[:100]
+
+    found = asked_for(large.fltr.engine, claim, about="AS taken_over")
+    assert found.indexes == {"documents_by_stage", "documents_suspect"}
+    assert found.nodes == {"Index Scan", "LockRows", "Limit", "Result"}
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_no_pass_reads_the_chunks_that_are_still_to_be_embedded(large: Large, analyzed: bool) -> None:
+    def lost(tx: Connection) -> None:
+        large.plan(tx)
+        if analyzed:
+            tx.execute(text("ANALYZE pipeline.chunks"))
+        assert requeue.lost(tx, "", 100, tried_with="t") == []
+
+    found = asked_for(large.fltr.engine, lost, about="DISTINCT")
+    assert found.indexes >= {"chunks_lost", "documents_pkey"}
+    assert found.indexes & {"chunks_pkey", "chunks_by_key"} == set()
+    assert found.scans == set()
+
+
+def test_what_is_left_of_a_dataset_is_counted_in_it_alone(large: Large) -> None:
+    for stage in Stage:
+        waiting = partial(datasets.waiting_at, dataset_id=large.dataset.id, stage=stage, unpaid=False)
+        assert asked_for(large.fltr.engine, waiting).indexes == {"documents_waiting_idx", "documents_by_stage"}
 
 
 def test_only_the_views_over_everything_read_everything(large: Large) -> None:

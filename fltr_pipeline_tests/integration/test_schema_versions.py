@@ -35,13 +35,17 @@ ALTER TABLE pipeline.generations DROP COLUMN ocr_pages, DROP COLUMN ocr_confiden
 DROP INDEX pipeline.documents_suspect;
 ALTER TABLE pipeline.charges DROP COLUMN run_id, DROP COLUMN api_key_id, DROP CONSTRAINT charges_state_check,
     ADD CONSTRAINT charges_state_check CHECK (state IN ('open', 'settled', 'released'));
+DROP INDEX pipeline.chunks_lost, pipeline.documents_by_stage;
+CREATE INDEX documents_by_stage ON pipeline.documents (dataset_id, stage) WHERE stage IS NOT NULL;
 DROP INDEX pipeline.documents_live;
 CREATE INDEX documents_live ON pipeline.documents (dataset_id) WHERE live_generation IS NOT NULL;
 DROP INDEX pipeline.retired_keys_by_dataset;
 CREATE INDEX retired_keys_by_dataset ON pipeline.retired_keys (dataset_id);
 DROP TABLE pipeline.upload_keys, pipeline.quarantine;
 DROP TABLE pipeline.schema_version;
-INSERT INTO pipeline.documents (document_id, dataset_id, input_version) VALUES ('kept', 'd', 'v');
+INSERT INTO pipeline.documents (document_id, dataset_id, input_version, live_generation) VALUES ('kept', 'd', 'v', 1);
+INSERT INTO pipeline.chunks (document_id, generation, ordinal, fresh, digest, page, start_offset, end_offset, tokens)
+SELECT 'kept', generation, 0, true, '', 1, 0, 1, 1 FROM generate_series(1, 2) generation;
 """
 
 STEPS = {
@@ -51,6 +55,7 @@ STEPS = {
     4: "7299e245a4cc796e",
     5: "e96c7bb051e8930d",
     6: "09f5f6ef9dc3ccbf",
+    7: "57c1ae5c45144734",
 }
 """Version → how the digest of its step begins: one that was released is never edited, a change is a further step."""
 
@@ -87,6 +92,9 @@ def test_a_database_from_before_versions_becomes_what_a_new_one_is_and_keeps_its
     init_fltr(old)
     assert rows(old, SHAPE) == rows(new, SHAPE)
     assert rows(old, "SELECT document_id, retries FROM pipeline.documents") == [("kept", 0)]
+    assert rows(old, "SELECT generation, fresh FROM pipeline.chunks ORDER BY 1") == [(1, False), (2, True)], (
+        "the live one has lost its vector, the other is still to be embedded"
+    )
     assert verify_fltr(old).conforms
 
 

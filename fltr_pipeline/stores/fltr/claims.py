@@ -106,7 +106,8 @@ _TAKE_UPLOADED = text("""
 """)
 
 # A claim skips what others hold, here and in public.documents, and never waits: two workers share what is parked, and
-# taking these rows first can't deadlock.
+# taking these rows first can't deadlock. The limit is hidden from the planner: where a dataset was queued a moment ago,
+# it takes what waits for little, and would rather sort all of it than follow the index.
 _PARKED = """
     SELECT document_id, lease_until IS NOT NULL AS taken_over
     FROM pipeline.documents
@@ -116,15 +117,15 @@ _PARKED = """
       AND NOT (credits_needed IS NOT NULL AND run_id = :run_id)
       AND {which}
     ORDER BY {order}, document_id
-    LIMIT :limit
+    LIMIT (SELECT CAST(:limit AS integer))
     FOR UPDATE SKIP LOCKED
 """
 
 # A worker died with it in hand; which document of those that it held is to blame, only the next death tells.
 _IS_SUSPECT = "(attempts > 0 OR (lease_until IS NOT NULL AND run_id <> ''))"
 
-# Index: pipeline.documents_by_stage.
-_PARKED_INNOCENTS = text(_PARKED.format(which=f"NOT {_IS_SUSPECT}", order="credits_needed NULLS FIRST"))
+# Index: pipeline.documents_by_stage, in its own order: a batch out of a million reads one batch.
+_PARKED_INNOCENTS = text(_PARKED.format(which=f"NOT {_IS_SUSPECT}", order="coalesce(credits_needed, 0)"))
 
 # Index: pipeline.documents_suspect, in its own order.
 _PARKED_SUSPECTS = text(_PARKED.format(which=_IS_SUSPECT, order="attempts"))

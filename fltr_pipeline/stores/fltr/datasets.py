@@ -144,7 +144,7 @@ _WAITING_AT = text("""
     SELECT (SELECT count(*) FROM public.documents WHERE dataset_id = :of_dataset AND status = 'uploaded' AND :uploaded)
          + (SELECT count(*) FROM pipeline.documents
             WHERE dataset_id = :dataset_id AND stage = :stage AND (lease_until IS NULL OR lease_until < now())
-              AND (retry_at IS NULL OR retry_at <= now()))
+              AND (retry_at IS NULL OR retry_at <= now()) AND (credits_needed IS NULL OR :unpaid))
 """)
 
 # Index: pipeline.documents_awaiting.
@@ -303,9 +303,9 @@ def awaiting(tx: Connection) -> list[Awaiting]:
     return [Awaiting(*row) for row in tx.execute(_AWAITING)]
 
 
-def waiting_at(tx: Connection, dataset_id: str, stage: Stage) -> int:
-    """Documents that a worker could claim at the stage now."""
-    parameters = {"dataset_id": dataset_id, "of_dataset": dataset_id, "stage": stage.value}
+def waiting_at(tx: Connection, dataset_id: str, stage: Stage, *, unpaid: bool = True) -> int:
+    """Documents that a worker could claim at the stage now, with those that await credits or without."""
+    parameters = {"dataset_id": dataset_id, "of_dataset": dataset_id, "stage": stage.value, "unpaid": unpaid}
     return int(tx.execute(_WAITING_AT, parameters | {"uploaded": stage is Stage.EXTRACT}).scalar_one())
 
 

@@ -108,8 +108,8 @@ _RETIRE_LOST = text("""
     RETURNING key
 """)
 
-# Also in a generation under way that kept it.
-_CLEAR_LOST = text("UPDATE pipeline.chunks SET key = NULL WHERE key = ANY(:keys)")
+# Also in a generation under way that kept it. Not fresh, for what is still to be embedded has no key either.
+_CLEAR_LOST = text("UPDATE pipeline.chunks SET key = NULL, fresh = false WHERE key = ANY(:keys)")
 
 _KEYS_OF = text("""
     SELECT c.key FROM pipeline.documents p

@@ -4,6 +4,7 @@ Belongs here: what a reprocessing or a repair writes before any work, and what t
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, text
 
@@ -12,6 +13,28 @@ from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.claims import Claim, lock_documents
 from fltr_pipeline.stores.fltr.jobs import insert_jobs
 from fltr_pipeline.stores.fltr.quarantine import readmit
+
+
+@dataclass(frozen=True, slots=True)
+class Redo:
+    """What of a dataset is to be done again, and under which configuration; each mode includes the ones before it:
+    pending, failed, stale, all.
+
+    Whoever asks for every failure lets quarantined contents in again, and with `all` those of ready documents, too.
+    """
+
+    dataset_id: str
+    mode: ReprocessMode
+    fingerprint: str
+    extractor: str
+    tried_with: str
+    billable: bool
+    """Of ready documents; the redo of a failed one is charged as its upload is."""
+    retryable: Sequence[str] | None = None
+    """Codes of the failures to try again, beside those that another than today's extractor had; None: every failure."""
+
+
+_WITH_LIVE = {ReprocessMode.stale, ReprocessMode.all}
 
 # Primary key.
 _QUARANTINED = """EXISTS (
@@ -31,29 +54,44 @@ _STALE = f"""(
     (g.fingerprint IS DISTINCT FROM :fingerprint OR g.extractor <> :extractor)
     AND NOT {_QUARANTINED.format(content="g.source_sha256")})"""
 
+# While the version before it is being made anew, only for who asks for failures alone.
 _TO_TRY_AGAIN = f"""d.status = 'failed'
+      AND (:failures_alone OR NOT EXISTS (SELECT FROM pipeline.documents p
+                                          WHERE p.document_id = d.id::text AND p.stage IS NOT NULL))
       AND (:every_failure OR EXISTS (SELECT FROM pipeline.documents p
                                      WHERE p.document_id = d.id::text
-                                       AND (p.error_code = ANY(:retryable) OR {_READMITTED} OR {_READABLE})))"""
+                                       AND (p.error_code = ANY(:retryable) OR {_READMITTED} OR {_READABLE})))"""  # noqa: S608 - of constants
 
 # A document in flight or uploaded anew is on its way already.
-_TO_MAKE_ANEW = f"""p.live_generation IS NOT NULL AND p.stage IS NULL
-      AND g.document_id = p.document_id AND g.generation = p.live_generation
-      AND d.id::text = p.document_id AND d.status = 'ready'
-      AND (:everything OR {_STALE})"""
+_IDLE = """p.live_generation IS NOT NULL AND p.stage IS NULL
+      AND g.document_id = p.document_id AND g.generation = p.live_generation AND d.id::text = p.document_id"""
+_TO_MAKE_ANEW = f"d.status = 'ready' AND (:everything OR {_STALE})"
+
+# What is searchable of a document whose newer input failed: of another configuration, and its text is still there, so
+# that its extractor does not matter. Where workers died at the content, a repair would be turned away.
+_STALE_BEHIND_A_FAILURE = f"""(
+    d.status = 'failed' AND g.fingerprint IS DISTINCT FROM :fingerprint
+    AND NOT {_QUARANTINED.format(content="g.source_sha256 AND q.code = 'gave_up'")}
+    AND encode(sha256(convert_to(d.content, 'UTF8')), 'hex') = g.text_sha256)"""
 
 # Index: documents by dataset.
-_FAILED = text(f"SELECT d.id::text FROM public.documents d WHERE d.dataset_id = :dataset_id AND {_TO_TRY_AGAIN}")  # noqa: S608 - of constants
+_FAILED = text(f"SELECT d.id::text FROM public.documents d WHERE d.dataset_id = :of_dataset AND {_TO_TRY_AGAIN}")  # noqa: S608 - of constants
+
+# What was moved on since it was chosen is another owner's, who asked for nothing. In words that no index answers: that
+# of a large dataset would be read for each page.
+_STILL_HERE = "(d.dataset_id = :of_dataset) IS TRUE"
 
 # Primary key.
 _REQUEUE_FAILED = text(f"""
-    UPDATE public.documents d SET status = 'uploaded' WHERE d.id = ANY(:ids) AND {_TO_TRY_AGAIN} RETURNING d.id::text
+    UPDATE public.documents d SET status = 'uploaded' WHERE d.id = ANY(:ids) AND {_STILL_HERE} AND {_TO_TRY_AGAIN}
+    RETURNING d.id::text
 """)  # noqa: S608 - of constants
 
 # Index: pipeline.documents_live.
 _LIVE = text(f"""
     SELECT p.document_id FROM pipeline.documents p, pipeline.generations g, public.documents d
-    WHERE p.dataset_id = :dataset_id AND d.dataset_id = :of_dataset AND {_TO_MAKE_ANEW}
+    WHERE p.dataset_id = :dataset_id AND d.dataset_id = :of_dataset AND {_IDLE}
+      AND ({_TO_MAKE_ANEW} OR {_STALE_BEHIND_A_FAILURE})
 """)  # noqa: S608 - of constants
 
 # Primary keys, one row after the other: with the ids of both, each row of the one may be held against all of the other.
@@ -62,7 +100,7 @@ _REQUEUE_LIVE = text(f"""
     WITH chosen AS MATERIALIZED (
         SELECT p.document_id, d.updated_at::text AS input_version
         FROM pipeline.documents p, pipeline.generations g, public.documents d
-        WHERE d.id = ANY(:ids) AND {_TO_MAKE_ANEW}
+        WHERE d.id = ANY(:ids) AND {_STILL_HERE} AND {_IDLE} AND {_TO_MAKE_ANEW}
         ORDER BY p.document_id FOR UPDATE OF p
     )
     UPDATE pipeline.documents p
@@ -72,6 +110,12 @@ _REQUEUE_LIVE = text(f"""
     RETURNING p.document_id
 """)  # noqa: S608 - of constants
 
+# Primary keys.
+_BEHIND_FAILURES = text(f"""
+    SELECT p.document_id FROM pipeline.documents p, pipeline.generations g, public.documents d
+    WHERE d.id = ANY(:ids) AND {_STILL_HERE} AND {_IDLE} AND {_STALE_BEHIND_A_FAILURE}
+""")  # noqa: S608 - of constants
+
 # What a nightly backfill is for: another configuration than today's, or a failure that was not the document's own.
 _BACKFILL = text(f"""
     SELECT DISTINCT p.dataset_id
@@ -79,19 +123,19 @@ _BACKFILL = text(f"""
     LEFT JOIN pipeline.generations g ON g.document_id = p.document_id AND g.generation = p.live_generation
     JOIN public.documents d ON d.id::text = p.document_id
     WHERE p.stage IS NULL
-      AND ((d.status = 'ready' AND p.live_generation IS NOT NULL AND {_STALE})
+      AND ((d.status = 'ready' AND p.live_generation IS NOT NULL AND {_STALE}) OR {_STALE_BEHIND_A_FAILURE}
            OR (d.status = 'failed' AND (p.error_code = ANY(:retryable) OR {_READMITTED} OR {_READABLE})))
     ORDER BY 1
 """)  # noqa: S608 - of constants
 
-# Index: pipeline.chunks_by_key. A live chunk without a key has lost its vector. Where workers died at the content, a
+# Index: pipeline.chunks_lost. A live chunk without a key has lost its vector. Where workers died at the content, a
 # repair would be turned away, pass after pass.
 _LOST = text(f"""
     SELECT DISTINCT p.document_id
     FROM pipeline.chunks c
     JOIN pipeline.documents p ON p.document_id = c.document_id AND p.live_generation = c.generation
     JOIN pipeline.generations g ON g.document_id = c.document_id AND g.generation = c.generation
-    WHERE c.key IS NULL AND p.stage IS NULL AND p.document_id > :after
+    WHERE c.key IS NULL AND NOT c.fresh AND c.document_id > :after AND p.stage IS NULL
       AND NOT {_QUARANTINED.format(content="g.source_sha256 AND q.code = 'gave_up'")}
     ORDER BY p.document_id LIMIT :limit
 """)  # noqa: S608 - of constants
@@ -142,55 +186,62 @@ _WITHDRAWN = text("""
 """)
 
 
-def requeue(
-    tx: Connection,
-    dataset_id: str,
-    mode: ReprocessMode,
-    *,
-    fingerprint: str,
-    extractor: str,
-    tried_with: str,
-    billable: bool,
-    retryable: Sequence[str] | None = None,
-) -> int:
-    """Queue documents again; each mode includes the ones before it: pending, failed, stale, all.
+def choose(tx: Connection, redo: Redo) -> list[str]:
+    """The documents to be done again, by now; nothing is locked."""
+    chosen: list[str] = []
+    if redo.mode is not ReprocessMode.pending:
+        chosen += tx.execute(_FAILED, _asked(redo)).scalars()
+    if redo.mode in _WITH_LIVE:
+        chosen += tx.execute(_LIVE, _asked(redo)).scalars()
+    return list(dict.fromkeys(chosen))
 
-    Failed documents (of the codes in `retryable`, or that another than today's `extractor` could not read; or all)
-    become `uploaded`; ready ones stay ready and searchable while a new generation is made. May be repeated: what is on
-    its way is left alone. Whoever asks for every failure lets quarantined contents in again, and with `all` those of
-    ready documents, too.
+
+def requeue(tx: Connection, redo: Redo, document_ids: Sequence[str]) -> int:
+    """Queue those of the documents that are still to be done again; returns how many.
+
+    Failed documents become `uploaded`; ready ones stay ready and searchable while a new generation is made. Where an
+    older version of a failed one is searchable and stale, that is made anew first, free, and the document stays
+    `failed`. May be repeated: what is on its way is left alone.
     """
-    if mode is ReprocessMode.pending:
-        return 0
-    asked = {
-        "every_failure": retryable is None,
-        "retryable": list(retryable or ()),
-        "tried_with": tried_with,
-        "extractor": extractor,
-    }
-    failed = list(tx.execute(_FAILED, {"dataset_id": dataset_id, **asked}).scalars())
-    live: list[str] = []
-    if mode is not ReprocessMode.failed:
-        asked |= {"fingerprint": fingerprint, "everything": mode is ReprocessMode.all}
-        live = list(tx.execute(_LIVE, {"dataset_id": dataset_id, "of_dataset": dataset_id, **asked}).scalars())
     # As everywhere, public rows are locked first and in id order; not the others, for a lock writes its row.
-    lock_documents(tx, failed + live)
-    if failed:
-        failed = list(tx.execute(_REQUEUE_FAILED, {"ids": id_array(failed), **asked}).scalars())
-        if retryable is None:
+    statuses = lock_documents(tx, document_ids)
+    failed = [i for i, status in statuses.items() if status == "failed"]
+    live = [i for i, status in statuses.items() if status == "ready" and redo.mode in _WITH_LIVE]
+    repaired = _repair_behind(tx, redo, failed) if redo.mode in _WITH_LIVE else set()
+    if failed := [i for i in failed if i not in repaired]:
+        failed = list(tx.execute(_REQUEUE_FAILED, _asked(redo) | {"ids": id_array(failed)}).scalars())
+        if redo.retryable is None:
             readmit(tx, failed)
     if live:
-        live = list(tx.execute(_REQUEUE_LIVE, {"ids": id_array(live), "billable": billable, **asked}).scalars())
+        live = list(tx.execute(_REQUEUE_LIVE, _asked(redo) | {"ids": id_array(live)}).scalars())
         insert_jobs(tx, live, "queued")
-        if mode is ReprocessMode.all:
+        if redo.mode is ReprocessMode.all:
             readmit(tx, live)
-    return len(failed) + len(live)
+    return len(repaired) + len(failed) + len(live)
+
+
+def _repair_behind(tx: Connection, redo: Redo, failed: Sequence[str]) -> set[str]:
+    """Queue the searchable versions of failed documents that are stale."""
+    behind = list(tx.execute(_BEHIND_FAILURES, _asked(redo) | {"ids": id_array(failed)}).scalars()) if failed else []
+    if behind:
+        repair(tx, behind)
+    return set(behind)
+
+
+def _asked(redo: Redo) -> dict[str, object]:
+    return asdict(redo) | {
+        "of_dataset": redo.dataset_id,
+        "every_failure": redo.retryable is None,
+        "failures_alone": redo.mode is ReprocessMode.failed,
+        "retryable": list(redo.retryable or ()),
+        "everything": redo.mode is ReprocessMode.all,
+    }
 
 
 def backfill_candidates(
     tx: Connection, *, fingerprint: str, extractor: str, tried_with: str, retryable: Sequence[str]
 ) -> list[str]:
-    """Datasets with stale documents, or with failures of a code in `retryable`, or that may end otherwise today."""
+    """Datasets with stale versions, or with failures of a code in `retryable`, or that may end otherwise today."""
     parameters = {"fingerprint": fingerprint, "extractor": extractor, "tried_with": tried_with}
     return list(tx.execute(_BACKFILL, parameters | {"retryable": list(retryable)}).scalars())
 
@@ -204,7 +255,7 @@ def lost(tx: Connection, after: str, limit: int, *, tried_with: str) -> list[str
 
 
 def repair(tx: Connection, document_ids: Sequence[str]) -> int:
-    """Queue documents that have lost vectors for a new generation of the text that is live; returns how many.
+    """Queue documents for a new generation of the text that is live, for its vectors' sake; returns how many.
 
     They stay searchable as they are. Where that text is no longer in `content`, a `ready` document is extracted again.
     """
