@@ -78,7 +78,7 @@ class Embed:
         given = self._given(sources) if sources else {}
         try:
             missing = self._embed(claimed, fresh, given) if fresh else set()
-        except BaseException:  # also the end of the run by an operator: a part may have been inserted
+        except Exception:  # a part may have been inserted
             with suppress(StoreUnavailable), transaction(self._services.fltr) as tx:
                 self._still_ours(tx, claimed, fresh)
             raise
