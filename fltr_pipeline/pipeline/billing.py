@@ -208,11 +208,12 @@ class Billing:
         return {c.key: by_hold[hold_of(c).id] if c.amount > 0 else Closed(CloseState.RELEASED, 0) for c in charges}
 
     def _give_back(self, charges: Sequence[Charge], reason: str) -> int:
-        closed = self._void(charges, reason)  # also what was settled: only the ledger knows what its worker recorded
-        paid = [hold_of(c) for c in charges if closed[c.key].charged > 0]
-        refunded = self.ledger.refund(paid, reason=reason) if paid else 0
+        closed = self._void(charges, reason)  # also what was settled: only the ledger knows what its worker did
+        paid = [c for c in charges if closed[c.key].paid]
+        refunded = self.ledger.refund([hold_of(c) for c in paid], reason=reason) if paid else 0
+        ended = [(c, "refunded" if c in paid else closed[c.key].state.value, 0) for c in charges]
         with transaction(self.fltr) as tx:
-            store.close_charges(tx, [(c, "refunded", 0) for c in charges])
+            store.close_charges(tx, ended)
         return refunded + sum(c.returned for c in closed.values())
 
     def _hold(

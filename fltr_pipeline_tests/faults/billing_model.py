@@ -174,7 +174,9 @@ class BillingModel:
         by_hold = yield from self.ledger.void([hold_of(c) for c in charges if c.amount])
         yield from self.ledger.refund([hold_of(c) for c in charges if c.amount and by_hold[hold_of(c).id].charged])
         for c in charges:
-            self.charges[c.key] = replace(c, state="refunded", charged=0)
+            ended = by_hold.get(hold_of(c).id, Closed(CloseState.RELEASED, 0))
+            state = "refunded" if _is_paid(ended.state, ended.charged) else ended.state.value
+            self.charges[c.key] = replace(c, state=state, charged=0)
         yield
 
     # The sweep ----------------------------------------------------------------------------------------------------

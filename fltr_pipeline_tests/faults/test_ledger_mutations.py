@@ -211,7 +211,7 @@ MUTANTS = [
     Mutant("credits >= n + what must be left", in_sql(pots, "_TAKE", LEFT), test_what_must_be_left_is_left),
     Mutant(
         "the fence of a charge",
-        in_sql(charges, "_WRITE", "WHERE f.fence IS NULL OR p.fence = f.fence"),
+        in_sql(charges, "_FENCED", "AND f.fence = p.fence"),
         test_who_lost_the_document_writes_no_charge,
     ),
     Mutant(

@@ -220,7 +220,7 @@ def test_everything_goes_back_what_was_charged_and_what_is_held(world: World) ->
     assert desk.totals() == (3, 5, 42)
     assert world.billing.give_up(key) == 8
     assert world.billing.give_up(key) == 0
-    assert desk.charges() == [("document_embed", 1, "refunded", 0), ("document_extract", 1, "refunded", 0)]
+    assert desk.charges() == [("document_embed", 1, "released", 0), ("document_extract", 1, "refunded", 0)]
     assert (desk.totals(), unexplained(world, desk.payer.pot)) == ((0, 0, 50), 0)
 
 

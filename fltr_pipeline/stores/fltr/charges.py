@@ -92,9 +92,10 @@ _NEXT_SEQUENCE = text("""
 
 _CLOSE = text("""
     UPDATE pipeline.charges c SET state = r.state, charged = r.charged, closed_at = now()
-    FROM json_to_recordset(:rows) AS r(subject_id text, op text, generation int, sequence int, state text, charged int)
+    FROM json_to_recordset(:rows) AS r(subject_id text, op text, generation int, sequence int, was text, state text,
+                                       charged int)
     WHERE c.subject_id = r.subject_id AND c.op = r.op AND c.generation = r.generation AND c.sequence = r.sequence
-      AND (c.state = 'open' OR (c.state = 'refunding' AND r.state IN ('refunded', 'conflict')))
+      AND c.state = r.was AND c.state IN ('open', 'refunding')
 """)
 
 # Index: pipeline.charges_open. Abandoned: the document is gone, has ended, or is at work on another generation. A
@@ -174,11 +175,14 @@ def next_sequence(tx: Connection, charges: Sequence[Charge], fences: Mapping[str
 
 
 def close_charges(tx: Connection, closed: Sequence[tuple[Charge, str, int]]) -> None:
-    """Record how open charges ended, or refunding ones: (charge, its new state, credits charged)."""
+    """Record how open charges ended, or refunding ones: (charge, its new state, credits charged).
+
+    One that is no longer as it was read is left to whoever changed it.
+    """
     rows = recordset(
         {
             "subject_id": c.subject_id, "op": c.op.value, "generation": c.generation, "sequence": c.sequence,
-            "state": state, "charged": charged,
+            "was": c.state, "state": state, "charged": charged,
         }
         for c, state, charged in closed
     )  # fmt: skip
