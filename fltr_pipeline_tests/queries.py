@@ -48,9 +48,10 @@ def redoing(
     fingerprint: str = FINGERPRINT,
     billable: bool = False,
     retryable: Sequence[str] | None = None,
+    tried_with: str = "t",
 ) -> Redo:
     """As a run asks for it, with the extractor of these tests."""
-    return Redo(dataset_id, mode, fingerprint, "extractor-1", "t", billable, retryable)
+    return Redo(dataset_id, mode, fingerprint, "extractor-1", tried_with, billable, retryable)
 
 
 @dataclass(frozen=True)

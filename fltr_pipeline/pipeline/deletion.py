@@ -19,8 +19,8 @@ from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets, deleted, requeue
 from fltr_pipeline.stores.fltr.deleted import Page, Receipt
 
-PAGE = 10_000
-"""Documents looked at in one read."""
+PAGE = 2_000
+"""Documents looked at in one read: for many more, PostgreSQL would rather sort them all than follow an index."""
 _BATCH = 100
 _OWNER_GONE = (
     "the owner of its dataset has no account in fltr_auth any more, so it is not searchable: delete the dataset, or "

@@ -8,7 +8,7 @@ from fltr_pipeline.stores.fltr import claims, generations, quarantine, requeue
 from fltr_pipeline.stores.fltr.claims import Claim, Failure
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.stores.fltr.quarantine import Content, Record
-from fltr_pipeline_tests.queries import Fltr, staged, words
+from fltr_pipeline_tests.queries import Fltr, redoing, staged, words
 
 POISON = Content("ab" * 32, 66)
 
@@ -107,11 +107,9 @@ def failed(fltr: Fltr, code: str, content: Content = POISON) -> Claim:
 
 
 def requeued(fltr: Fltr, claim: Claim, mode: ReprocessMode, *, retryable: list[str] | None, tried_with: str) -> int:
-    n: int = ask(
-        fltr, requeue.requeue, claim.dataset_id, mode, fingerprint="f", extractor="extractor-1",
-        tried_with=tried_with, billable=False, retryable=retryable,
-    )  # fmt: skip
-    return n
+    redo = redoing(claim.dataset_id, mode, fingerprint="f", retryable=retryable, tried_with=tried_with)
+    with fltr.transaction() as tx:
+        return requeue.requeue(tx, redo, requeue.choose(tx, redo))
 
 
 def test_a_backfill_tries_again_what_was_quarantined_under_another_configuration(fltr: Fltr) -> None:

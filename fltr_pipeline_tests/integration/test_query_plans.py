@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from fltr_pipeline.models import ReprocessMode, Stage
+from fltr_pipeline.pipeline.deletion import PAGE
 from fltr_pipeline.stores.fltr import (
     charges,
     claims,
@@ -252,10 +253,10 @@ EXPIRED: dict[str, tuple[set[str], Call]] = {
 }  # fmt: skip
 
 DELETED: dict[str, tuple[set[str], Call]] = {
-    "page": ({"documents_pkey", "upload_keys_pkey"}, lambda large, tx: deleted.page(tx, large.ids[0], 10_000)),
+    "page": ({"documents_pkey", "upload_keys_pkey"}, lambda large, tx: deleted.page(tx, large.ids[0], PAGE)),
     "page_of": (
         {"documents_live", "documents_by_stage"},
-        lambda large, tx: deleted.page_of(tx, large.dataset.id, large.ids[0], 10_000),
+        lambda large, tx: deleted.page_of(tx, large.dataset.id, large.ids[0], PAGE),
     ),
     "datasets_of": ({"documents_pkey"}, lambda large, tx: deleted.datasets_of(tx, large.ids)),
     "withdrawable": (
