@@ -3,9 +3,9 @@
 After every step the databases must be, row by row, what the model says, and each call must have answered as the model.
 
 Short by default. `FLTR_FAULTS=long` makes it 10,000 examples of 200 steps for each machine, in ten tests of 1,000 each.
-A step takes about 5 ms on two quiet cores: a quarter of an hour for a test, six hours for all twenty; twice that on
-busy ones. A test's number is its seed, counted from `FLTR_SEED`: several runs may share the work by it
-(`-k "LedgerMachine-7"`), and one that failed is replayed by it, or by the blob that it prints.
+On two quiet cores that take two at a time, a test takes seven minutes (the ledger alone) or thirteen, all twenty
+under two hours; twice that on busy ones. A test's number is its seed, counted from `FLTR_SEED`: several runs may share
+the work by it (`-k "LedgerMachine-7"`), and one that failed is replayed by it, or by the blob that it prints.
 """
 
 import logging
