@@ -17,6 +17,7 @@ from fltr_pipeline.pipeline.reconcile import compare
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, generations, leases
 from fltr_pipeline.stores.fltr.claims import Claim
+from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.stores.fltr.generations import FreshChunk
 from fltr_pipeline.stores.vectors import VectorStore
 from fltr_pipeline_tests.milvus_lite import free_port
@@ -164,6 +165,15 @@ def test_a_document_taken_over_while_it_is_embedded_does_not_hold_up_its_group(
     assert compare(world.services, dataset.id).none
 
 
+def planned(world: World, data: bytes) -> Dataset:
+    """A document that waits to be embedded."""
+    dataset = world.dataset(world.user(credits=20))
+    world.upload(dataset, {"a.txt": data})
+    world.extract(dataset)
+    world.stage(Plan(world.services), dataset)
+    return dataset
+
+
 def test_a_worker_names_what_it_inserted_too_late_also_where_it_gets_no_further(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,11 +181,7 @@ def test_a_worker_names_what_it_inserted_too_late_also_where_it_gets_no_further(
     monkeypatch.setattr(embed, "_FIRST_SLICE", 1)
     monkeypatch.setattr(embed, "_SLICE", 1)
     monkeypatch.setenv("FLTR_CHUNK_TOKENS", "20")
-    dataset = world.dataset(world.user(credits=20))
-    world.upload(dataset, {"a.txt": TREATY * 9})
-    world.extract(dataset)
-    world.stage(Plan(world.services), dataset)
-    insert = VectorStore.insert
+    dataset, insert = planned(world, TREATY * 9), VectorStore.insert
 
     def late(store: VectorStore, rows: Sequence[VectorRow]) -> None:
         monkeypatch.setattr(VectorStore, "insert", insert)
@@ -195,11 +201,7 @@ def test_a_worker_names_what_it_inserted_too_late_also_where_it_gets_no_further(
 def test_a_receipt_is_taken_back_until_what_came_after_it_is_swept(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = world.dataset(world.user(credits=20))
-    world.upload(dataset, {"a.txt": TREATY})
-    world.extract(dataset)
-    world.stage(Plan(world.services), dataset)
-    insert = VectorStore.insert
+    dataset, insert = planned(world, TREATY), VectorStore.insert
 
     def late(store: VectorStore, rows: Sequence[VectorRow]) -> None:
         monkeypatch.setattr(VectorStore, "insert", insert)

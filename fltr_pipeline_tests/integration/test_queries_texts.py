@@ -88,6 +88,9 @@ def test_inline_text_is_what_was_uploaded_and_not_what_was_published_of_a_file(f
             assert texts.inline_texts(tx, []) == {}
             return texts.inline_texts(tx, [full, empty, UNKNOWN, claim.document_id])
 
+    redo = {claim.document_id: InlineText(10, is_live=True)}
+    assert inline() == {full: InlineText(4, is_live=False)} | redo
+    fltr.change("UPDATE documents SET status = 'processing'")
     assert inline() == {full: InlineText(4, is_live=False)}
     fltr.change("UPDATE pipeline.generations SET engine = 'inline'")
     assert inline()[claim.document_id] == InlineText(10, is_live=True)

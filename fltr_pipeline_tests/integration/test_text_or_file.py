@@ -68,6 +68,17 @@ def test_what_was_published_last_is_no_text_that_was_uploaded(world: World, data
     assert content(world) == BREAD.decode()
 
 
+def test_a_redo_without_the_file_takes_what_was_published_of_it(world: World, dataset: Dataset) -> None:
+    """Nothing was uploaded. So do those of inline text from before its generations said so."""
+    upload_file(world, dataset)
+    world.process(dataset)
+    published, spent = content(world), charged(world)
+    remove_files(world)
+    world.change("UPDATE pipeline.generations SET extractor = 'another'")
+    _, extracted, *_ = world.process(dataset, ReprocessMode.all)
+    assert (extracted.failures, content(world), charged(world)) == ([], published, spent)
+
+
 def test_text_takes_the_place_of_a_file_that_was_removed_and_a_file_that_of_text(
     world: World, dataset: Dataset
 ) -> None:

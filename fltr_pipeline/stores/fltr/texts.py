@@ -74,14 +74,14 @@ class StagedSource:
     ocr_pages: int
 
 
-# Primary keys. What was published of a file is no upload.
+# Primary keys. What was published of a file is no upload; a redo makes do with it.
 _INLINE_TEXTS = text("""
     SELECT d.id::text AS id, octet_length(d.content) AS size, l.engine IS NOT NULL AS is_live
     FROM public.documents d
     LEFT JOIN pipeline.generations l ON l.document_id = d.id::text AND l.state = 'live'
                                     AND l.text_sha256 = encode(sha256(convert_to(d.content, 'UTF8')), 'hex')
     WHERE d.id = ANY(:ids) AND d.content IS NOT NULL
-      AND (l.engine IS NULL OR l.engine = :inline)
+      AND (l.engine IS NULL OR l.engine = :inline OR d.status = 'ready')
 """)
 
 # Primary key. A live generation's text is in `content`.
@@ -181,7 +181,7 @@ _UNREADABLE = text("""
 
 
 def inline_texts(tx: Connection, document_ids: Sequence[str]) -> dict[str, InlineText]:
-    """The uploads of documents that have no file, by id; nothing of those whose `content` is no upload either."""
+    """What there is of documents that have no file, by id; nothing of uploads that brought no text either."""
     found = tx.execute(_INLINE_TEXTS, {"ids": id_array(document_ids), "inline": INLINE})
     return {r.id: InlineText(r.size, r.is_live) for r in found}
 
