@@ -186,6 +186,19 @@ def test_what_can_not_be_paid_again_waits_and_is_not_embedded_twice(
     assert (world.statuses(desk.dataset), desk.totals()[:2]) == ({"a.txt": "ready"}, (2, 0))
 
 
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_pot_that_covers_one_of_the_released_holds_pays_the_first_of_the_batch(world: World, turn: int) -> None:
+    desk = Desk.of(world, credits=1_000)
+    claimed = desk.claim(*(f"{n}.txt" for n in range(200)))[::turn]
+    held = desk.reserve(claimed).granted
+    world.change("ANALYZE pipeline.charges")  # many: now they are read in the table's order
+    world.services.ledger.void([hold_of(c) for c in held.values()], reason="expired")
+    world.change_auth("UPDATE user_credits SET credits = 3")
+    done = [Settlement(held[c.document_id], 3, 3, "done", c.fence) for c in claimed]
+    settled = world.billing.settle(done)
+    assert (settled.charged, settled.unpaid) == (3, {c.document_id for c in claimed[1:]})
+
+
 def test_a_set_up_whose_hold_was_released_is_paid_when_it_is_done(world: World) -> None:
     desk = Desk.of(world)
     billing = replace(world.billing, prices=Prices(dataset_setup=4))

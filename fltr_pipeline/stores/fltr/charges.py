@@ -163,15 +163,16 @@ def write_charges(tx: Connection, charges: Sequence[Charge], fences: Mapping[str
 
 
 def next_sequence(tx: Connection, charges: Sequence[Charge], fences: Mapping[str, int]) -> list[Charge]:
-    """Reopen ended charges under the next sequence (a new hold id); returns them as they now stand.
+    """Reopen ended charges under the next sequence (a new hold id); returns them as they now stand, in order.
 
     Those whose document's fence was lost are left alone and not returned; datasets have no fence. What is still to be
     refunded is left as it is.
     """
     lost = _lost(tx, charges, fences)
-    rows = _ids([c for c in charges if c.subject_id not in lost])
-    tx.execute(_NEXT_SEQUENCE, {"rows": rows})
-    return [_charge(dict(r)) for r in tx.execute(_READ, {"rows": rows}).mappings()]
+    held = [c for c in charges if c.subject_id not in lost]
+    tx.execute(_NEXT_SEQUENCE, {"rows": _ids(held)})
+    found = {c.key: c for c in (_charge(dict(r)) for r in tx.execute(_READ, {"rows": _ids(held)}).mappings())}
+    return [found[c.key] for c in held if c.key in found]
 
 
 def close_charges(tx: Connection, closed: Sequence[tuple[Charge, str, int]]) -> None:
