@@ -247,7 +247,7 @@ class Extract:
     def _staged(self, claim: Claim, parsed: ParsedDocument, source: Content) -> StagedText:
         return StagedText(
             claim=claim, extractor=self._extractor, source_sha256=source.sha256, source_bytes=source.size,
-            kind=parsed.kind, engine=INLINE if self._uploads[claim.document_id].key is None else parsed.engine,
+            kind=parsed.kind, engine=INLINE if self._uploads[claim.document_id].is_inline else parsed.engine,
             text=parsed.text,
             text_sha256=hashlib.sha256(parsed.text.encode()).hexdigest(),
             pages=parsed.pages, blank_pages=parsed.blank_pages, recognised=parsed.recognised,

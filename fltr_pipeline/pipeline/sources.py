@@ -26,17 +26,24 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """Where a document's bytes are. `key` is None for inline text; `found` is None if there is nothing at all."""
+    """Where a document's bytes are. `key` is None if in `content`; `found` is None if there is nothing at all."""
 
     key: str | None
     found: int | None
     is_live: bool = False
-    """It is inline text, and what was published of it stands in its place: nothing is new."""
+    """It is the text that was published last: nothing is new."""
+    of_file: bool = False
+    """And that text was published of a file, which is gone."""
 
     @property
     def size(self) -> int:
         """In bytes."""
         return self.found or 0
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether it was uploaded as text."""
+        return self.key is None and not self.of_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +142,7 @@ class Sources:
 def _upload(blob: Blob | None, inline: InlineText | None) -> Upload:
     if blob is not None:
         return Upload(blob.key, blob.size)
-    return Upload(None, None) if inline is None else Upload(None, inline.size, inline.is_live)
+    return Upload(None, None) if inline is None else Upload(None, inline.size, inline.is_live, inline.of_file)
 
 
 def at_once(ask: Callable[[_T], _U], subjects: Sequence[_T]) -> list[_U]:

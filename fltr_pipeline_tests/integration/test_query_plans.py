@@ -116,7 +116,7 @@ CLAIMS: dict[str, tuple[set[str], Call]] = {
 }  # fmt: skip
 
 GENERATIONS: dict[str, tuple[set[str], Call]] = {
-    "inline_texts": ({"documents_pkey", "generations_pkey"}, lambda large, tx: texts.inline_texts(tx, large.ids)),
+    "inline_texts": ({"documents_pkey"}, lambda large, tx: texts.inline_texts(tx, large.ids)),
     "former_texts": ({"generations_pkey"}, lambda large, tx: texts.former_texts(tx, large.ids, "g")),
     "live_sources": ({"generations_pkey"}, lambda large, tx: texts.live_sources(tx, large.ids)),
     "staged_sources": ({"generations_pkey"}, lambda large, tx: texts.staged_sources(tx, large.claims(1))),

@@ -30,7 +30,7 @@ ORDER BY 1, 2, 3
 # What the first installations have: no version, fewer columns, other indexes, a narrower CHECK.
 BEFORE_VERSIONS = """
 ALTER TABLE pipeline.documents DROP COLUMN api_key_id, DROP COLUMN retries, DROP COLUMN quarantine_sha256,
-    DROP COLUMN error_extractor;
+    DROP COLUMN error_extractor, DROP COLUMN published_sha256, DROP COLUMN published_inline;
 ALTER TABLE pipeline.generations DROP COLUMN ocr_pages, DROP COLUMN ocr_confidence;
 DROP INDEX pipeline.documents_suspect;
 ALTER TABLE pipeline.charges DROP COLUMN run_id, DROP COLUMN api_key_id, DROP CONSTRAINT charges_state_check,
@@ -44,6 +44,9 @@ CREATE INDEX retired_keys_by_dataset ON pipeline.retired_keys (dataset_id);
 DROP TABLE pipeline.upload_keys, pipeline.quarantine;
 DROP TABLE pipeline.schema_version;
 INSERT INTO pipeline.documents (document_id, dataset_id, input_version, live_generation) VALUES ('kept', 'd', 'v', 1);
+INSERT INTO pipeline.generations
+    (document_id, generation, state, extractor, source_sha256, source_bytes, kind, engine, text_sha256, pages)
+VALUES ('kept', 1, 'live', '', '', 1, 'text', 'utf-8', 'of a file', 1);
 INSERT INTO pipeline.chunks (document_id, generation, ordinal, fresh, digest, page, start_offset, end_offset, tokens)
 SELECT 'kept', generation, 0, true, '', 1, 0, 1, 1 FROM generate_series(1, 2) generation;
 """
@@ -56,6 +59,7 @@ STEPS = {
     5: "e96c7bb051e8930d",
     6: "09f5f6ef9dc3ccbf",
     7: "57c1ae5c45144734",
+    8: "620a6047b7e0c627",
 }
 """Version → how the digest of its step begins: one that was released is never edited, a change is a further step."""
 
@@ -91,7 +95,8 @@ def test_a_database_from_before_versions_becomes_what_a_new_one_is_and_keeps_its
     assert [f.subject for f in verify_fltr(old).harmful] == ["schema pipeline"]
     init_fltr(old)
     assert rows(old, SHAPE) == rows(new, SHAPE)
-    assert rows(old, "SELECT document_id, retries FROM pipeline.documents") == [("kept", 0)]
+    kept = "SELECT document_id, retries, published_sha256, published_inline FROM pipeline.documents"
+    assert rows(old, kept) == [("kept", 0, "of a file", False)]
     assert rows(old, "SELECT generation, fresh FROM pipeline.chunks ORDER BY 1") == [(1, False), (2, True)], (
         "the live one has lost its vector, the other is still to be embedded"
     )

@@ -3,8 +3,10 @@
 import pytest
 
 from fltr_pipeline.models import ReprocessMode
+from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.fltr import deleted, requeue
 from fltr_pipeline.stores.fltr.datasets import Dataset
-from fltr_pipeline_tests.shelves import Encoded
+from fltr_pipeline_tests.shelves import Encoded, move
 from fltr_pipeline_tests.world import BREAD, TREATY, World
 
 NAME = "a.pdf.txt"
@@ -66,6 +68,40 @@ def test_what_was_published_last_is_no_text_that_was_uploaded(world: World, data
     world.services.blobs.put(dataset.id, document, NAME, BREAD)  # late, and not marked again
     world.process(dataset, ReprocessMode.failed)
     assert content(world) == BREAD.decode()
+
+
+def test_it_is_none_either_where_its_generation_is_gone(world: World, dataset: Dataset) -> None:
+    """An upload is moved, and there is no file, neither here nor there."""
+    upload_file(world, dataset)
+    world.process(dataset)
+    spent = charged(world)
+    remove_files(world)
+    mark(world)
+    ((document,),) = world.rows("SELECT id FROM documents")
+    other = world.dataset(world.user(credits=60))
+    move(world, document, other)
+    for mode in (ReprocessMode.pending, ReprocessMode.failed):
+        _, extracted, *_ = world.process(other, mode)
+        assert ([f.code for f in extracted.failures], charged(world)) == (["missing_upload"], spent)
+
+
+def test_what_comes_back_without_its_file_is_made_of_what_was_published_and_is_no_upload(
+    world: World, dataset: Dataset
+) -> None:
+    """The dataset's owner was gone for a while."""
+    upload_file(world, dataset)
+    world.process(dataset)
+    published, spent = content(world), charged(world)
+    remove_files(world)
+    ids = [document for (document,) in world.rows("SELECT id::text FROM documents")]
+    with transaction(world.services.fltr) as tx:
+        deleted.withdraw(tx, ids, "the owner is gone")
+        requeue.restore(tx, ids, but_of=[])
+    world.process(dataset)
+    assert (content(world), charged(world)) == (published, spent)
+    mark(world)
+    _, extracted, *_ = world.process(dataset)
+    assert ([f.code for f in extracted.failures], charged(world)) == (["missing_upload"], spent)
 
 
 def test_a_redo_without_the_file_takes_what_was_published_of_it(world: World, dataset: Dataset) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.claims import Claim, lock_documents
 from fltr_pipeline.stores.fltr.jobs import close_jobs
+from fltr_pipeline.stores.fltr.texts import INLINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +136,13 @@ _PUBLISH = text("""
     RETURNING d.id::text AS document_id, d.status
 """)
 
+# Whether it was a file's text is remembered apart from the generation, which may be dropped before its text is.
 _SET_LIVE = text("""
-    UPDATE pipeline.documents
-    SET live_generation = generation, stage = NULL, lease_until = NULL, attempts = 0, retries = 0, retry_at = NULL
-    WHERE document_id = ANY(:ids)
+    UPDATE pipeline.documents p
+    SET live_generation = p.generation, stage = NULL, lease_until = NULL, attempts = 0, retries = 0, retry_at = NULL,
+        published_sha256 = g.text_sha256, published_inline = g.engine = :inline
+    FROM pipeline.generations g
+    WHERE p.document_id = ANY(:ids) AND g.document_id = p.document_id AND g.generation = p.generation
 """)
 
 _CLEAR_ERRORS = text("""
@@ -296,7 +300,7 @@ def publish(tx: Connection, claims: Sequence[Claim]) -> set[str]:
     statuses = {r.document_id: r.status for r in tx.execute(_PUBLISH, {"ids": id_array(held), "ids_text": list(held)})}
     published = statuses.keys()
     tx.execute(_SET_GENERATION_LIVE, {"ids": list(published)})
-    tx.execute(_SET_LIVE, {"ids": list(published)})
+    tx.execute(_SET_LIVE, {"ids": list(published), "inline": INLINE})
     tx.execute(_CLEAR_ERRORS, {"ids": [i for i, status in statuses.items() if status != "failed"]})
     close_jobs(tx, [c.job_id for c in claims if c.document_id in published], "completed")
     _set_overtaken(tx, [c for c in claims if c.document_id in held - published], before)

@@ -18,12 +18,14 @@ INLINE = "inline"
 
 @dataclass(frozen=True, slots=True)
 class InlineText:
-    """What was uploaded as `content`."""
+    """The text in `content` of a document: an upload, or what a redo has to make do with."""
 
     size: int
     """In bytes."""
     is_live: bool
-    """It is what was published of the upload before: nothing is new."""
+    """It is what was published last: nothing is new."""
+    of_file: bool
+    """And it was published of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +78,13 @@ class StagedSource:
 
 # Primary keys. What was published of a file is no upload; a redo makes do with it.
 _INLINE_TEXTS = text("""
-    SELECT d.id::text AS id, octet_length(d.content) AS size, l.engine IS NOT NULL AS is_live
+    SELECT d.id::text AS id, octet_length(d.content) AS size, p.document_id IS NOT NULL AS is_live,
+           coalesce(NOT p.published_inline, false) AS of_file
     FROM public.documents d
-    LEFT JOIN pipeline.generations l ON l.document_id = d.id::text AND l.state = 'live'
-                                    AND l.text_sha256 = encode(sha256(convert_to(d.content, 'UTF8')), 'hex')
+    LEFT JOIN pipeline.documents p ON p.document_id = d.id::text
+                                  AND p.published_sha256 = encode(sha256(convert_to(d.content, 'UTF8')), 'hex')
     WHERE d.id = ANY(:ids) AND d.content IS NOT NULL
-      AND (l.engine IS NULL OR l.engine = :inline OR d.status = 'ready')
+      AND (p.document_id IS NULL OR p.published_inline OR d.status = 'ready')
 """)
 
 # Primary key. A live generation's text is in `content`.
@@ -182,8 +185,8 @@ _UNREADABLE = text("""
 
 def inline_texts(tx: Connection, document_ids: Sequence[str]) -> dict[str, InlineText]:
     """What there is of documents that have no file, by id; nothing of uploads that brought no text either."""
-    found = tx.execute(_INLINE_TEXTS, {"ids": id_array(document_ids), "inline": INLINE})
-    return {r.id: InlineText(r.size, r.is_live) for r in found}
+    found = tx.execute(_INLINE_TEXTS, {"ids": id_array(document_ids)})
+    return {r.id: InlineText(r.size, r.is_live, r.of_file) for r in found}
 
 
 def live_sources(tx: Connection, document_ids: Sequence[str]) -> dict[str, LiveSource]:
