@@ -46,7 +46,8 @@ class Reading:
 
 
 class Extract:
-    """Reads each upload once; unchanged bytes under an unchanged extractor are neither parsed nor charged.
+    """Reads each upload once; unchanged bytes under an unchanged extractor are neither parsed nor charged, and what was
+    published is not parsed as if it were an upload.
 
     If the rest of the configuration is unchanged, too, the live generation is what this attempt would make: it ends.
     """
@@ -191,7 +192,7 @@ class Extract:
         reused: set[str] = set()
         if reusable or free:
             with transaction(self._services.fltr) as tx:
-                reused = texts.reuse_texts(tx, reusable)
+                reused = texts.reuse_texts(tx, reusable, self._extractor)
                 requeue.make_free(tx, free)
         return [
             Result(c, counts={"pages": self._known[c.document_id].pages, "unchanged": 1})

@@ -52,7 +52,7 @@ class Known:
 
     pages: int
     reusable: bool
-    """Whether its text can be taken over: it is there, and by the extractor of today."""
+    """Whether its text can be taken over: it is there, and by the extractor of today, or all that is left."""
     current: bool
     """Whether the rest of the configuration is today's, too."""
     lost: bool
@@ -90,11 +90,12 @@ class Sources:
             live = texts.live_sources(tx, published)
         same = {i for i in live if uploads[i].is_live}
         same |= self._unchanged({i: s for i, s in live.items() if i not in same}, uploads)
-        return {i: self._known(live[i]) for i in same}
+        return {i: self._known(live[i], uploads[i]) for i in same}
 
-    def _known(self, live: LiveSource) -> Known:
-        reusable = live.stands and live.extractor == self.extractor
-        current = reusable and live.fingerprint == self.services.fingerprint
+    def _known(self, live: LiveSource, upload: Upload) -> Known:
+        of_today = live.extractor == self.extractor
+        reusable = live.stands and (of_today or upload.is_live)
+        current = reusable and of_today and live.fingerprint == self.services.fingerprint
         return Known(live.pages, reusable, current, live.lost, live.is_redo)
 
     def begun(self, claimed: Sequence[Claim]) -> tuple[dict[str, StagedSource], list[Claim]]:

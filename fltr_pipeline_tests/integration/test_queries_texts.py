@@ -105,11 +105,12 @@ def test_unchanged_bytes_take_over_the_live_text(fltr: Fltr) -> None:
     fltr.upload_anew(dataset, first.document_id)
     (again,) = fltr.claim(dataset)
     with fltr.transaction() as tx:
-        assert texts.reuse_texts(tx, []) == set()
-        assert texts.reuse_texts(tx, [again]) == {again.document_id}
-        assert texts.reuse_texts(tx, [again]) == {again.document_id}
+        assert texts.reuse_texts(tx, [], "extractor-2") == set()
+        assert texts.reuse_texts(tx, [again], "extractor-2") == {again.document_id}
+        assert texts.reuse_texts(tx, [again], "extractor-2") == {again.document_id}
         assert texts.staged_texts(tx, [again]) == {again.document_id: "alpha beta"}
         assert texts.live_sources(tx, [again.document_id])[again.document_id].extractor == "extractor-1"
+        assert texts.staged_sources(tx, [again])[again.document_id].extractor == "extractor-2"
 
 
 @pytest.mark.parametrize("case", ["fence lost", "deleted", "never published", "replaced inline"])
@@ -128,7 +129,7 @@ def test_there_is_no_text_to_take_over(fltr: Fltr, case: str) -> None:
         else:
             steal(fltr, claim)
     with fltr.transaction() as tx:
-        assert texts.reuse_texts(tx, [claim]) == set()
+        assert texts.reuse_texts(tx, [claim], "extractor-2") == set()
         assert texts.staged_texts(tx, [claim]) == {}
 
 

@@ -120,7 +120,7 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "former_texts": ({"generations_pkey"}, lambda large, tx: texts.former_texts(tx, large.ids, "g")),
     "live_sources": ({"generations_pkey"}, lambda large, tx: texts.live_sources(tx, large.ids)),
     "staged_sources": ({"generations_pkey"}, lambda large, tx: texts.staged_sources(tx, large.claims(1))),
-    "reuse_texts": ({"generations_pkey"}, lambda large, tx: texts.reuse_texts(tx, large.claims(10))),
+    "reuse_texts": ({"generations_pkey"}, lambda large, tx: texts.reuse_texts(tx, large.claims(10), "e")),
     "unreadable": ({"documents_pkey"}, lambda large, tx: texts.unreadable(tx, large.claims(1), "e")),
     "stage_texts": ({"documents_pkey"}, lambda large, tx: texts.stage_texts(tx, [staged(large.claims(1)[0], "a")])),
     "staged_texts": ({"generations_pkey"}, lambda large, tx: texts.staged_texts(tx, large.claims(1))),

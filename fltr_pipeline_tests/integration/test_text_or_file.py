@@ -10,6 +10,7 @@ from fltr_pipeline_tests.shelves import Encoded, move
 from fltr_pipeline_tests.world import BREAD, TREATY, World
 
 NAME = "a.pdf.txt"
+PAGE = b"<!doctype html><html><body><p>&lt;html&gt; begins a page, &lt;body&gt; what it shows.</p></body></html>"
 WORDS = "Typed in by hand: the peace was signed in Muenster."
 
 
@@ -105,14 +106,24 @@ def test_what_comes_back_without_its_file_is_made_of_what_was_published_and_is_n
 
 
 def test_a_redo_without_the_file_takes_what_was_published_of_it(world: World, dataset: Dataset) -> None:
-    """Nothing was uploaded. So do those of inline text from before its generations said so."""
-    upload_file(world, dataset)
+    """As it is, though it reads like a page; and it still is that of the file. So do those of inline text from before
+    its generations said so.
+    """
+    source = "SELECT extractor, fingerprint, engine, kind, source_sha256, pages, ocr_pages FROM pipeline.generations"
+    upload_file(world, dataset, PAGE)
     world.process(dataset)
-    published, spent = content(world), charged(world)
+    published, spent, made = content(world), charged(world), world.rows(source)
+    assert published.startswith("<html>")
     remove_files(world)
-    world.change("UPDATE pipeline.generations SET extractor = 'another'")
-    _, extracted, *_ = world.process(dataset, ReprocessMode.all)
-    assert (extracted.failures, content(world), charged(world)) == ([], published, spent)
+    world.change("UPDATE pipeline.generations SET extractor = 'another', fingerprint = 'another'")
+    _, extracted, *_ = world.process(dataset, ReprocessMode.stale)
+    assert (extracted.failures, content(world), charged(world), world.rows(source)) == ([], published, spent, made)
+    mark(world)
+    _, extracted, *_ = world.process(dataset)
+    assert [f.code for f in extracted.failures] == ["missing_upload"]
+    upload_file(world, dataset, PAGE)
+    _, extracted, *_ = world.process(dataset)
+    assert (extracted.counts["unchanged"], content(world), charged(world)) == (1, published, spent)
 
 
 def test_text_takes_the_place_of_a_file_that_was_removed_and_a_file_that_of_text(

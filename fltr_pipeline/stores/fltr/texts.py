@@ -110,12 +110,13 @@ _LIVE_SOURCES = text("""
     WHERE p.document_id = ANY(:ids)
 """)
 
-# Unchanged bytes under an unchanged extractor: the live text is the new generation's text, if `content` still is it.
+# The live text is the new generation's text, if `content` still is it. Where an earlier extractor made it, nothing else
+# is there for today's, either.
 _REUSE_TEXTS = text("""
     INSERT INTO pipeline.generations AS g
         (document_id, generation, state, extractor, source_sha256, source_bytes, kind, engine, text, text_sha256,
          pages, blank_pages, ocr_pages, ocr_confidence)
-    SELECT p.document_id, p.generation, 'staged', l.extractor, l.source_sha256, l.source_bytes, l.kind, l.engine,
+    SELECT p.document_id, p.generation, 'staged', :extractor, l.source_sha256, l.source_bytes, l.kind, l.engine,
            d.content, l.text_sha256, l.pages, l.blank_pages,
            l.ocr_pages, l.ocr_confidence
     FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
@@ -206,8 +207,10 @@ def staged_sources(tx: Connection, claims: Sequence[Claim]) -> dict[str, StagedS
     return {document_id: StagedSource(*facts) for document_id, *facts in found}
 
 
-def reuse_texts(tx: Connection, claims: Sequence[Claim]) -> set[str]:
+def reuse_texts(tx: Connection, claims: Sequence[Claim], extractor: str) -> set[str]:
     """Stage the live texts as the claimed generations', unread; returns the documents for which that was possible.
+
+    They count as made by `extractor`, today's; all else is told as it was made.
 
     Not where the fence was lost, the document is gone, or its `content` is another text by now.
     """
@@ -215,7 +218,7 @@ def reuse_texts(tx: Connection, claims: Sequence[Claim]) -> set[str]:
         return set()
     rows = recordset({"document_id": c.document_id, "fence": c.fence} for c in claims)
     ids = id_array(c.document_id for c in claims)
-    return set(tx.execute(_REUSE_TEXTS, {"rows": rows, "ids": ids}).scalars())
+    return set(tx.execute(_REUSE_TEXTS, {"rows": rows, "ids": ids, "extractor": extractor}).scalars())
 
 
 def stage_texts(tx: Connection, staged: Sequence[StagedText]) -> set[str]:
