@@ -72,14 +72,13 @@ class Sources:
 
     def locate(self, claimed: Sequence[Claim]) -> dict[str, Upload]:
         """Where each document's bytes are: in a blob, or in `content`, as text that was uploaded inline."""
-        blobs = self.services.blobs
-        found = at_once(lambda c: self.ask(c.document_id, lambda: blobs.locate(c.dataset_id, c.document_id)), claimed)
-        by_id = {c.document_id: blob for c, blob in zip(claimed, found, strict=True)}
-        inline: dict[str, InlineText] = {}
-        if without := [i for i, blob in by_id.items() if blob is None and i not in self.refused]:
-            with transaction(self.services.fltr) as tx:
-                inline = texts.inline_texts(tx, without)
-        return {i: _upload(blob, inline.get(i)) for i, blob in by_id.items()}
+        blobs, ids = self.services.blobs, [c.document_id for c in claimed]
+        with transaction(self.services.fltr) as tx:
+            inline = texts.inline_texts(tx, ids)
+        asked = [c for c in claimed if c.document_id not in inline or not inline[c.document_id].stands]
+        found = at_once(lambda c: self.ask(c.document_id, lambda: blobs.locate(c.dataset_id, c.document_id)), asked)
+        files = {c.document_id: blob for c, blob in zip(asked, found, strict=True)}
+        return {i: _upload(files.get(i), None if i in self.refused else inline.get(i)) for i in ids}
 
     def known(self, claimed: Sequence[Claim], uploads: Mapping[str, Upload]) -> dict[str, Known]:
         """The documents whose bytes are the live ones; only uploads of the same length are read."""

@@ -88,16 +88,19 @@ def test_inline_text_is_what_was_uploaded_and_not_what_was_published_of_a_file(f
             assert texts.inline_texts(tx, []) == {}
             return texts.inline_texts(tx, [full, empty, UNKNOWN, claim.document_id])
 
-    uploaded = {full: InlineText(4, is_live=False, of_file=False)}
-    assert inline() == uploaded | {claim.document_id: InlineText(10, is_live=True, of_file=True)}, "a redo"
+    uploaded = {full: InlineText(4, is_live=False, of_file=False, stands=False)}
+    redo = InlineText(10, is_live=True, of_file=True, stands=False)
+    assert inline() == uploaded | {claim.document_id: redo}
     fltr.change("UPDATE documents SET status = 'processing'")
     assert inline() == uploaded
     fltr.change("DELETE FROM pipeline.generations")
     assert inline() == uploaded
     fltr.change("UPDATE pipeline.documents SET published_inline = true")
-    assert inline()[claim.document_id] == InlineText(10, is_live=True, of_file=False)
+    assert inline()[claim.document_id] == InlineText(10, is_live=True, of_file=False, stands=False)
+    fltr.change("UPDATE documents SET status = 'ready'")
+    assert inline()[claim.document_id] == InlineText(10, is_live=True, of_file=False, stands=True)
     fltr.change("UPDATE documents SET content = 'gamma' WHERE id = :d", d=claim.document_id)
-    assert inline()[claim.document_id] == InlineText(5, is_live=False, of_file=False)
+    assert inline()[claim.document_id] == InlineText(5, is_live=False, of_file=False, stands=False)
 
 
 def test_unchanged_bytes_take_over_the_live_text(fltr: Fltr) -> None:

@@ -126,6 +126,30 @@ def test_a_redo_without_the_file_takes_what_was_published_of_it(world: World, da
     assert (extracted.counts["unchanged"], content(world), charged(world)) == (1, published, spent)
 
 
+def test_a_redo_of_text_looks_for_no_file(world: World, dataset: Dataset) -> None:
+    """The document was moved to and fro; where it is now, the file that it once had still lies."""
+    upload_file(world, dataset)
+    world.process(dataset)
+    ((document,),) = world.rows("SELECT id FROM documents")
+    other = world.dataset(world.user(credits=60))
+    move(world, document, other)
+    world.sweep_all(list_keys=False)
+    world.process(other)
+    for file in world.blobs.glob(f"{other.id}/*/*"):
+        file.unlink()
+    upload_text(world, other)
+    world.process(other)
+    move(world, document, dataset)
+    world.sweep_all(list_keys=False)
+    world.process(dataset)
+    world.change("UPDATE pipeline.generations SET extractor = 'another'")
+    world.process(dataset, ReprocessMode.stale)
+    assert content(world) == WORDS
+    mark(world)
+    world.process(dataset)
+    assert content(world) == TREATY.decode(), "an upload does"
+
+
 def test_text_takes_the_place_of_a_file_that_was_removed_and_a_file_that_of_text(
     world: World, dataset: Dataset
 ) -> None:

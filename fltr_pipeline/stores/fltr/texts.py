@@ -26,6 +26,8 @@ class InlineText:
     """It is what was published last: nothing is new."""
     of_file: bool
     """And it was published of a file."""
+    stands: bool
+    """Or it was uploaded as text, and nothing was since: whatever file there is, it is an older one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ class StagedSource:
 # Primary keys. What was published of a file is no upload; a redo makes do with it.
 _INLINE_TEXTS = text("""
     SELECT d.id::text AS id, octet_length(d.content) AS size, p.document_id IS NOT NULL AS is_live,
-           coalesce(NOT p.published_inline, false) AS of_file
+           coalesce(NOT p.published_inline, false) AS of_file,
+           coalesce(p.published_inline AND d.status = 'ready', false) AS stands
     FROM public.documents d
     LEFT JOIN pipeline.documents p ON p.document_id = d.id::text
                                   AND p.published_sha256 = encode(sha256(convert_to(d.content, 'UTF8')), 'hex')
@@ -185,9 +188,9 @@ _UNREADABLE = text("""
 
 
 def inline_texts(tx: Connection, document_ids: Sequence[str]) -> dict[str, InlineText]:
-    """What there is of documents that have no file, by id; nothing of uploads that brought no text either."""
+    """What can be read of documents without a file, by id; nothing of uploads that brought no text either."""
     found = tx.execute(_INLINE_TEXTS, {"ids": id_array(document_ids)})
-    return {r.id: InlineText(r.size, r.is_live, r.of_file) for r in found}
+    return {r.id: InlineText(r.size, r.is_live, r.of_file, r.stands) for r in found}
 
 
 def live_sources(tx: Connection, document_ids: Sequence[str]) -> dict[str, LiveSource]:
