@@ -84,12 +84,17 @@ _PUT_OFF = text("""
     FROM free f WHERE p.document_id = f.document_id
 """)
 
-# Primary key. Who writes in a row has a hand on the document: it is left for the next pass.
+# Primary keys. Who writes in a row has a hand on the document: it is left for the next pass. What an upload ended where
+# it stood is kept for that, and has delivered nothing either.
 _LOCK = text("""
-    SELECT document_id, generation, job_id, stage IS NOT NULL AS under_way FROM pipeline.documents
+    SELECT document_id, generation, job_id,
+           stage IS NOT NULL OR EXISTS (SELECT FROM pipeline.generations g
+                                        WHERE g.document_id = p.document_id AND g.generation = p.generation
+                                          AND g.state <> 'live') AS undelivered
+    FROM pipeline.documents p
     WHERE document_id = ANY(:ids)
     ORDER BY document_id
-    FOR UPDATE SKIP LOCKED
+    FOR UPDATE OF p SKIP LOCKED
 """)
 
 # An attempt under way ends: what it was made for is elsewhere now. Another owner's API key pays for nothing here.
@@ -169,7 +174,7 @@ def follow(tx: Connection, moves: Sequence[Move], *, without_file: Collection[Mo
     ids = [r.document_id for r in found]
     tx.execute(_MOVE, {"ids": id_array(ids), "ids_text": ids})
     close_jobs(tx, [r.job_id for r in found if r.job_id], "canceled")
-    mark_refunding(tx, [(r.document_id, r.generation) for r in found if r.under_way])
+    mark_refunding(tx, [(r.document_id, r.generation) for r in found if r.undelivered])
     lost = {m.document_id for m in without_file}
     unfinished = set[str]()
     for status, some in (("uploaded", set(ids) - lost), ("failed", lost & set(ids))):
