@@ -134,8 +134,13 @@ def test_what_an_attempt_cost_that_ended_before_its_document_was_followed_elsewh
     else:
         step = "perform" if how == "overtaken before the decision" else "finish"
         work = getattr(Embed, step)
+
+        def and_is_overtaken(*arguments: object) -> object:
+            upload_and_move()
+            return work(*arguments)
+
         with monkeypatch.context() as patch:
-            patch.setattr(Embed, step, lambda *arguments: (upload_and_move(), work(*arguments))[1])
+            patch.setattr(Embed, step, and_is_overtaken)
             world.process(shelves.books)
     assert world.statement(shelves.payer).charged > spent
     assert world.rows("SELECT stage FROM pipeline.documents WHERE document_id = %s", ids["c.txt"]) == [(None,)]

@@ -113,10 +113,11 @@ _LOCK = text("""
     FOR UPDATE SKIP LOCKED
 """)
 
+# What was free was so for the sake of what was live: what is tried again is to be paid for, but for a `restore`.
 _WITHDRAW = text("""
     UPDATE pipeline.documents
     SET fence = fence + 1, stage = NULL, live_generation = NULL, lease_until = NULL, retry_at = NULL,
-        credits_needed = NULL
+        credits_needed = NULL, billable = billable OR stage IS NOT NULL OR live_generation IS NOT NULL
     WHERE document_id = ANY(:ids)
     RETURNING job_id
 """)

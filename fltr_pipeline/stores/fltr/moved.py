@@ -97,11 +97,14 @@ _LOCK = text("""
     FOR UPDATE OF p SKIP LOCKED
 """)
 
-# An attempt under way ends: what it was made for is elsewhere now. Another owner's API key pays for nothing here.
+# An attempt under way ends: what it was made for is elsewhere now. Another owner's API key pays for nothing here. An
+# upload is to be paid for, also one that failed while the version before it is live or was made anew, for nothing.
 _MOVE = text("""
     UPDATE pipeline.documents p
     SET dataset_id = d.dataset_id::text, fence = p.fence + 1, stage = NULL, lease_until = NULL, retry_at = NULL,
         credits_needed = NULL, attempts = 0, retries = 0,
+        input_version = CASE WHEN d.status = 'ready' THEN d.updated_at::text ELSE p.input_version END,
+        billable = p.billable OR p.live_generation IS NOT NULL OR (p.stage IS NOT NULL AND d.status = 'failed'),
         api_key_id = CASE WHEN (SELECT s.user_id FROM public.datasets s WHERE s.id::text = d.dataset_id::text)
                              = (SELECT s.user_id FROM public.datasets s WHERE s.id::text = p.dataset_id)
                           THEN p.api_key_id END
