@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from fltr_pipeline.credits.ledger import Ledger
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline.deletion import Withdrawn
 from fltr_pipeline.pipeline.embed import Embed
@@ -123,4 +124,39 @@ def test_an_upload_that_failed_is_paid_for_however_the_free_repair_of_the_versio
     world.process(dataset, ReprocessMode.failed)
     assert found(world, dataset) == {"a.txt": {"A third text."}}
     assert spent(world, shelves) - before == 2
+    assert is_at_rest(world)
+
+
+NOBODY_LEFT = ["before a step", "in the middle of one", "a pass sees it", "a pass sees it, and an upload came"]
+
+
+@pytest.mark.parametrize("seen", NOBODY_LEFT)
+def test_what_nobody_is_left_to_pay_for_gives_back_what_its_earlier_steps_cost(
+    world: World, shelves: Shelves, seen: str
+) -> None:
+    """A dataset is given to somebody without an account; its earlier owner has paid for what is dropped now."""
+    before = spent(world, shelves)
+    world.upload(shelves.books, {"a.txt": b"A third text."})
+    world.extract(shelves.books)
+    assert spent(world, shelves) == before + 1
+    if seen == "in the middle of one":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Ledger, "payers", lambda *_: {})
+            world.change("UPDATE pipeline.documents SET api_key_id = 'a key' WHERE stage IS NOT NULL")
+            world.stage(Plan(world.services), shelves.books)
+    else:
+        if seen == "a pass sees it, and an upload came":
+            world.upload(shelves.books, {"a.txt": b"A third text."})
+            world.stage(Plan(world.services), shelves.books)
+        world.change("UPDATE datasets SET user_id = 'nobody' WHERE id = %s", shelves.books.id)
+        if seen == "before a step":
+            world.stage(Plan(world.services), shelves.books)
+        else:
+            world.sweep_all(list_keys=False)
+        world.change("UPDATE datasets SET user_id = %s WHERE id = %s", shelves.payer.user_id, shelves.books.id)
+    assert (spent(world, shelves), world.statement(shelves.payer).held) == (before, 0)
+    world.sweep_all()
+    world.process(shelves.books, ReprocessMode.failed)
+    assert found(world, shelves.books)["a.txt"] == {"A third text."}
+    assert spent(world, shelves) == before + 2
     assert is_at_rest(world)

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, text
 from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.charges import mark_refunding
 from fltr_pipeline.stores.fltr.claims import Claim, lock_documents
-from fltr_pipeline.stores.fltr.generations import discard_others
+from fltr_pipeline.stores.fltr.generations import discard_others, undelivered
 from fltr_pipeline.stores.fltr.jobs import close_jobs
 from fltr_pipeline.stores.fltr.requeue import repair
 
@@ -84,17 +84,12 @@ _PUT_OFF = text("""
     FROM free f WHERE p.document_id = f.document_id
 """)
 
-# Primary keys. Who writes in a row has a hand on the document: it is left for the next pass. What an upload ended where
-# it stood is kept for that, and has delivered nothing either.
+# Primary key. Who writes in a row has a hand on the document: it is left for the next pass.
 _LOCK = text("""
-    SELECT document_id, generation, job_id,
-           stage IS NOT NULL OR EXISTS (SELECT FROM pipeline.generations g
-                                        WHERE g.document_id = p.document_id AND g.generation = p.generation
-                                          AND g.state <> 'live') AS undelivered
-    FROM pipeline.documents p
+    SELECT document_id, job_id FROM pipeline.documents
     WHERE document_id = ANY(:ids)
     ORDER BY document_id
-    FOR UPDATE OF p SKIP LOCKED
+    FOR UPDATE SKIP LOCKED
 """)
 
 # An attempt under way ends: what it was made for is elsewhere now. Another owner's API key pays for nothing here. An
@@ -175,9 +170,9 @@ def follow(tx: Connection, moves: Sequence[Move], *, without_file: Collection[Mo
     still = set(among(tx, list(locked)))
     found = [locked[m.document_id] for m in moves if m in still]
     ids = [r.document_id for r in found]
+    mark_refunding(tx, undelivered(tx, ids))
     tx.execute(_MOVE, {"ids": id_array(ids), "ids_text": ids})
     close_jobs(tx, [r.job_id for r in found if r.job_id], "canceled")
-    mark_refunding(tx, [(r.document_id, r.generation) for r in found if r.undelivered])
     lost = {m.document_id for m in without_file}
     unfinished = set[str]()
     for status, some in (("uploaded", set(ids) - lost), ("failed", lost & set(ids))):
