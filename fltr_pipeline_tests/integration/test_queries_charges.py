@@ -338,6 +338,20 @@ def test_a_charge_left_open_by_a_generation_that_is_live_was_delivered(fltr: Flt
     }
 
 
+@pytest.mark.parametrize(("state", "charged"), [("released", 0), ("payer_gone", 0), ("pot_gone", 0), ("pot_gone", 3)])
+def test_a_set_up_that_ended_unpaid_is_asked_of_whoever_pays_now_and_a_paid_one_of_nobody(
+    fltr: Fltr, state: str, charged: int
+) -> None:
+    """A pot may be gone behind its settlement."""
+    dataset, (claim,) = claimed(fltr)
+    before = replace(charge(claim, Op.DATASET_SETUP), subject_id=dataset.id, run_id=None)
+    write(fltr, before)
+    close(fltr, (before, state, charged))
+    asked = replace(before, user_id="bob", pot_id="bob", amount=5)
+    paid = replace(before, state=state, charged=charged)
+    assert write(fltr, asked) == [paid if charged else replace(asked, sequence=2)]
+
+
 def test_a_set_up_is_abandoned_when_it_is_old_and_delivered_when_the_dataset_is_set_up(fltr: Fltr) -> None:
     dataset, (claim,) = claimed(fltr)
     set_up = replace(charge(claim, Op.DATASET_SETUP), subject_id=dataset.id)

@@ -66,6 +66,7 @@ _ASK_ANEW = text("""
     FROM json_populate_recordset(NULL::pipeline.charges, :rows) AS r
     WHERE c.subject_id = r.subject_id AND c.op = r.op AND c.generation = r.generation
       AND c.op = 'dataset_setup' AND c.state IN ('released', 'payer_gone', 'pot_gone')
+      AND NOT (c.state = 'pot_gone' AND coalesce(c.charged, 0) > 0)
 """)
 
 _READ = text("""
