@@ -139,7 +139,7 @@ class StageRun:
         try:
             claimed = self._turn_away(self._give_up(claimed, report), report)
             if self.payer is None:
-                self._fail([Failure(c, HoldState.PAYER_GONE, _owner_gone(self.dataset)) for c in claimed], report)
+                self._fail_unpayable(claimed, report)
                 return
             for group in self.work.groups(claimed):
                 progressed()
@@ -179,7 +179,7 @@ class StageRun:
         if keys:
             payers = self.billing.ledger.payers(self.dataset.user_id, keys)
         if not payers:
-            self._fail([Failure(c, HoldState.PAYER_GONE, _owner_gone(self.dataset)) for c in claimed], report)
+            self._fail_unpayable(claimed, report)
             return []
         paid = [(c, payer) for c in claimed if (payer := payers.get(c.api_key_id)) is not None]
         foreign = [c for c in claimed if payers.get(c.api_key_id) is None]
@@ -288,6 +288,11 @@ class StageRun:
             )
         gone = [r for r in refused if r.state is not HoldState.INSUFFICIENT]
         self._fail_for_our_fault([Failure(by_id[r.subject_id], r.state, _gone(r, self.dataset)) for r in gone], report)
+
+    def _fail_unpayable(self, claimed: Sequence[Claim], report: Report) -> None:
+        """Its owner is gone; whoever paid for earlier steps may be another, and has nothing from them."""
+        failures = [Failure(c, HoldState.PAYER_GONE, _owner_gone(self.dataset)) for c in claimed]
+        self._fail_for_our_fault(failures, report)
 
     def _fail_for_our_fault(self, failures: Sequence[Failure], report: Report) -> None:
         """What the document's ops were charged goes back, too.

@@ -7,7 +7,9 @@ import pytest
 
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline import deletion, moves, sweeper
+from fltr_pipeline.pipeline.embed import Embed
 from fltr_pipeline.pipeline.extract import Extract
+from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import Drift, compare_all
 from fltr_pipeline.pipeline.stage import Result
 from fltr_pipeline.stores.fltr import charges as store
@@ -110,6 +112,43 @@ def test_what_was_under_way_is_an_upload_to_the_new_dataset_and_the_old_ones_own
     assert world.statement(shelves.other_payer).charged == 2
     assert name not in found(world, books)
     world.sweep_all()
+    assert is_at_rest(world)
+
+
+@pytest.mark.parametrize("how", ["found parked", "overtaken before the decision", "overtaken behind it"])
+def test_what_an_attempt_cost_that_ended_before_its_document_was_followed_elsewhere_goes_back(
+    world: World, shelves: Shelves, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A newer upload, moved, ends it where it stands; so nobody works on it when a pass comes by."""
+    spent = world.statement(shelves.payer).charged
+    ids = world.upload(shelves.books, {"c.txt": b"A third text."})
+
+    def upload_and_move() -> None:
+        world.upload(shelves.books, {"c.txt": b"A third text, mended."})
+        move(world, ids["c.txt"], shelves.other)
+
+    if how == "found parked":
+        world.extract(shelves.books)
+        upload_and_move()
+        world.stage(Plan(world.services), shelves.books)
+    else:
+        step = "perform" if how == "overtaken before the decision" else "finish"
+        work = getattr(Embed, step)
+
+        def and_is_overtaken(*arguments: object) -> object:
+            upload_and_move()
+            return work(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Embed, step, and_is_overtaken)
+            world.process(shelves.books)
+    assert world.statement(shelves.payer).charged > spent
+    assert world.rows("SELECT stage FROM pipeline.documents WHERE document_id = %s", ids["c.txt"]) == [(None,)]
+    world.sweep_all(list_keys=False)
+    world.process(shelves.other)
+    assert found(world, shelves.other) == {"c.txt": {"A third text, mended."}}
+    assert (world.statement(shelves.payer).charged, world.statement(shelves.payer).held) == (spent, 0)
+    assert world.statement(shelves.other_payer).charged == 2
     assert is_at_rest(world)
 
 

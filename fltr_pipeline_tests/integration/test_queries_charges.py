@@ -1,6 +1,9 @@
 """Charges: frozen by their first writer, reopened and closed by sequence, swept when nobody will finish the work."""
 
+import time
 import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -160,6 +163,47 @@ def test_a_worker_that_comes_late_leaves_what_is_to_be_given_back(fltr: Fltr, st
     assert stored(fltr, one)[:3] == (1, "refunding", None)
 
 
+def waiting(fltr: Fltr, sessions: int) -> None:
+    deadline = time.monotonic() + 30
+    while fltr.one("SELECT count(*) FROM pg_locks WHERE NOT granted") != (sessions,):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def mark(fltr: Fltr, some: Sequence[Charge]) -> None:
+    with fltr.transaction() as tx:
+        charges.mark_refunding(tx, [(c.subject_id, c.generation) for c in some])
+
+
+Second = Callable[[Fltr, list[Charge]], object]
+SECONDS: dict[str, tuple[Second, tuple[object, ...]]] = {
+    "closed": (lambda fltr, some: close(fltr, *((c, "released", 0) for c in some)), (1, "settled", 2, True)),
+    "to be given back": (mark, (1, "refunding", 2, True)),
+    "reopened": (lambda fltr, some: reopen(fltr, *some, fences={}), (2, "open", None, False)),
+}
+
+
+@pytest.mark.parametrize("second", SECONDS)
+def test_several_charges_are_locked_in_one_order_and_each_change_looks_at_them_as_they_are(
+    fltr: Fltr, second: str
+) -> None:
+    """Two sessions that are to change the same ones, each in its own order, meet behind a third at the one between."""
+    _, held = claimed(fltr, "a", "b", "c")
+    some = write(fltr, *(charge(c) for c in sorted(held, key=lambda c: c.document_id)))
+    act, end = SECONDS[second]
+    with ThreadPoolExecutor(2) as threads:
+        with fltr.transaction() as tx:
+            between = {"d": some[1].subject_id}
+            tx.execute(text("SELECT FROM pipeline.charges WHERE subject_id = :d FOR UPDATE"), between)
+            first = threads.submit(close, fltr, *((c, "settled", 2) for c in some))
+            waiting(fltr, 1)
+            other = threads.submit(act, fltr, some[::-1])
+            waiting(fltr, 2)
+        first.result()
+        other.result()
+    assert {stored(fltr, c) for c in some} == {end}
+
+
 def refund(fltr: Fltr, claim: Claim) -> None:
     with fltr.transaction() as tx:
         charges.mark_refunding(tx, [(claim.document_id, 1)])
@@ -292,6 +336,20 @@ def test_a_charge_left_open_by_a_generation_that_is_live_was_delivered(fltr: Flt
     assert (next_one.document_id, 2, False) in {
         (a.charge.subject_id, a.charge.generation, a.delivered) for a in abandoned(fltr)
     }
+
+
+@pytest.mark.parametrize(("state", "charged"), [("released", 0), ("payer_gone", 0), ("pot_gone", 0), ("pot_gone", 3)])
+def test_a_set_up_that_ended_unpaid_is_asked_of_whoever_pays_now_and_a_paid_one_of_nobody(
+    fltr: Fltr, state: str, charged: int
+) -> None:
+    """A pot may be gone behind its settlement."""
+    dataset, (claim,) = claimed(fltr)
+    before = replace(charge(claim, Op.DATASET_SETUP), subject_id=dataset.id, run_id=None)
+    write(fltr, before)
+    close(fltr, (before, state, charged))
+    asked = replace(before, user_id="bob", pot_id="bob", amount=5)
+    paid = replace(before, state=state, charged=charged)
+    assert write(fltr, asked) == [paid if charged else replace(asked, sequence=2)]
 
 
 def test_a_set_up_is_abandoned_when_it_is_old_and_delivered_when_the_dataset_is_set_up(fltr: Fltr) -> None:

@@ -137,6 +137,7 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
         {"chunks_pkey", "generations_pkey"},
         lambda large, tx: plans.store_plan(tx, [(c, words("alpha beta")) for c in large.claims(1)], "f"),
     ),
+    "undelivered": ({"documents_pkey", "generations_pkey"}, lambda large, tx: generations.undelivered(tx, large.ids)),
     "assign_keys": ({"chunks_pkey"}, lambda large, tx: generations.assign_keys(tx, large.claims(2))),
     "held": ({"documents_pkey"}, lambda large, tx: generations.held(tx, large.claims(2))),
     "retire_inert": (

@@ -66,6 +66,7 @@ _ASK_ANEW = text("""
     FROM json_populate_recordset(NULL::pipeline.charges, :rows) AS r
     WHERE c.subject_id = r.subject_id AND c.op = r.op AND c.generation = r.generation
       AND c.op = 'dataset_setup' AND c.state IN ('released', 'payer_gone', 'pot_gone')
+      AND NOT (c.state = 'pot_gone' AND coalesce(c.charged, 0) > 0)
 """)
 
 _READ = text("""
@@ -82,20 +83,32 @@ _FENCED = text("""
     FOR SHARE OF p
 """)
 
+# Several charges are locked in one order first, else two who change them wait for each other, and each is looked at as
+# it then is.
 _NEXT_SEQUENCE = text("""
+    WITH locked AS MATERIALIZED (
+        SELECT subject_id, op, generation
+        FROM json_to_recordset(:rows) AS r(subject_id text, op text, generation int, sequence int)
+        JOIN pipeline.charges c USING (subject_id, op, generation, sequence)
+        WHERE c.state <> 'refunding'
+        ORDER BY subject_id, op, generation FOR UPDATE OF c
+    )
     UPDATE pipeline.charges c
     SET sequence = c.sequence + 1, state = 'open', charged = NULL, created_at = now(), closed_at = NULL
-    FROM json_to_recordset(:rows) AS r(subject_id text, op text, generation int, sequence int)
-    WHERE c.subject_id = r.subject_id AND c.op = r.op AND c.generation = r.generation AND c.sequence = r.sequence
-      AND c.state <> 'refunding'
+    FROM locked l WHERE c.subject_id = l.subject_id AND c.op = l.op AND c.generation = l.generation
 """)
 
 _CLOSE = text("""
-    UPDATE pipeline.charges c SET state = r.state, charged = r.charged, closed_at = now()
-    FROM json_to_recordset(:rows) AS r(subject_id text, op text, generation int, sequence int, was text, state text,
-                                       charged int)
-    WHERE c.subject_id = r.subject_id AND c.op = r.op AND c.generation = r.generation AND c.sequence = r.sequence
-      AND c.state = r.was AND c.state IN ('open', 'refunding')
+    WITH locked AS MATERIALIZED (
+        SELECT subject_id, op, generation, r.state, r.charged
+        FROM json_to_recordset(:rows) AS r(subject_id text, op text, generation int, sequence int, was text, state text,
+                                           charged int)
+        JOIN pipeline.charges c USING (subject_id, op, generation, sequence)
+        WHERE c.state = r.was AND c.state IN ('open', 'refunding')
+        ORDER BY subject_id, op, generation FOR UPDATE OF c
+    )
+    UPDATE pipeline.charges c SET state = l.state, charged = l.charged, closed_at = now()
+    FROM locked l WHERE c.subject_id = l.subject_id AND c.op = l.op AND c.generation = l.generation
 """)
 
 # Index: pipeline.charges_open. Abandoned: the document is gone, has ended, or is at work on another generation. A
@@ -119,10 +132,15 @@ _OPEN = text("SELECT * FROM pipeline.charges WHERE state = 'open' ORDER BY subje
 # The primary key's first column. What is open may be settled in the ledger, by a worker who has not recorded it, or may
 # be until it is voided there.
 _MARK_REFUNDING = text("""
+    WITH locked AS MATERIALIZED (
+        SELECT subject_id, c.op, generation
+        FROM json_to_recordset(:rows) AS r(subject_id text, generation int)
+        JOIN pipeline.charges c USING (subject_id, generation)
+        WHERE c.state = 'open' OR c.state = 'settled' AND c.charged > 0
+        ORDER BY subject_id, c.op, generation FOR UPDATE OF c
+    )
     UPDATE pipeline.charges c SET state = 'refunding', closed_at = coalesce(c.closed_at, now())
-    FROM json_to_recordset(:rows) AS r(subject_id text, generation int)
-    WHERE c.subject_id = r.subject_id AND c.generation = r.generation
-      AND (c.state = 'open' OR c.state = 'settled' AND c.charged > 0)
+    FROM locked l WHERE c.subject_id = l.subject_id AND c.op = l.op AND c.generation = l.generation
 """)
 
 # Index: pipeline.charges_refunding.

@@ -73,6 +73,7 @@ _WAIT_FOR_KNOWN = text("SELECT FROM pipeline.documents WHERE document_id = ANY(:
 # its charges are those of a redo that was free. Where an attempt has staged a text, extraction, which sees the bytes,
 # says whether the input is new (`renew`). One that was deleted and comes back goes on after its charges, and has fences
 # of its own for each deletion: no charge, key or fence is used twice, so whoever worked on it before changes nothing.
+# A redo that was free, and failed before anything was live, is tried again for nothing; all else is paid for.
 _TAKE_UPLOADED = text("""
     WITH input AS (
         SELECT * FROM json_to_recordset(:rows) AS r(document_id text, input_version text)
@@ -97,7 +98,9 @@ _TAKE_UPLOADED = text("""
             ELSE (p.stage IS NULL OR p.input_version <> excluded.input_version OR NOT p.billable)::int END,
         api_key_id = CASE WHEN p.input_version = excluded.input_version
                           THEN coalesce(excluded.api_key_id, p.api_key_id) ELSE excluded.api_key_id END,
-        stage = 'extract', billable = true, fence = p.fence + 1,
+        billable = p.billable OR p.stage IS NOT NULL OR p.live_generation IS NOT NULL
+                   OR p.input_version <> excluded.input_version,
+        stage = 'extract', fence = p.fence + 1,
         run_id = excluded.run_id, lease_until = excluded.lease_until,
         attempts = 0, retries = 0, retry_at = NULL, credits_needed = NULL,
         error_code = NULL, error_message = NULL, error_at = NULL
@@ -199,9 +202,10 @@ _RETRY = text(f"""
     RETURNING p.document_id, p.retries
 """)  # noqa: S608 - of constants
 
+# What had failed before stays to be paid for: the free attempt was at the version before it.
 _FAIL = text("""
     UPDATE pipeline.documents p
-    SET stage = NULL, lease_until = NULL, retry_at = NULL,
+    SET stage = NULL, lease_until = NULL, retry_at = NULL, billable = p.billable OR p.document_id = ANY(:failed_before),
         error_code = r.code, error_message = r.message, error_at = now()
     FROM json_to_recordset(:rows) AS r(document_id text, fence bigint, code text, message text)
     WHERE p.document_id = r.document_id AND p.fence = r.fence
@@ -357,8 +361,9 @@ def put_back(tx: Connection, failures: Sequence[Failure], run_id: str = "") -> d
 
 def fail(tx: Connection, failures: Sequence[Failure]) -> set[str]:
     """End the attempts. A `ready` document stays so if it has a live version; a newer upload stays `uploaded`."""
-    lock_documents(tx, [f.claim.document_id for f in failures])
-    done = {r.document_id: r.live_generation for r in tx.execute(_FAIL, {"rows": _failed(failures)})}
+    statuses = lock_documents(tx, [f.claim.document_id for f in failures])
+    parameters = {"rows": _failed(failures), "failed_before": [i for i, s in statuses.items() if s == "failed"]}
+    done = {r.document_id: r.live_generation for r in tx.execute(_FAIL, parameters)}
     not_live = [i for i, generation in done.items() if generation is None]
     tx.execute(_SET_FAILED, {"ids": id_array(done), "not_live": id_array(not_live)})
     close_jobs(tx, [f.claim.job_id for f in failures if f.claim.document_id in done], "failed")

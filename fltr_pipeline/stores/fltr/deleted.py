@@ -14,7 +14,9 @@ from datetime import datetime
 from sqlalchemy import Connection, text
 
 from fltr_pipeline.stores.database import id_array
+from fltr_pipeline.stores.fltr.charges import mark_refunding
 from fltr_pipeline.stores.fltr.claims import lock_documents
+from fltr_pipeline.stores.fltr.generations import undelivered
 from fltr_pipeline.stores.fltr.jobs import close_jobs
 
 OWNER_GONE = "payer_gone"
@@ -113,10 +115,11 @@ _LOCK = text("""
     FOR UPDATE SKIP LOCKED
 """)
 
+# What was free was so for the sake of what was live: what is tried again is to be paid for, but for a `restore`.
 _WITHDRAW = text("""
     UPDATE pipeline.documents
     SET fence = fence + 1, stage = NULL, live_generation = NULL, lease_until = NULL, retry_at = NULL,
-        credits_needed = NULL
+        credits_needed = NULL, billable = billable OR stage IS NOT NULL OR live_generation IS NOT NULL
     WHERE document_id = ANY(:ids)
     RETURNING job_id
 """)
@@ -229,10 +232,12 @@ def forget(tx: Connection, document_ids: Sequence[str]) -> int:
 def withdraw(tx: Connection, document_ids: Sequence[str], message: str) -> int:
     """Take documents whose dataset's owner is gone out of search and of work; returns how many.
 
-    Their rows stay as long as those in `public`: should the owner come back, they can be done again.
+    Their rows stay as long as those in `public`: should the owner come back, they can be done again. What an attempt
+    under way was charged goes back to whom it was taken from, if they are there.
     """
     lock_documents(tx, document_ids)
     ids = sorted(tx.execute(_LOCK, {"ids": list(document_ids)}).scalars())
+    mark_refunding(tx, undelivered(tx, ids))
     _withdraw(tx, ids, "failed", owner_gone=True)
     tx.execute(_TELL, {"ids": ids, "code": OWNER_GONE, "message": message})
     tx.execute(_FAIL, {"ids": id_array(ids), "before": ["processing", "awaiting_credits"]})

@@ -169,6 +169,15 @@ _SET_CONFIRMED = text("""
     WHERE document_id = ANY(:ids)
 """)
 
+# Primary keys. What an upload ended where it stood is at no stage, and is kept for that.
+_UNDELIVERED = text("""
+    SELECT p.document_id, p.generation FROM pipeline.documents p
+    WHERE p.document_id = ANY(:ids)
+      AND (p.stage IS NOT NULL OR EXISTS (SELECT FROM pipeline.generations g
+                                          WHERE g.document_id = p.document_id AND g.generation = p.generation
+                                            AND g.state <> 'live'))
+""")
+
 # Generations that are neither live nor in flight; every chunk has one. Most often there is none, and this is all.
 _HAVE_OTHERS = text("""
     SELECT DISTINCT g.document_id FROM pipeline.documents p JOIN pipeline.generations g USING (document_id)
@@ -334,6 +343,11 @@ def _set_overtaken(tx: Connection, claims: Sequence[Claim], statuses: Mapping[st
         tx.execute(_SET_OVERTAKEN, {"ids": ids})
         close_jobs(tx, [c.job_id for c in claims], "canceled")
         discard_others(tx, [i for i in ids if statuses.get(i) != "uploaded"])
+
+
+def undelivered(tx: Connection, document_ids: Sequence[str]) -> list[tuple[str, int]]:
+    """The (document, generation)s that are in work, or were until an upload came, and of which nothing is live."""
+    return [(r.document_id, r.generation) for r in tx.execute(_UNDELIVERED, {"ids": list(document_ids)})]
 
 
 def discard_others(tx: Connection, document_ids: Sequence[str]) -> None:

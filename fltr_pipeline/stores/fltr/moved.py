@@ -18,7 +18,7 @@ from sqlalchemy import Connection, text
 from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.charges import mark_refunding
 from fltr_pipeline.stores.fltr.claims import Claim, lock_documents
-from fltr_pipeline.stores.fltr.generations import discard_others
+from fltr_pipeline.stores.fltr.generations import discard_others, undelivered
 from fltr_pipeline.stores.fltr.jobs import close_jobs
 from fltr_pipeline.stores.fltr.requeue import repair
 
@@ -86,17 +86,20 @@ _PUT_OFF = text("""
 
 # Primary key. Who writes in a row has a hand on the document: it is left for the next pass.
 _LOCK = text("""
-    SELECT document_id, generation, job_id, stage IS NOT NULL AS under_way FROM pipeline.documents
+    SELECT document_id, job_id FROM pipeline.documents
     WHERE document_id = ANY(:ids)
     ORDER BY document_id
     FOR UPDATE SKIP LOCKED
 """)
 
-# An attempt under way ends: what it was made for is elsewhere now. Another owner's API key pays for nothing here.
+# An attempt under way ends: what it was made for is elsewhere now. Another owner's API key pays for nothing here. An
+# upload is to be paid for, also one that failed while the version before it is live or was made anew, for nothing.
 _MOVE = text("""
     UPDATE pipeline.documents p
     SET dataset_id = d.dataset_id::text, fence = p.fence + 1, stage = NULL, lease_until = NULL, retry_at = NULL,
         credits_needed = NULL, attempts = 0, retries = 0,
+        input_version = CASE WHEN d.status = 'ready' THEN d.updated_at::text ELSE p.input_version END,
+        billable = p.billable OR p.live_generation IS NOT NULL OR (p.stage IS NOT NULL AND d.status = 'failed'),
         api_key_id = CASE WHEN (SELECT s.user_id FROM public.datasets s WHERE s.id::text = d.dataset_id::text)
                              = (SELECT s.user_id FROM public.datasets s WHERE s.id::text = p.dataset_id)
                           THEN p.api_key_id END
@@ -167,9 +170,9 @@ def follow(tx: Connection, moves: Sequence[Move], *, without_file: Collection[Mo
     still = set(among(tx, list(locked)))
     found = [locked[m.document_id] for m in moves if m in still]
     ids = [r.document_id for r in found]
+    mark_refunding(tx, undelivered(tx, ids))
     tx.execute(_MOVE, {"ids": id_array(ids), "ids_text": ids})
     close_jobs(tx, [r.job_id for r in found if r.job_id], "canceled")
-    mark_refunding(tx, [(r.document_id, r.generation) for r in found if r.under_way])
     lost = {m.document_id for m in without_file}
     unfinished = set[str]()
     for status, some in (("uploaded", set(ids) - lost), ("failed", lost & set(ids))):
