@@ -285,7 +285,10 @@ DELETED: dict[str, tuple[set[str], Call]] = {
     ),
     "follow": (
         {"documents_pkey", "generations_pkey", "processing_jobs_pkey"},
-        lambda large, tx: [large.move(tx), moved.follow(tx, moved.among(tx, large.ids))],
+        lambda large, tx: [
+            large.move(tx),
+            moved.follow(tx, (them := moved.among(tx, large.ids)), without_file=dict.fromkeys(them, "403")),
+        ],
     ),
     "sources": ({"generations_pkey", "chunks_pkey"}, lambda large, tx: moved.sources(tx, large.free_claims())),
     "lost": ({"chunks_lost"}, lambda _, tx: requeue.lost(tx, "", 100, tried_with="t")),
