@@ -174,3 +174,27 @@ def test_a_repair_that_fails_where_no_failure_is_known_is_told_of(fltr: Fltr) ->
     with fltr.transaction() as tx:
         claims.fail(tx, [Failure(claim, "internal_error", "a bug")])
     assert fltr.state(claim.document_id, "error_code, error_message") == ("internal_error", "a bug")
+
+
+def test_what_todays_extractor_cannot_read_is_read_again_by_another_one_alone(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    (document,) = fltr.upload(dataset, "a")
+    fltr.publish(dataset, "alpha", fingerprint="old")
+    unreadable = "UPDATE pipeline.documents SET error_code = :code, error_extractor = :extractor"
+    fltr.change(unreadable, code="corrupt", extractor="extractor-1")
+    assert backfill(fltr) == [dataset.id]
+    assert requeued(fltr, dataset.id, ReprocessMode.stale) == 1
+    assert fltr.state(document, "stage, billable, error_extractor") == ("plan", False, "extractor-1")
+    fltr.change("UPDATE pipeline.documents SET stage = NULL")
+    fltr.change(unreadable, code="corrupt", extractor="another")
+    assert requeued(fltr, dataset.id, ReprocessMode.stale) == 1
+    assert fltr.state(document, "stage, error_extractor") == ("extract", None)
+
+
+def test_a_new_upload_may_be_read_by_the_extractor_that_could_not_read_the_one_before(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    (document,) = failed(fltr, dataset, "a")
+    fltr.change("UPDATE pipeline.documents SET error_extractor = 'extractor-1'")
+    fltr.upload_anew(dataset, document)
+    fltr.claim(dataset)
+    assert fltr.state(document, "error_extractor") == (None,)

@@ -100,7 +100,7 @@ _TAKE_UPLOADED = text("""
         stage = 'extract', billable = true, fence = p.fence + 1,
         run_id = excluded.run_id, lease_until = excluded.lease_until,
         attempts = 0, retries = 0, retry_at = NULL, credits_needed = NULL,
-        error_code = NULL, error_message = NULL, error_at = NULL
+        error_code = NULL, error_message = NULL, error_at = NULL, error_extractor = NULL
     WHERE p.dataset_id = excluded.dataset_id
     RETURNING p.document_id, p.generation, p.live_generation, p.fence, p.job_id, p.billable, p.attempts, p.api_key_id
 """)
