@@ -5,6 +5,7 @@ Belongs here: what a reprocessing or a repair writes before any work, and what t
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection, text
 
@@ -174,6 +175,12 @@ _START_AT = text("""
     RETURNING document_id
 """)
 
+# Primary keys.
+_JOBS_OF = text(
+    "SELECT document_id, job_id FROM pipeline.documents WHERE document_id = ANY(:ids) AND job_id IS NOT NULL"
+)
+_BEGUN_SINCE = text("SELECT id::text FROM public.processing_jobs WHERE id = ANY(:ids) AND created_at >= :since")
+
 # Primary key.
 _MAKE_FREE = text("""
     UPDATE pipeline.documents p SET billable = false
@@ -198,6 +205,12 @@ def choose(tx: Connection, redo: Redo) -> list[str]:
     if redo.mode in _WITH_LIVE:
         chosen += tx.execute(_LIVE, _asked(redo)).scalars()
     return list(dict.fromkeys(chosen))
+
+
+def begun_since(tx: Connection, document_ids: Sequence[str], since: datetime) -> set[str]:
+    """Those of the documents of which an attempt was queued or begun at that time or later."""
+    jobs = {r.job_id: r.document_id for r in tx.execute(_JOBS_OF, {"ids": list(document_ids)})}
+    return {jobs[i] for i in tx.execute(_BEGUN_SINCE, {"ids": id_array(jobs), "since": since}).scalars()}
 
 
 def requeue(tx: Connection, redo: Redo, document_ids: Sequence[str]) -> int:
