@@ -1,6 +1,7 @@
 """Asset `documents`: the text of every uploaded document, staged page by page."""
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from itertools import groupby
 from statistics import fmean
 
@@ -10,7 +11,6 @@ from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RETRY_NUMBER_TAG
 from fltr_pipeline.defs.datasets import datasets
 from fltr_pipeline.defs.op import ReprocessConfig, ingesting, metadata_of, run_stage, services_of, table
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
-from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline.extract import Extract, Gap, Reading
 from fltr_pipeline.pipeline.reprocess import requeue
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
@@ -20,8 +20,6 @@ OCR_CHECK = "ocr_is_sure"
 _SHOWN = 200
 _SURE = 0.8
 """Confidence below which OCR's text is likely to have wrong words."""
-_REQUEUED_BY = "fltr/requeued_by"
-"""Tag of a run: the run, itself or another that had it before, that has queued again what the mode names."""
 
 
 @dg.asset(
@@ -58,11 +56,11 @@ def documents(
         requeued = requeue(
             services,
             context.partition_key,
-            ReprocessMode.pending if _has_requeued(context) else config.mode,
+            config.mode,
             charge=config.charge,
             retryable_only=config.retryable_failures_only,
+            since=_first_try(context),
         )
-        context.instance.add_run_tags(context.run.run_id, {_REQUEUED_BY: context.run.run_id})
         with Extract(services) as work:
             report = run_stage(context, services, billing, work, config.max_documents)
     yield dg.MaterializeResult(
@@ -71,11 +69,20 @@ def documents(
     )
 
 
-def _has_requeued(context: dg.AssetExecutionContext) -> bool:
-    """Whether this is a retry, of the step or by Dagster of a run whose worker died: what failed since was tried."""
-    run = context.instance.get_run_by_id(context.run.run_id) or context.run
-    before = {run.run_id, run.tags.get(PARENT_RUN_ID_TAG)} if RETRY_NUMBER_TAG in run.tags else {run.run_id}
-    return run.tags.get(_REQUEUED_BY) in before
+def _first_try(context: dg.AssetExecutionContext) -> datetime | None:
+    """When the run began that this is a retry of, by Dagster or of the step; None of the first try itself.
+
+    Dagster marks its own retries; who executes a run again by hand asks anew. By the worker's clock, not the
+    database's; but it begins seconds before anything is queued.
+    """
+    instance, this = context.instance, context.run.run_id
+    record = first = instance.get_run_record_by_id(this)
+    while record is not None:
+        first, tags = record, record.dagster_run.tags
+        record = instance.get_run_record_by_id(tags[PARENT_RUN_ID_TAG]) if RETRY_NUMBER_TAG in tags else None
+    if first is None or (first.dagster_run.run_id == this and context.retry_number == 0):
+        return None
+    return first.create_timestamp if first.start_time is None else datetime.fromtimestamp(first.start_time, UTC)
 
 
 def _check(gaps: Sequence[Gap]) -> dg.AssetCheckResult:

@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Self
 
 from fltr_pipeline.credits import pricing
-from fltr_pipeline.errors import DocumentError, Inaccessible, MissingUpload, NoTextLayer, TooLarge, Unsupported
+from fltr_pipeline.errors import DocumentError, Inaccessible, MissingUpload, TooLarge
+from fltr_pipeline.failures import RETRYABLE
 from fltr_pipeline.models import Op, ParsedDocument, Recognition, Stage
 from fltr_pipeline.pipeline.quarantine import Quarantine
 from fltr_pipeline.pipeline.services import Services
@@ -144,7 +145,8 @@ class Extract:
         return results
 
     def _remember_unreadable(self, results: Sequence[Result]) -> None:
-        found = [r.claim for r in results if isinstance(r.error, NoTextLayer | Unsupported)]
+        errors = [(r.claim, r.error) for r in results if r.error is not None]
+        found = [claim for claim, e in errors if e.user_error and e.code not in RETRYABLE]
         with transaction(self._services.fltr) as tx:
             texts.unreadable(tx, found, self._extractor)
 

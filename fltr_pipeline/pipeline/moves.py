@@ -64,7 +64,7 @@ def follow(services: Services, document_ids: Sequence[str], *, put_off: bool = F
         begun = time.monotonic()
         some = found(services, document_ids[start : start + _BATCH], put_off=put_off)
         held = {m: h for m, h in zip(some, at_once(lambda m: _copy_file(services, m), some), strict=True) if h}
-        lost = [m for m, h in held.items() if h.answers and m.refusals + 1 >= Inaccessible.tries]
+        lost = {m: h.why for m, h in held.items() if h.answers and m.refusals + 1 >= Inaccessible.tries}
         left = {m: h.why if h.answers else None for m, h in held.items() if m not in lost}
         _tell(held, lost)
         silent = bool(left) and len(left) == len(some) and time.monotonic() - begun > _PATIENCE_SECONDS

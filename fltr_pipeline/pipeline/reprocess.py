@@ -1,5 +1,7 @@
 """Doing it again: which documents a mode names, and which datasets a nightly backfill is for."""
 
+from datetime import datetime
+
 from fltr_pipeline.failures import RETRYABLE
 from fltr_pipeline.models import ReprocessMode, Stage
 from fltr_pipeline.pipeline import moves
@@ -13,12 +15,18 @@ _PAGE = 1_000
 
 
 def requeue(
-    services: Services, dataset_id: str, mode: ReprocessMode, *, charge: bool, retryable_only: bool = False
+    services: Services,
+    dataset_id: str,
+    mode: ReprocessMode,
+    *,
+    charge: bool,
+    retryable_only: bool = False,
+    since: datetime | None = None,
 ) -> int:
     """Queue what the mode names; returns how many documents. Uploads that were moved here can be claimed from now on.
 
-    May be repeated: where it was cut off, the next call queues the rest. `retryable_only` leaves failures of the
-    documents' own alone.
+    May be repeated: where it was cut off, the next call queues the rest, and with `since`, the time of the first one,
+    nothing that was tried meanwhile. `retryable_only` leaves failures of the documents' own alone.
     """
     redo = queue.Redo(
         dataset_id, mode, services.fingerprint, services.extractor, services.tried_with, billable=charge,
@@ -28,8 +36,10 @@ def requeue(
         chosen = queue.choose(tx, redo)
     queued = 0
     for start in range(0, len(chosen), _PAGE):
+        page = chosen[start : start + _PAGE]
         with transaction(services.fltr) as tx:
-            queued += queue.requeue(tx, redo, chosen[start : start + _PAGE])
+            tried = queue.begun_since(tx, page, since) if since else set()
+            queued += queue.requeue(tx, redo, [i for i in page if i not in tried])
     moves.follow_arrivals(services, dataset_id)
     return queued
 

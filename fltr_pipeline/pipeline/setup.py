@@ -11,7 +11,7 @@ from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.vector_collections import note
 from fltr_pipeline.pipeline.worker import Report, Worker
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims, datasets
+from fltr_pipeline.stores.fltr import claims, datasets, generations
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.datasets import Dataset, FailedDocument
 
@@ -92,6 +92,7 @@ def _refuse(
                 continue
             failures = [Failure(c, refusal.state, _nobody_pays(c, base.dataset, refusal)) for c in claimed]
             ended = claims.fail(tx, failures)
+            generations.discard_others(tx, list(ended))
         found = [f for f in failures if f.claim.document_id in ended]
         report.failures += [FailedDocument(f.claim.document_id, f.claim.filename, f.code, f.message) for f in found]
 

@@ -183,7 +183,7 @@ class BlobStore:
         with self._translated(_UNFINISHED), suppress(FileNotFoundError):
             for file in Path(self._path(_UNFINISHED)).iterdir():
                 with suppress(FileNotFoundError):  # just finished, or removed by another pass
-                    if time.time() - file.stat().st_mtime > seconds:
+                    if file.is_file() and time.time() - file.stat().st_mtime > seconds:
                         file.unlink()
                         removed += 1
         return removed

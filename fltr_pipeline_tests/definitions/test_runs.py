@@ -13,6 +13,7 @@ from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.failures import ADVICE
 from fltr_pipeline.pipeline.worker import Report
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
+from fltr_pipeline.stores.fltr import requeue
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline_tests.pdfs import pdf
 from fltr_pipeline_tests.world import World
@@ -125,9 +126,42 @@ def test_a_retry_does_not_requeue_what_its_run_has_tried(
     again = {**died.tags, "dagster/parent_run_id": died.run_id}
     assert run(instance, "reprocess_dataset", dataset, tags=again | {"dagster/retry_number": "1"}).success
     assert world.rows(attempts) == [(2,)]
+    # The retry of a retry whose worker died before it got that far.
+    early = run(
+        instance, "reprocess_dataset", dataset, selection=["datasets"], tags=again | {"dagster/retry_number": "1"}
+    )
+    retried = again | {"dagster/parent_run_id": early.run_id, "dagster/retry_number": "2"}
+    assert run(instance, "reprocess_dataset", dataset, tags=retried).success
+    assert world.rows(attempts) == [(2,)]
     # Who executes it again by hand asks for it again.
     assert run(instance, "reprocess_dataset", dataset, tags=again).success
     assert world.rows(attempts) == [(3,)]
+
+
+def test_a_retry_goes_on_behind_what_was_queued_and_has_failed_since(
+    world: World, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = world.dataset(world.user(credits=10))
+    world.upload(dataset, {"a.txt": b"", "b.txt": b"", "c.txt": b"Alpha and omega."})
+    assert run(instance, "ingest", dataset).success
+    pages = []
+
+    def cut_off(*arguments: Any) -> int:
+        pages.append(1)
+        if len(pages) == 3:
+            world.process(dataset)  # the sensor's runs take at once what is queued
+            raise StoreUnavailable("Postgres restarts")
+        return queue_page(*arguments)
+
+    queue_page = requeue.requeue
+    monkeypatch.setattr(requeue, "requeue", cut_off)
+    monkeypatch.setattr("fltr_pipeline.pipeline.reprocess._PAGE", 1)
+    monkeypatch.setattr("fltr_pipeline.defs.op._FIRST_RETRY_SECONDS", 0.01)
+    result = run(instance, "reprocess_dataset", dataset, "all")
+    assert result.success
+    assert metadata(result, "documents")["documents_requeued"] == 1
+    jobs = "SELECT count(*) FROM processing_jobs GROUP BY document_id"
+    assert world.rows(jobs) == [(2,)] * 3, "the upload's, and one more"
 
 
 def test_what_failed_stands_in_the_metadata_as_a_table(world: World, instance: dg.DagsterInstance) -> None:

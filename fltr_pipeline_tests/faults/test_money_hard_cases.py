@@ -234,6 +234,24 @@ def test_a_set_up_that_nobody_can_pay_fails_the_documents_with_the_reason(
     assert "has no balance in fltr_auth" in set_up.failures[0].message
 
 
+def test_what_was_moved_to_a_dataset_that_nobody_can_set_up_leaves_no_vectors(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLTR_PRICES__DATASET_SETUP", "1")
+    payer, poor = world.user(100), world.user(0)
+    first, second = world.dataset(payer), world.dataset(poor)
+    world.upload(first, {"a.txt": TEXT})
+    world.process(first)
+    world.change("UPDATE documents SET dataset_id = %s", second.id)
+    world.sweep_all(list_keys=False)
+    world.change_auth("DELETE FROM user_credits WHERE user_id = %s", poor.user_id)
+    set_up, *_ = world.process(second)
+    assert [f.code for f in set_up.failures] == ["pot_gone"]
+    assert world.statuses(second) == {"a.txt": "failed"}
+    world.sweep_all(list_keys=False)
+    assert (world.keys(first), world.keys(second)) == (set(), set())
+
+
 @pytest.mark.parametrize("odd", ["generation", "amount", "pot", "id"])
 def test_an_odd_hold_keeps_no_orphan_open(world: World, odd: str) -> None:
     payer = world.user(50)

@@ -1,5 +1,6 @@
 """Another embedding model: nothing is left in the old collection, no receipt is too early, all stays searchable."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -139,6 +140,37 @@ def test_a_version_whose_newer_upload_failed_leaves_the_old_collection_free_and_
     assert datasets_to_backfill(world.services) == []
     assert redo() == (asked == "by hand"), "the failure, where all failures are tried again"
     assert (compare_all(world.services), world.sweep_all()) == ({}, NOTHING)
+
+
+@pytest.mark.parametrize("why", ["its own", "its bytes are quarantined"])
+def test_what_todays_extractor_cannot_read_leaves_the_old_collection_with_the_text_that_it_has(
+    world: World, books: Dataset, old: VectorStore, changed: VectorStore, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    ids = dict(world.rows("SELECT filename, id FROM documents"))
+    monkeypatch.setattr("fltr_pipeline.text.fingerprint.CLEANER_VERSION", "another")
+    del world.services
+    if why == "its own":
+        world.services.blobs.put(books.id, ids["bread.txt"], "bread.txt", b"")  # what today's takes for empty
+    else:
+        world.change(
+            "INSERT INTO pipeline.quarantine (source_sha256, tried_with, source_bytes, code, tries, in_force)"
+            " VALUES (%s, %s, %s, 'time_limit', 2, true)",
+            hashlib.sha256(BREAD).hexdigest(), world.services.tried_with, len(BREAD),
+        )  # fmt: skip
+    attempts, spent = [], world.auth_rows(SPENT)
+    while datasets_to_backfill(world.services):
+        attempts.append(requeue(world.services, books.id, ReprocessMode.stale, charge=False, retryable_only=True))
+        assert found(world, books) == {"bread.txt", "treaty.txt"}
+        world.process(books)
+        assert len(attempts) < 4, "each night anew"
+    assert attempts == ([2, 1] if why == "its own" else [2])
+    assert requeue(world.services, books.id, ReprocessMode.stale, charge=False) == 0
+    world.sweep_all()
+    assert not old.exists()
+    assert world.statuses(books) == {"bread.txt": "ready", "treaty.txt": "ready"}
+    assert found(world, books) == {"bread.txt", "treaty.txt"}
+    assert world.auth_rows(SPENT) == spent
+    assert requeue(world.services, books.id, ReprocessMode.all, charge=False) == 2, "who asks for all of it"
 
 
 @ON_EACH_MILVUS

@@ -240,6 +240,31 @@ def test_what_is_refused_too_often_follows_without_its_file(
     assert is_at_rest(world)
 
 
+@pytest.mark.parametrize("readable_again", [True, False])
+def test_a_failure_that_another_night_may_mend_is_not_forgotten_for_a_file_that_was_refused_meanwhile(
+    world: World, shelves: Shelves, locked: set[str], monkeypatch: pytest.MonkeyPatch, *, readable_again: bool
+) -> None:
+    monkeypatch.setattr(Inaccessible, "tries", 3)
+    document_id = shelves.ids["a.txt"]
+    world.change("UPDATE documents SET status = 'failed' WHERE id = %s", document_id)
+    world.change(
+        "UPDATE pipeline.documents SET error_code = 'time_limit', error_at = now() WHERE document_id = %s", document_id
+    )
+    move(world, document_id, shelves.other)
+    locked.add(document_id)
+    for _ in range(2):
+        assert world.sweep_all(list_keys=False).withdrawn == Withdrawn(files_not_copied=1)
+        due(world)
+    if readable_again:
+        locked.clear()
+    assert world.sweep_all(list_keys=False).withdrawn == Withdrawn(documents_moved=1)
+    world.process(shelves.other)
+    assert found(world, shelves.other).keys() == {"a.txt"}
+    assert world.statuses(shelves.other)["a.txt"] == "failed"
+    ((code,),) = world.rows("SELECT error_code FROM pipeline.documents WHERE document_id = %s", document_id)
+    assert code == ("time_limit" if readable_again else "file_not_copied")
+
+
 def refuse() -> None:
     raise StoreUnavailable("no answer")
 

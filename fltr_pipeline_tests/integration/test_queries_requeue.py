@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import pytest
 from sqlalchemy import text
 
-from fltr_pipeline.models import ReprocessMode
-from fltr_pipeline.stores.fltr import requeue
+from fltr_pipeline.models import ReprocessMode, Stage
+from fltr_pipeline.stores.fltr import claims, requeue
+from fltr_pipeline.stores.fltr.claims import Claim, Failure
+from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline_tests.queries import FINGERPRINT, Fltr, failed, redoing
 
 UNKNOWN = str(uuid.uuid4())
@@ -134,3 +136,65 @@ def test_a_backfill_is_for_stale_documents_and_for_failures_that_may_go_away(flt
     assert backfill(fltr) == [stale.id]
     requeued(fltr, stale.id, ReprocessMode.stale)
     assert backfill(fltr) == []
+
+
+def behind_a_failure(fltr: Fltr) -> Claim:
+    """The repair of a stale version, in a worker's hands; the newer input took too long."""
+    dataset = fltr.dataset()
+    (document,) = fltr.upload(dataset, "a")
+    fltr.publish(dataset, "alpha", fingerprint="old")
+    fltr.upload_anew(dataset, document)
+    with fltr.transaction() as tx:
+        claims.fail(tx, [Failure(c, "time_limit", "took too long") for c in fltr.claim(dataset)])
+    fltr.change("UPDATE documents SET content = 'alpha'")
+    assert requeued(fltr, dataset.id, ReprocessMode.stale, retryable=["time_limit"]) == 1
+    (claim,) = fltr.claim(dataset, Stage.PLAN)
+    return claim
+
+
+def test_what_befalls_a_repair_says_nothing_of_the_failure_before_it(fltr: Fltr) -> None:
+    claim = behind_a_failure(fltr)
+    told = fltr.state(claim.document_id, "error_code, error_message, error_at")
+    assert told[0] == "time_limit"
+    for tries in (1, 2):
+        with fltr.transaction() as tx:
+            assert claims.put_back(tx, [Failure(claim, "transient", "Milvus is silent")]) == {claim.document_id: tries}
+        assert fltr.state(claim.document_id, "error_code, error_message, error_at") == told
+        fltr.change("UPDATE pipeline.documents SET retry_at = NULL")
+        (claim,) = fltr.claim(Dataset(claim.dataset_id, "", ""), Stage.PLAN)
+    with fltr.transaction() as tx:
+        assert claims.fail(tx, [Failure(claim, "internal_error", "a bug")]) == {claim.document_id}
+    assert fltr.state(claim.document_id, "error_code, error_message, error_at") == told
+    assert fltr.jobs(claim.document_id)[-1] == "failed"
+
+
+def test_a_repair_that_fails_where_no_failure_is_known_is_told_of(fltr: Fltr) -> None:
+    claim = behind_a_failure(fltr)
+    fltr.change("UPDATE pipeline.documents SET error_code = NULL, error_message = NULL, error_at = NULL")
+    with fltr.transaction() as tx:
+        claims.fail(tx, [Failure(claim, "internal_error", "a bug")])
+    assert fltr.state(claim.document_id, "error_code, error_message") == ("internal_error", "a bug")
+
+
+def test_what_todays_extractor_cannot_read_is_read_again_by_another_one_alone(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    (document,) = fltr.upload(dataset, "a")
+    fltr.publish(dataset, "alpha", fingerprint="old")
+    unreadable = "UPDATE pipeline.documents SET error_code = :code, error_extractor = :extractor"
+    fltr.change(unreadable, code="corrupt", extractor="extractor-1")
+    assert backfill(fltr) == [dataset.id]
+    assert requeued(fltr, dataset.id, ReprocessMode.stale) == 1
+    assert fltr.state(document, "stage, billable, error_extractor") == ("plan", False, "extractor-1")
+    fltr.change("UPDATE pipeline.documents SET stage = NULL")
+    fltr.change(unreadable, code="corrupt", extractor="another")
+    assert requeued(fltr, dataset.id, ReprocessMode.stale) == 1
+    assert fltr.state(document, "stage, error_extractor") == ("extract", None)
+
+
+def test_a_new_upload_may_be_read_by_the_extractor_that_could_not_read_the_one_before(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    (document,) = failed(fltr, dataset, "a")
+    fltr.change("UPDATE pipeline.documents SET error_extractor = 'extractor-1'")
+    fltr.upload_anew(dataset, document)
+    fltr.claim(dataset)
+    assert fltr.state(document, "error_extractor") == (None,)

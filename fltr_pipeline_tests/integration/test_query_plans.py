@@ -6,6 +6,7 @@ its plan, with the very parameters and, since the driver prepares what runs ofte
 
 import inspect
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from functools import partial
 
 import pytest
@@ -286,11 +287,18 @@ DELETED: dict[str, tuple[set[str], Call]] = {
     ),
     "follow": (
         {"documents_pkey", "generations_pkey", "processing_jobs_pkey"},
-        lambda large, tx: [large.move(tx), moved.follow(tx, moved.among(tx, large.ids))],
+        lambda large, tx: [
+            large.move(tx),
+            moved.follow(tx, (them := moved.among(tx, large.ids)), without_file=dict.fromkeys(them, "403")),
+        ],
     ),
     "sources": ({"generations_pkey", "chunks_pkey"}, lambda large, tx: moved.sources(tx, large.free_claims())),
     "lost": ({"chunks_lost"}, lambda _, tx: requeue.lost(tx, "", 100, tried_with="t")),
     "repair": ({"documents_pkey", "generations_pkey"}, lambda large, tx: requeue.repair(tx, large.ids)),
+    "begun_since": (
+        {"documents_pkey", "processing_jobs_pkey"},
+        lambda large, tx: requeue.begun_since(tx, large.ids, datetime.now(UTC)),
+    ),
     "make_free": ({"documents_pkey"}, lambda large, tx: requeue.make_free(tx, large.claims(2))),
     "restore": (
         {"documents_pkey"},

@@ -103,7 +103,7 @@ _TAKE_UPLOADED = text("""
         stage = 'extract', fence = p.fence + 1,
         run_id = excluded.run_id, lease_until = excluded.lease_until,
         attempts = 0, retries = 0, retry_at = NULL, credits_needed = NULL,
-        error_code = NULL, error_message = NULL, error_at = NULL
+        error_code = NULL, error_message = NULL, error_at = NULL, error_extractor = NULL
     WHERE p.dataset_id = excluded.dataset_id
     RETURNING p.document_id, p.generation, p.live_generation, p.fence, p.job_id, p.billable, p.attempts, p.api_key_id
 """)
@@ -188,29 +188,39 @@ _REFENCE = text("""
     RETURNING p.document_id, p.fence
 """)
 
+# Primary keys. What befalls the repair of an older version says nothing of why the newer input failed: its job tells.
+_ENDED = """
+    json_to_recordset(:rows) AS r(document_id text, fence bigint, code text, message text)
+    LEFT JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = r.document_id AND d.status = 'failed'
+"""
+_IS_REPAIR = "(d.id IS NOT NULL AND p.error_code IS NOT NULL)"
+_TOLD = f"""
+    error_code = CASE WHEN {_IS_REPAIR} THEN p.error_code ELSE r.code END,
+    error_message = CASE WHEN {_IS_REPAIR} THEN p.error_message ELSE r.message END,
+    error_at = CASE WHEN {_IS_REPAIR} THEN p.error_at ELSE now() END
+"""
+
 # Failures in a row that are alike: a store's hour of silence is none of a document's own.
-_RETRIES = "CASE WHEN p.error_code = r.code THEN p.retries ELSE 0 END"
+_RETRIES = f"CASE WHEN {_IS_REPAIR} OR p.error_code = r.code THEN p.retries ELSE 0 END"
 
 _RETRY = text(f"""
     UPDATE pipeline.documents p
-    SET lease_until = NULL, retries = 1 + {_RETRIES},
-        error_code = r.code, error_message = r.message, error_at = now(),
-        retry_at = now() + {BACKOFF.format(failures=_RETRIES)}
-    FROM json_to_recordset(:rows) AS r(document_id text, fence bigint, code text, message text)
+    SET lease_until = NULL, retries = 1 + {_RETRIES}, retry_at = now() + {BACKOFF.format(failures=_RETRIES)}, {_TOLD}
+    FROM {_ENDED}
     WHERE p.document_id = r.document_id AND p.lease_until IS NOT NULL
       AND (p.fence = r.fence OR (p.fence > r.fence AND p.run_id = :run_id))
     RETURNING p.document_id, p.retries
 """)  # noqa: S608 - of constants
 
 # What had failed before stays to be paid for: the free attempt was at the version before it.
-_FAIL = text("""
+_FAIL = text(f"""
     UPDATE pipeline.documents p
-    SET stage = NULL, lease_until = NULL, retry_at = NULL, billable = p.billable OR p.document_id = ANY(:failed_before),
-        error_code = r.code, error_message = r.message, error_at = now()
-    FROM json_to_recordset(:rows) AS r(document_id text, fence bigint, code text, message text)
+    SET stage = NULL, lease_until = NULL, retries = 0, retry_at = NULL, billable = p.billable OR d.id IS NOT NULL,
+        {_TOLD}
+    FROM {_ENDED}
     WHERE p.document_id = r.document_id AND p.fence = r.fence
     RETURNING p.document_id, p.live_generation
-""")
+""")  # noqa: S608 - of constants
 
 # `ready` without a version that is live: it was withdrawn, and can't be made searchable again.
 _SET_FAILED = text("""
@@ -321,11 +331,12 @@ def _fenced(claims: Sequence[Claim]) -> str:
     )
 
 
-def _failed(failures: Sequence[Failure]) -> str:
-    return recordset(
+def _failed(failures: Sequence[Failure]) -> dict[str, object]:
+    rows = recordset(
         {"document_id": f.claim.document_id, "fence": f.claim.fence, "code": f.code, "message": f.message}
         for f in sorted(failures, key=lambda f: f.claim.document_id)
     )
+    return {"rows": rows, "ids": id_array(f.claim.document_id for f in failures)}
 
 
 def advance(tx: Connection, claims: Sequence[Claim], stage: Stage) -> set[str]:
@@ -355,15 +366,17 @@ def retry_later(tx: Connection, claims: Sequence[Claim], message: str, run_id: s
 
 def put_back(tx: Connection, failures: Sequence[Failure], run_id: str = "") -> dict[str, int]:
     """`retry_later`, each for a reason of its own; returns how many times in a row it failed for that one, by id."""
-    rows = tx.execute(_RETRY, {"rows": _failed(failures), "run_id": run_id or None})
+    rows = tx.execute(_RETRY, _failed(failures) | {"run_id": run_id or None})
     return {r.document_id: r.retries for r in rows}
 
 
 def fail(tx: Connection, failures: Sequence[Failure]) -> set[str]:
-    """End the attempts. A `ready` document stays so if it has a live version; a newer upload stays `uploaded`."""
-    statuses = lock_documents(tx, [f.claim.document_id for f in failures])
-    parameters = {"rows": _failed(failures), "failed_before": [i for i, s in statuses.items() if s == "failed"]}
-    done = {r.document_id: r.live_generation for r in tx.execute(_FAIL, parameters)}
+    """End the attempts. A `ready` document stays so if it has a live version; a newer upload stays `uploaded`.
+
+    One that is `failed` already keeps its failure: the attempt was at the version before it.
+    """
+    lock_documents(tx, [f.claim.document_id for f in failures])
+    done = {r.document_id: r.live_generation for r in tx.execute(_FAIL, _failed(failures))}
     not_live = [i for i, generation in done.items() if generation is None]
     tx.execute(_SET_FAILED, {"ids": id_array(done), "not_live": id_array(not_live)})
     close_jobs(tx, [f.claim.job_id for f in failures if f.claim.document_id in done], "failed")

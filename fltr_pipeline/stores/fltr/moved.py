@@ -8,7 +8,7 @@ when it is followed, or not yet claimed, is one to the new dataset, whose owner 
 charged goes back, and what was searchable before it is not taken along.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -47,7 +47,8 @@ class Move:
 _AMONG = text("""
     SELECT p.document_id, p.dataset_id AS before, d.dataset_id::text AS now, d.updated_at::text AS input_version,
            p.retry_at IS NULL OR p.retry_at <= now() AS due,
-           CASE WHEN p.error_code = :not_copied THEN p.retries ELSE 0 END AS refusals,
+           CASE WHEN p.error_code = :not_copied OR d.status = 'failed' AND p.stage IS NULL
+                THEN p.retries ELSE 0 END AS refusals,
            CASE WHEN d.status = 'uploaded' THEN p.input_version END AS uploaded_since
     FROM pipeline.documents p JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = p.document_id
     WHERE p.document_id = ANY(:ids_text) AND p.dataset_id <> d.dataset_id::text
@@ -67,20 +68,23 @@ _ARRIVED = text("""
                   WHERE p.document_id = d.id::text AND p.dataset_id <> d.dataset_id::text OFFSET 0)
 """)
 
-# Primary key. One that was followed or moved on meanwhile is not touched.
+# Primary keys. One that was followed or moved on meanwhile is not touched. What failed keeps its own reason, which may
+# be one to try again.
 _PUT_OFF = text("""
     WITH free AS MATERIALIZED (
-        SELECT p.document_id, r.refusal
+        SELECT p.document_id, r.refusal, p.error_code = :code OR d.id IS NOT NULL AND p.stage IS NULL AS counted,
+               r.refusal IS NOT NULL AND d.id IS NULL AS told
         FROM json_to_recordset(:rows) AS r(document_id text, before text, refusal text)
         JOIN pipeline.documents p ON p.document_id = r.document_id AND p.dataset_id = r.before
+        LEFT JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = r.document_id AND d.status = 'failed'
         ORDER BY p.document_id FOR UPDATE OF p SKIP LOCKED
     )
     UPDATE pipeline.documents p
     SET retry_at = now() + make_interval(secs => :seconds),
-        retries = CASE WHEN f.refusal IS NULL THEN p.retries WHEN p.error_code = :code THEN p.retries + 1 ELSE 1 END,
-        error_code = CASE WHEN f.refusal IS NULL THEN p.error_code ELSE :code END,
-        error_message = coalesce(f.refusal, p.error_message),
-        error_at = CASE WHEN f.refusal IS NULL THEN p.error_at ELSE now() END
+        retries = CASE WHEN f.refusal IS NULL THEN p.retries WHEN f.counted THEN p.retries + 1 ELSE 1 END,
+        error_code = CASE WHEN f.told THEN :code ELSE p.error_code END,
+        error_message = CASE WHEN f.told THEN f.refusal ELSE p.error_message END,
+        error_at = CASE WHEN f.told THEN now() ELSE p.error_at END
     FROM free f WHERE p.document_id = f.document_id
 """)
 
@@ -112,6 +116,14 @@ _UPLOAD = text("""
     UPDATE public.documents SET status = :status
     WHERE id = ANY(:ids) AND status IN ('uploaded', 'processing', 'awaiting_credits')
     RETURNING id::text
+""")
+
+# Primary keys. What failed before the move is not tried again either: in the new dataset there may be an older file.
+_TELL_LOST = text("""
+    UPDATE pipeline.documents p SET error_code = :code, error_message = r.refusal, error_at = now()
+    FROM json_to_recordset(:rows) AS r(document_id text, refusal text)
+    JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = r.document_id AND d.status = 'failed'
+    WHERE p.document_id = r.document_id
 """)
 
 # Primary key. Its vectors are in the other dataset: search finds them in neither.
@@ -155,14 +167,15 @@ def arrived(tx: Connection, dataset_id: str) -> list[str]:
 def put_off(tx: Connection, moves: Mapping[Move, str | None], *, seconds: float) -> None:
     """Have those that can't be followed now tried again later; those with a reason are told of, and counted."""
     rows = recordset({"document_id": m.document_id, "before": m.before, "refusal": why} for m, why in moves.items())
-    tx.execute(_PUT_OFF, {"rows": rows, "code": NOT_COPIED, "seconds": seconds})
+    ids = id_array(m.document_id for m in moves)
+    tx.execute(_PUT_OFF, {"rows": rows, "ids": ids, "code": NOT_COPIED, "seconds": seconds})
 
 
-def follow(tx: Connection, moves: Sequence[Move], *, without_file: Collection[Move] = ()) -> int:
+def follow(tx: Connection, moves: Sequence[Move], *, without_file: Mapping[Move, str] | None = None) -> int:
     """Queue moved documents in their new dataset; returns how many.
 
     Those that somebody works on by now, or that were moved on or uploaded anew, are left. Of those `without_file`,
-    what is searchable stays so, and an upload fails: in the new dataset there may be an older file.
+    what is searchable stays so, and an upload fails, for that reason: in the new dataset there may be an older file.
     """
     ids = [m.document_id for m in moves]
     lock_documents(tx, ids)
@@ -173,11 +186,14 @@ def follow(tx: Connection, moves: Sequence[Move], *, without_file: Collection[Mo
     mark_refunding(tx, undelivered(tx, ids))
     tx.execute(_MOVE, {"ids": id_array(ids), "ids_text": ids})
     close_jobs(tx, [r.job_id for r in found if r.job_id], "canceled")
-    lost = {m.document_id for m in without_file}
+    lost = {m.document_id: why for m, why in (without_file or {}).items() if m in still}
     unfinished = set[str]()
-    for status, some in (("uploaded", set(ids) - lost), ("failed", lost & set(ids))):
+    for status, some in (("uploaded", set(ids) - lost.keys()), ("failed", lost.keys())):
         if some:
             unfinished.update(tx.execute(_UPLOAD, {"ids": id_array(sorted(some)), "status": status}).scalars())
+    if lost:
+        rows = recordset({"document_id": i, "refusal": why} for i, why in lost.items())
+        tx.execute(_TELL_LOST, {"rows": rows, "ids": id_array(lost), "code": NOT_COPIED})
     repair(tx, [i for i in ids if i not in unfinished])
     tx.execute(_NOT_LIVE, {"ids": ids})
     discard_others(tx, sorted(unfinished))

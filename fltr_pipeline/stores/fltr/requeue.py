@@ -5,6 +5,7 @@ Belongs here: what a reprocessing or a repair writes before any work, and what t
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection, text
 
@@ -48,11 +49,13 @@ _READMITTED = f"(p.error_code = 'quarantined' AND NOT {_QUARANTINED.format(conte
 _READABLE = """(p.error_code IN ('no_text_layer', 'unsupported')
                 AND p.error_extractor IS DISTINCT FROM :extractor)"""
 
+# Today's extractor could not read the file, by the document's own fault, or is not to try.
+_UNREADABLE = f"(p.error_extractor IS NOT DISTINCT FROM :extractor OR {_QUARANTINED.format(content='g.source_sha256')})"
+
 # Of another configuration, and not known to fail under this one. The configuration may have changed between a
 # document's extraction and its plan, from which it has its fingerprint.
 _STALE = f"""(
-    (g.fingerprint IS DISTINCT FROM :fingerprint OR g.extractor <> :extractor)
-    AND NOT {_QUARANTINED.format(content="g.source_sha256")})"""
+    (g.fingerprint IS DISTINCT FROM :fingerprint OR g.extractor <> :extractor) AND NOT {_UNREADABLE})"""
 
 # While the version before it is being made anew, only for who asks for failures alone.
 _TO_TRY_AGAIN = f"""d.status = 'failed'
@@ -67,10 +70,11 @@ _IDLE = """p.live_generation IS NOT NULL AND p.stage IS NULL
       AND g.document_id = p.document_id AND g.generation = p.live_generation AND d.id::text = p.document_id"""
 _TO_MAKE_ANEW = f"d.status = 'ready' AND (:everything OR {_STALE})"
 
-# What is searchable of a document whose newer input failed: of another configuration, and its text is still there, so
-# that its extractor does not matter. Where workers died at the content, a repair would be turned away.
+# What is searchable of a document whose newer input failed, or that can't be read anew: of another configuration, and
+# its text is still there, so that its extractor does not matter. Where workers died at the content, a repair would be
+# turned away.
 _STALE_BEHIND_A_FAILURE = f"""(
-    d.status = 'failed' AND g.fingerprint IS DISTINCT FROM :fingerprint
+    (d.status = 'failed' OR d.status = 'ready' AND {_UNREADABLE}) AND g.fingerprint IS DISTINCT FROM :fingerprint
     AND NOT {_QUARANTINED.format(content="g.source_sha256 AND q.code = 'gave_up'")}
     AND encode(sha256(convert_to(d.content, 'UTF8')), 'hex') = g.text_sha256)"""
 
@@ -105,7 +109,8 @@ _REQUEUE_LIVE = text(f"""
     )
     UPDATE pipeline.documents p
     SET stage = 'extract', generation = p.generation + 1, billable = :billable, input_version = chosen.input_version,
-        lease_until = NULL, retry_at = NULL, attempts = 0, retries = 0, credits_needed = NULL, job_id = NULL
+        lease_until = NULL, retry_at = NULL, attempts = 0, retries = 0, credits_needed = NULL, job_id = NULL,
+        error_extractor = NULL
     FROM chosen WHERE p.document_id = chosen.document_id
     RETURNING p.document_id
 """)  # noqa: S608 - of constants
@@ -170,6 +175,12 @@ _START_AT = text("""
     RETURNING document_id
 """)
 
+# Primary keys.
+_JOBS_OF = text(
+    "SELECT document_id, job_id FROM pipeline.documents WHERE document_id = ANY(:ids) AND job_id IS NOT NULL"
+)
+_BEGUN_SINCE = text("SELECT id::text FROM public.processing_jobs WHERE id = ANY(:ids) AND created_at >= :since")
+
 # Primary key.
 _MAKE_FREE = text("""
     UPDATE pipeline.documents p SET billable = false
@@ -196,33 +207,44 @@ def choose(tx: Connection, redo: Redo) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
+def begun_since(tx: Connection, document_ids: Sequence[str], since: datetime) -> set[str]:
+    """Those of the documents of which an attempt was queued or begun at that time or later."""
+    jobs = {r.job_id: r.document_id for r in tx.execute(_JOBS_OF, {"ids": list(document_ids)})}
+    return {jobs[i] for i in tx.execute(_BEGUN_SINCE, {"ids": id_array(jobs), "since": since}).scalars()}
+
+
 def requeue(tx: Connection, redo: Redo, document_ids: Sequence[str]) -> int:
     """Queue those of the documents that are still to be done again; returns how many.
 
     Failed documents become `uploaded`; ready ones stay ready and searchable while a new generation is made. Where an
     older version of a failed one is searchable and stale, that is made anew first, free, and the document stays
-    `failed`. May be repeated: what is on its way is left alone.
+    `failed`; what today's extractor can't read is made anew, free, from its text. May be repeated: what is on its way
+    is left alone.
     """
     # As everywhere, public rows are locked first and in id order; not the others, for a lock writes its row.
     statuses = lock_documents(tx, document_ids)
     failed = [i for i, status in statuses.items() if status == "failed"]
     live = [i for i, status in statuses.items() if status == "ready" and redo.mode in _WITH_LIVE]
-    repaired = _repair_behind(tx, redo, failed) if redo.mode in _WITH_LIVE else set()
+    anew = []
+    if live:
+        anew = list(tx.execute(_REQUEUE_LIVE, _asked(redo) | {"ids": id_array(live)}).scalars())
+        insert_jobs(tx, anew, "queued")
+        if redo.mode is ReprocessMode.all:
+            readmit(tx, anew)
+    left = sorted({*failed, *live} - {*anew})
+    repaired = _repair_behind(tx, redo, left) if redo.mode in _WITH_LIVE else set()
     if failed := [i for i in failed if i not in repaired]:
         failed = list(tx.execute(_REQUEUE_FAILED, _asked(redo) | {"ids": id_array(failed)}).scalars())
         if redo.retryable is None:
             readmit(tx, failed)
-    if live:
-        live = list(tx.execute(_REQUEUE_LIVE, _asked(redo) | {"ids": id_array(live)}).scalars())
-        insert_jobs(tx, live, "queued")
-        if redo.mode is ReprocessMode.all:
-            readmit(tx, live)
-    return len(repaired) + len(failed) + len(live)
+    return len(repaired) + len(failed) + len(anew)
 
 
-def _repair_behind(tx: Connection, redo: Redo, failed: Sequence[str]) -> set[str]:
-    """Queue the searchable versions of failed documents that are stale."""
-    behind = list(tx.execute(_BEHIND_FAILURES, _asked(redo) | {"ids": id_array(failed)}).scalars()) if failed else []
+def _repair_behind(tx: Connection, redo: Redo, document_ids: Sequence[str]) -> set[str]:
+    """Queue the searchable versions that are stale, of documents that failed or can't be read anew."""
+    if not document_ids:
+        return set()
+    behind = list(tx.execute(_BEHIND_FAILURES, _asked(redo) | {"ids": id_array(document_ids)}).scalars())
     if behind:
         repair(tx, behind)
     return set(behind)
