@@ -74,7 +74,7 @@ _TO_MAKE_ANEW = f"d.status = 'ready' AND (:everything OR {_STALE})"
 # its text is still there, so that its extractor does not matter. Where workers died at the content, a repair would be
 # turned away.
 _STALE_BEHIND_A_FAILURE = f"""(
-    (d.status = 'failed' OR d.status = 'ready' AND {_UNREADABLE}) AND g.fingerprint IS DISTINCT FROM :fingerprint
+    g.fingerprint IS DISTINCT FROM :fingerprint AND (d.status = 'failed' OR d.status = 'ready' AND {_UNREADABLE})
     AND NOT {_QUARANTINED.format(content="g.source_sha256 AND q.code = 'gave_up'")}
     AND encode(sha256(convert_to(d.content, 'UTF8')), 'hex') = g.text_sha256)"""
 
