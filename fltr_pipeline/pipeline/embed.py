@@ -118,7 +118,7 @@ class Embed:
             ours = self._still_ours(tx, claimed, fresh)
             unread = [c for c in fresh if c.document_id in ours and c.key in missing]
             lost = generations.without_keys(tx, [c for c in claimed if c.document_id in ours])
-            wanted = expired.deliverable(tx, sorted(ours))
+            wanted = expired.deliverable(tx, [c for c in claimed if c.document_id in ours])
             complete = not (unread or lost)
             held = generations.decide(tx, [c for c in claimed if c.document_id in wanted]) if complete else set()
         if unread:

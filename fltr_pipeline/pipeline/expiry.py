@@ -90,7 +90,7 @@ def _documents(services: Services, billing: Billing) -> Swept | None:
 def _end_documents(services: Services, billing: Billing, found: Sequence[tuple[Taken, Sequence[Charge]]]) -> Swept:
     decided = {t.claim.document_id: t.claim for t, _ in found if t.decided}
     with transaction(services.fltr) as tx:
-        wanted = expired.deliverable(tx, sorted(decided))
+        wanted = expired.deliverable(tx, list(decided.values()))
     complete = {i: claim for i, claim in decided.items() if i in wanted}
     mine = [c for _, of_document in found for c in of_document]
     void = billing.void([c for c in mine if c.state == "open" and c.subject_id not in complete], "expired")

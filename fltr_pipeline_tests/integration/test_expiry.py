@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -222,6 +223,27 @@ def test_what_is_decided_and_was_uploaded_anew_is_neither_published_nor_paid_for
     assert world.statuses(desk.dataset) == {"a": "uploaded"}
     assert (desk.charges(), desk.totals()) == ([("document_embed", 1, "released", 0)], (0, 0, 50))
     assert desk.sweep() == NOTHING
+
+
+def test_a_newer_upload_that_a_worker_takes_from_a_sweep_ends_what_was_decided_before_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk.of(world)
+    (first,) = desk.claim()
+    claim = desk.decide(first)
+    desk.hold(claim, Op.DOCUMENT_EMBED, units=1)
+    desk.fltr.upload_anew(desk.dataset, claim.document_id)
+    desk.an_hour_passes()
+    look = expired.deliverable
+
+    def claimed_meanwhile(*asked: Any) -> set[str]:
+        desk.fltr.claim(desk.dataset, run="next")
+        return look(*asked)
+
+    monkeypatch.setattr(expired, "deliverable", claimed_meanwhile)
+    assert desk.sweep() == Swept(documents=1, credits_returned=1)
+    assert world.statuses(desk.dataset) == {"a": "processing"}
+    assert (desk.charges(), desk.totals()) == ([("document_embed", 1, "released", 0)], (0, 0, 50))
 
 
 def test_what_is_decided_but_can_no_longer_be_paid_for_waits_and_goes_on_from_there(world: World) -> None:

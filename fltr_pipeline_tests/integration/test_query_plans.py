@@ -246,7 +246,7 @@ EXPIRED: dict[str, tuple[set[str], Call]] = {
     ),
     "overdue": ({"documents_leased", "charges_open"}, lambda _, tx: expired.overdue(tx, age=60)),
     "awaiting_credits": ({"documents_pkey"}, lambda large, tx: expired.awaiting_credits(tx, large.ids)),
-    "deliverable": (set(), lambda large, tx: expired.deliverable(tx, large.ids)),
+    "deliverable": ({"documents_pkey"}, lambda large, tx: expired.deliverable(tx, large.claims(2))),
     "delivered": (
         {"generations_pkey", "documents_pkey"},
         lambda large, tx: expired.delivered(tx, [(i, 1) for i in large.ids]),

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, text
 
 from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.claims import Claim
+from fltr_pipeline.stores.fltr.generations import keyed
 from fltr_pipeline.stores.fltr.jobs import close_jobs
 
 
@@ -69,7 +70,14 @@ _DELIVERED = text("""
     LEFT JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = g.document_id
 """)
 
-_DELIVERABLE = text("SELECT id::text FROM public.documents WHERE id = ANY(:ids) AND status <> 'uploaded'")
+# Primary keys. An upload that somebody has claimed meanwhile is `uploaded` no more: the fence tells.
+_DELIVERABLE = text("""
+    SELECT p.document_id
+    FROM json_to_recordset(:rows) AS r(document_id text, fence bigint)
+    JOIN pipeline.documents p ON p.document_id = r.document_id AND p.fence = r.fence
+    JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = p.document_id AND d.status <> 'uploaded'
+    WHERE p.document_id = ANY(:ids_text)
+""")
 
 # Primary key.
 _AWAITING = text("""
@@ -117,9 +125,11 @@ def delivered(tx: Connection, wanted: Sequence[tuple[str, int]]) -> dict[tuple[s
     }
 
 
-def deliverable(tx: Connection, document_ids: Sequence[str]) -> set[str]:
-    """Those that are neither deleted nor uploaded anew."""
-    return set(tx.execute(_DELIVERABLE, {"ids": id_array(document_ids)}).scalars())
+def deliverable(tx: Connection, claims: Sequence[Claim]) -> set[str]:
+    """Documents that nobody took over, and that are neither deleted nor uploaded anew."""
+    ids = [c.document_id for c in claims]
+    asked = {"rows": keyed(claims), "ids": id_array(ids), "ids_text": ids}
+    return set(tx.execute(_DELIVERABLE, asked).scalars())
 
 
 def awaiting_credits(tx: Connection, document_ids: Sequence[str]) -> set[tuple[str, int]]:
