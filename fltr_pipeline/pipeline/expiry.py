@@ -148,6 +148,9 @@ def _finish(
         return 0, 0
     settled = billing.settle(_settlements(services, owed, {i: c.fence for i, c in complete.items()}))
     poor = [r for r in settled.refused if r.state is HoldState.INSUFFICIENT]
+    gone = [r.charge for r in settled.refused if r.state is not HoldState.INSUFFICIENT]
+    if gone:  # a worker fails them; left open, they were found by each sweep before it
+        billing.void(gone, "unpaid")
     with transaction(services.fltr) as tx:
         published = generations.publish(tx, [c for i, c in complete.items() if i not in settled.unpaid])
         claims.wait_for_credits(tx, [Wait(complete[r.subject_id], r.amount, r.pot.kind, r.pot.id) for r in poor])

@@ -214,6 +214,9 @@ class BillingModel:
                 for c in mine if c.subject_id in complete and self._is_owed(c)
             ]  # fmt: skip
             ended = yield from self.settle(full)
+            gone = {i for i, why in ended.refused if why is not HoldState.INSUFFICIENT}
+            now = [self.charges[s.charge.key] for s in full]
+            yield from self.void([c for c in now if c.subject_id in gone and c.state == "open"])
             for i in complete - ended.unpaid:
                 self.publish(i, self.documents[i].fence)
             for i, why in ended.refused:

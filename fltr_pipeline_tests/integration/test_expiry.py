@@ -280,6 +280,21 @@ def test_what_is_decided_and_its_payer_gone_is_not_published(world: World) -> No
     assert desk.sweep() == NOTHING
 
 
+def test_what_is_decided_and_its_pot_gone_is_left_to_a_worker_to_fail(world: World) -> None:
+    desk = Desk.of(world)
+    (first,) = desk.claim()
+    claim = desk.decide(first)
+    held = desk.hold(claim, Op.DOCUMENT_EMBED, units=1)
+    world.services.ledger.void([hold_of(held)], reason="expired")
+    world.change_auth("DELETE FROM user_credits")
+    desk.an_hour_passes()
+    assert desk.sweep() == Swept(documents=1)
+    desk.an_hour_passes()
+    assert desk.sweep() == NOTHING
+    (again,) = desk.fltr.claim(desk.dataset, Stage.EMBED)
+    assert [r.state for r in desk.reserve([again], Op.DOCUMENT_EMBED, units=1).refused] == ["pot_gone"]
+
+
 # --- several sweeps, and dead ones ------------------------------------------------------------------------------------
 
 
