@@ -23,6 +23,7 @@ from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import charges, claims, expired, generations
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
+from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline_tests.bills import CONTENT, Desk
 from fltr_pipeline_tests.command_line import fltr_pipeline
 from fltr_pipeline_tests.money import add_key, add_team, hold, join
@@ -161,16 +162,22 @@ def test_a_set_up_that_is_paid_is_never_asked_for_again(
     assert world.statement(heir if changed == "owner" else payer).charged == (2 if changed == "owner" else 9)
 
 
-def test_a_document_that_was_moved_to_a_dataset_that_nobody_can_set_up_waits_without_runs(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FLTR_PRICES__DATASET_SETUP", "1")
-    payer, poor = world.user(100), world.user(0)
-    first, second = world.dataset(payer), world.dataset(poor)
+def followed(world: World, poor: Payer) -> tuple[Dataset, Dataset]:
+    """The datasets that a document was moved from, and to: the latter's set-up is still to be paid."""
+    first, second = world.dataset(world.user(100)), world.dataset(poor)
     world.upload(first, {"a.txt": TEXT})
     world.process(first)
     world.change("UPDATE documents SET dataset_id = %s", second.id)
     world.sweep_all(list_keys=False)
+    return first, second
+
+
+def test_a_document_that_was_moved_to_a_dataset_that_nobody_can_set_up_waits_without_runs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLTR_PRICES__DATASET_SETUP", "1")
+    poor = world.user(0)
+    _, second = followed(world, poor)
     assert world.launchable() == {second.id: 1}
     world.process(second)
     assert (world.launchable(), world.statuses(second)) == ({}, {"a.txt": "ready"})
@@ -238,12 +245,8 @@ def test_what_was_moved_to_a_dataset_that_nobody_can_set_up_leaves_no_vectors(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLTR_PRICES__DATASET_SETUP", "1")
-    payer, poor = world.user(100), world.user(0)
-    first, second = world.dataset(payer), world.dataset(poor)
-    world.upload(first, {"a.txt": TEXT})
-    world.process(first)
-    world.change("UPDATE documents SET dataset_id = %s", second.id)
-    world.sweep_all(list_keys=False)
+    poor = world.user(0)
+    first, second = followed(world, poor)
     world.change_auth("DELETE FROM user_credits WHERE user_id = %s", poor.user_id)
     set_up, *_ = world.process(second)
     assert [f.code for f in set_up.failures] == ["pot_gone"]

@@ -32,6 +32,13 @@ def dies(*_: object, **__: object) -> None:
     raise Killed
 
 
+def decided(desk: Desk, units: int) -> tuple[Claim, Charge]:
+    """A document whose vectors were all read back, and the hold for its embedding."""
+    (first,) = desk.claim()
+    claim = desk.decide(first)
+    return claim, desk.hold(claim, Op.DOCUMENT_EMBED, units=units)
+
+
 def reasons(world: World, kind: str) -> list[str]:
     return [line.metadata["reason"] for line in lines(world, kind)]
 
@@ -179,9 +186,7 @@ def before_it_publishes(desk: Desk, charge: Charge, claim: Claim) -> None:
 @pytest.mark.parametrize("killed", [before_it_settles, before_the_record, before_it_publishes])
 def test_what_is_decided_is_settled_and_published(world: World, killed: Callable[[Desk, Charge, Claim], None]) -> None:
     desk = Desk.of(world)
-    (first,) = desk.claim()
-    claim = desk.decide(first)
-    charge = desk.hold(claim, Op.DOCUMENT_EMBED, units=5)
+    claim, charge = decided(desk, units=5)
     killed(desk, charge, claim)
     desk.an_hour_passes()
     returned = 4 if killed is before_it_settles else 0
@@ -214,9 +219,7 @@ def test_two_holds_of_what_is_decided_that_expired_are_had_again_at_once(world: 
 
 def test_what_is_decided_and_was_uploaded_anew_is_neither_published_nor_paid_for(world: World) -> None:
     desk = Desk.of(world)
-    (first,) = desk.claim()
-    claim = desk.decide(first)
-    desk.hold(claim, Op.DOCUMENT_EMBED, units=1)
+    claim, _ = decided(desk, units=1)
     desk.fltr.upload_anew(desk.dataset, claim.document_id)
     desk.an_hour_passes()
     assert desk.sweep() == Swept(documents=1, credits_returned=1)
@@ -229,9 +232,7 @@ def test_a_newer_upload_that_a_worker_takes_from_a_sweep_ends_what_was_decided_b
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk = Desk.of(world)
-    (first,) = desk.claim()
-    claim = desk.decide(first)
-    desk.hold(claim, Op.DOCUMENT_EMBED, units=1)
+    claim, _ = decided(desk, units=1)
     desk.fltr.upload_anew(desk.dataset, claim.document_id)
     desk.an_hour_passes()
     look = expired.deliverable
@@ -248,9 +249,7 @@ def test_a_newer_upload_that_a_worker_takes_from_a_sweep_ends_what_was_decided_b
 
 def test_what_is_decided_but_can_no_longer_be_paid_for_waits_and_goes_on_from_there(world: World) -> None:
     desk = Desk.of(world, credits=1)
-    (first,) = desk.claim()
-    claim = desk.decide(first)
-    charge = desk.hold(claim, Op.DOCUMENT_EMBED, units=1)
+    claim, charge = decided(desk, units=1)
     world.services.ledger.void([hold_of(charge)], reason="somebody's mistake")
     world.change_auth("UPDATE user_credits SET credits = 0")
     desk.an_hour_passes()
@@ -269,9 +268,7 @@ def test_what_is_decided_but_can_no_longer_be_paid_for_waits_and_goes_on_from_th
 
 def test_what_is_decided_and_its_payer_gone_is_not_published(world: World) -> None:
     desk = Desk.of(world)
-    (first,) = desk.claim()
-    claim = desk.decide(first)
-    desk.hold(claim, Op.DOCUMENT_EMBED, units=1)
+    decided(desk, units=1)
     world.change_auth("DELETE FROM users WHERE id = %s", desk.payer.user_id)
     desk.an_hour_passes()
     assert desk.sweep() == Swept(documents=1)
@@ -282,9 +279,7 @@ def test_what_is_decided_and_its_payer_gone_is_not_published(world: World) -> No
 
 def test_what_is_decided_and_its_pot_gone_is_left_to_a_worker_to_fail(world: World) -> None:
     desk = Desk.of(world)
-    (first,) = desk.claim()
-    claim = desk.decide(first)
-    held = desk.hold(claim, Op.DOCUMENT_EMBED, units=1)
+    _, held = decided(desk, units=1)
     world.services.ledger.void([hold_of(held)], reason="expired")
     world.change_auth("DELETE FROM user_credits")
     desk.an_hour_passes()
@@ -320,9 +315,7 @@ def test_a_sweep_that_dies_over_a_decided_document_is_finished_by_the_next(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk = Desk.of(world)
-    (first,) = desk.claim()
-    claim = desk.decide(first)
-    desk.hold(claim, Op.DOCUMENT_EMBED, units=2)
+    claim, _ = decided(desk, units=2)
     for target in ("charges.close_charges", "generations.publish"):
         desk.an_hour_passes()
         with monkeypatch.context() as patch:

@@ -164,6 +164,7 @@ def test_a_worker_that_comes_late_leaves_what_is_to_be_given_back(fltr: Fltr, st
 
 
 def waiting(fltr: Fltr, sessions: int) -> None:
+    """Until so many sessions wait for a lock; only the server knows."""
     deadline = time.monotonic() + 30
     while fltr.one("SELECT count(*) FROM pg_locks WHERE NOT granted") != (sessions,):
         assert time.monotonic() < deadline
