@@ -18,7 +18,12 @@ SESSION = "victim"
 
 _DEADLINE = 60.0
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload([__name__, "fltr_pipeline_tests.crashes.operations", "fltr_pipeline_tests.crashes.path"])
+_LATE = ["fsspec.implementations.local", "pymilvus", "pypdf", "sqlalchemy.dialects.postgresql.psycopg", "tokenizers"]
+"""What the pipeline imports when it first needs it: most of a short life, were it not imported before the fork."""
+
+_FORKS.set_forkserver_preload(
+    [__name__, "fltr_pipeline_tests.crashes.operations", "fltr_pipeline_tests.crashes.path", *_LATE]
+)
 
 Work = Callable[[Hands], object]
 Watch = Callable[[Probe, Hands], None]
