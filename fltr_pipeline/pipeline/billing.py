@@ -173,22 +173,25 @@ class Billing:
         with transaction(self.fltr) as tx:
             store.mark_refunding(tx, generations)
             charges = store.charges_of(tx, generations)
-        return self.give_back([c for c in charges if c.state == "refunding"], "gave_up")
+        returned, _ = self.give_back([c for c in charges if c.state == "refunding"], "gave_up")
+        return returned
 
-    def give_back(self, charges: Sequence[Charge], reason: str) -> int:
-        """End refunding charges: void what is not closed, refund what was charged; returns the credits that went back.
+    def give_back(self, charges: Sequence[Charge], reason: str) -> tuple[int, int]:
+        """End refunding charges: void what is not closed, refund what was charged.
 
-        One whose row in the ledger was changed by hand is set aside for people, alone.
+        One whose row in the ledger was changed by hand is set aside for people, alone. Returns the credits that went
+        back, and how many charges were set aside.
         """
         if not charges:
-            return 0
+            return 0, 0
         try:
-            return self._give_back(charges, reason)
+            return self._give_back(charges, reason), 0
         except CreditError as error:
             if len(charges) > 1:
-                return sum(self.give_back([c], reason) for c in charges)
+                credits, conflicts = zip(*(self.give_back([c], reason) for c in charges), strict=True)
+                return sum(credits), sum(conflicts)
             self.set_aside(charges, error)
-            return 0
+            return 0, 1
 
     def set_aside(self, charges: Sequence[Charge], error: CreditError) -> None:
         """End charges that the ledger can't, here alone; a further try is under the next sequence."""

@@ -26,6 +26,7 @@ from fltr_pipeline.stores.fltr import charges, claims, expired, generations
 from fltr_pipeline.stores.fltr.charges import Abandoned, Charge
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.expired import Delivered, Taken
+from fltr_pipeline.stores.fltr.locks import lock_unheld
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 100
@@ -45,6 +46,8 @@ class Swept:
     holds: int = 0
     """In the ledger, without a charge that stands for them."""
     credits_returned: int = 0
+    conflicts: int = 0
+    """Whose row in the ledger was changed by hand: set aside for people, the audit names them."""
 
     def __add__(self, other: "Swept") -> "Swept":
         return Swept(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -95,10 +98,11 @@ def _end_documents(services: Services, billing: Billing, found: Sequence[tuple[T
     mine = [c for _, of_document in found for c in of_document]
     void = billing.void([c for c in mine if c.state == "open" and c.subject_id not in complete], "expired")
     owed = [c for c in mine if c.subject_id in complete and _is_owed(c)]
-    published, returned = _finish(services, billing, complete, owed)
+    published, returned, held = _finish(services, billing, complete, owed)
     with transaction(services.fltr) as tx:
-        generations.publish(tx, [claim for i, claim in decided.items() if i not in wanted])  # ends them: overtaken
-        expired.park(tx, [t.claim for t, _ in found])
+        overtaken = lock_unheld(tx, [i for i in decided if i not in wanted])
+        generations.publish(tx, [decided[i] for i in overtaken])  # ends them
+        expired.park(tx, [t.claim for t, _ in found if t.claim.document_id not in held])
     returned += sum(c.returned for c in void.values())
     _LOG.info("took %d documents from dead workers, published %d of them", len(found), published)
     return Swept(documents=len(found), published=published, credits_returned=returned)
@@ -119,7 +123,7 @@ def _each_if_need_be(
     except CreditError as error:
         if len(found) == 1:
             set_aside(found[0], error)
-            return Swept()
+            return Swept(conflicts=1)
         return sum((_each_if_need_be(end, [one], set_aside) for one in found), Swept())
 
 
@@ -133,28 +137,34 @@ def _set_document_aside(
     """One that was decided can only go forward, and not unpaid: it fails, and what it was charged goes back."""
     taken, mine = found
     _set_aside(billing, mine, error)
-    if taken.decided:
-        with transaction(services.fltr) as tx:
+    with transaction(services.fltr) as tx:
+        if taken.decided and lock_unheld(tx, [taken.claim.document_id]):
             ended = claims.fail(tx, [Failure(taken.claim, LedgerConflict.code, str(error))])
             charges.mark_refunding(tx, [(i, taken.claim.generation) for i in ended])
             generations.discard_others(tx, list(ended))
+        expired.park(tx, [taken.claim])
 
 
 def _finish(
     services: Services, billing: Billing, complete: Mapping[str, Claim], owed: Sequence[Charge]
-) -> tuple[int, int]:
-    """Settle and publish what was decided; returns how many were published and the credits that came back."""
+) -> tuple[int, int, set[str]]:
+    """Settle and publish what was decided; returns how many were published and the credits that came back.
+
+    And the documents whose rows somebody holds: they stay in the sweep's hands, for the pass behind its lease.
+    """
     if not complete:
-        return 0, 0
+        return 0, 0, set()
     settled = billing.settle(_settlements(services, owed, {i: c.fence for i, c in complete.items()}))
     poor = [r for r in settled.refused if r.state is HoldState.INSUFFICIENT]
     gone = [r.charge for r in settled.refused if r.state is not HoldState.INSUFFICIENT]
     if gone:  # a worker fails them; left open, they were found by each sweep before it
         billing.void(gone, "unpaid")
+    waits = {r.subject_id: Wait(complete[r.subject_id], r.amount, r.pot.kind, r.pot.id) for r in poor}
     with transaction(services.fltr) as tx:
-        published = generations.publish(tx, [c for i, c in complete.items() if i not in settled.unpaid])
-        claims.wait_for_credits(tx, [Wait(complete[r.subject_id], r.amount, r.pot.kind, r.pot.id) for r in poor])
-    return len(published), settled.returned
+        free = lock_unheld(tx, list(complete))
+        published = generations.publish(tx, [complete[i] for i in free if i not in settled.unpaid])
+        claims.wait_for_credits(tx, [waits[i] for i in free if i in waits])
+    return len(published), settled.returned, complete.keys() - free
 
 
 def _charges(services: Services, billing: Billing) -> Swept | None:
@@ -181,7 +191,10 @@ def _refunds(services: Services, billing: Billing) -> Swept | None:
     """What was to be given back when its worker died."""
     with transaction(services.fltr) as tx:
         found = charges.refunding_charges(tx, _BATCH)
-    return Swept(charges=len(found), credits_returned=billing.give_back(found, "gave_up")) if found else None
+    if not found:
+        return None
+    returned, conflicts = billing.give_back(found, "gave_up")
+    return Swept(charges=len(found) - conflicts, credits_returned=returned, conflicts=conflicts)
 
 
 def _orphans(services: Services, billing: Billing) -> Swept:

@@ -3,7 +3,8 @@
 Belongs here: their order, and repairing vectors. Does not: how each finds what it ends (expiry, deletion, reconcile).
 
 Any number of passes may run beside workers and each other, and die anywhere: what was repaired stays so, the next pass
-goes on, and one behind a pass that came to its end finds nothing but files that can't be copied.
+goes on, and one behind a pass that came to its end finds nothing but what is for people: files that can't be copied,
+holds that were changed by hand. A document whose row somebody holds locked is the next pass's.
 """
 
 import logging
@@ -22,6 +23,7 @@ from fltr_pipeline.pipeline.vector_collections import drop_empty, everywhere, no
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets, deleted, manifest, requeue
 from fltr_pipeline.stores.fltr.deleted import Receipt
+from fltr_pipeline.stores.fltr.locks import lock_unheld
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 100
@@ -198,7 +200,7 @@ def _repair(services: Services) -> int:
         if not found:
             return repaired
         with transaction(services.fltr) as tx:
-            repaired += requeue.repair(tx, found)
+            repaired += len(requeue.repair(tx, lock_unheld(tx, found)))
         after = found[-1]
 
 

@@ -5,6 +5,7 @@ from datetime import UTC
 from fltr_pipeline.models import Stage
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, leases
+from fltr_pipeline_tests.bills import Desk
 from fltr_pipeline_tests.command_line import fltr_pipeline
 from fltr_pipeline_tests.world import World
 
@@ -18,11 +19,21 @@ def test_what_a_dead_worker_left_is_ended_and_told(world: World) -> None:
     assert "2 documents taken from dead workers" in fltr_pipeline("reconcile").stdout
     assert "nothing to do" in fltr_pipeline("reconcile").stdout
     assert fltr_pipeline("reconcile", "--json").document == {
-        "documents": 0, "published": 0, "charges": 0, "holds": 0, "credits_returned": 0,
+        "documents": 0, "published": 0, "charges": 0, "holds": 0, "credits_returned": 0, "conflicts": 0,
         "documents_deleted": 0, "datasets_deleted": 0, "documents_ownerless": 0, "documents_restored": 0,
         "documents_moved": 0, "files_not_copied": 0,
         "vectors_retired": 0, "vectors_orphaned": 0, "vectors_missing": 0, "documents_repaired": 0, "receipts": [],
     }  # fmt: skip
+
+
+def test_a_charge_whose_row_in_the_ledger_was_changed_is_told(world: World) -> None:
+    desk = Desk.of(world)
+    (claim,) = desk.claim()
+    desk.hold(claim)
+    world.change_auth("UPDATE credit_transactions SET amount = -2 WHERE resource_id = %s", claim.document_id)
+    desk.an_hour_passes()
+    assert "1 charge set aside" in fltr_pipeline("reconcile").stdout
+    assert "nothing to do" in fltr_pipeline("reconcile").stdout
 
 
 def test_what_is_gone_from_milvus_is_told_with_its_receipt(world: World) -> None:

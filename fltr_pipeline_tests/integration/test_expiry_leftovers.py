@@ -145,7 +145,8 @@ def test_a_row_that_somebody_changed_stops_no_sweep(world: World, caplog: pytest
         world.change("DELETE FROM pipeline.documents")
     desk.an_hour_passes()
     swept = desk.sweep()
-    assert (swept.documents, swept.charges) == ((2, 0) if left == "leased" else (0, 2))
+    assert (swept.documents, swept.charges, swept.conflicts) == ((2, 0, 1) if left == "leased" else (0, 2, 1))
+    assert world.rows("SELECT count(*) FROM pipeline.documents WHERE lease_until IS NOT NULL") == [(0,)]
     assert f"{bad.document_id} is 3 credits" in caplog.text
     assert world.rows("SELECT subject_id FROM pipeline.charges WHERE state <> 'released'") == [(bad.document_id,)]
     assert world.rows("SELECT state FROM pipeline.charges WHERE subject_id = %s", bad.document_id) == [("conflict",)]

@@ -1,10 +1,12 @@
 """What is free stays so where it failed by our fault and is tried again; what was never paid for is not free by it."""
 
+import shutil
 from collections.abc import Callable
 
 import pytest
 
 from fltr_pipeline.credits.ledger import Ledger
+from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline.deletion import Withdrawn
 from fltr_pipeline.pipeline.embed import Embed
@@ -16,6 +18,10 @@ from fltr_pipeline_tests.world import World
 
 def breaks(*_: object) -> None:
     raise RuntimeError("a bug of ours")
+
+
+def away(*_: object) -> None:
+    raise StoreUnavailable("gone for a while")
 
 
 def process_and_break(world: World, dataset: Dataset, mode: ReprocessMode = ReprocessMode.pending) -> None:
@@ -70,6 +76,20 @@ def test_what_is_made_anew_for_nothing_and_fails_is_tried_again_for_nothing(
     assert is_at_rest(world)
 
 
+def test_what_is_made_anew_without_its_file_is_made_of_its_text_when_it_is_tried_again(
+    world: World, shelves: Shelves
+) -> None:
+    before = found(world, shelves.books)["a.txt"]
+    shutil.rmtree(world.blobs / shelves.books.id / shelves.ids["a.txt"])
+    dataset, paid = moved(world, shelves), spent(world, shelves)
+    process_and_break(world, dataset)
+    assert world.statuses(dataset) == {"a.txt": "failed"}
+    world.process(dataset, ReprocessMode.failed)
+    assert found(world, dataset) == {"a.txt": before}
+    assert spent(world, shelves) == paid
+    assert is_at_rest(world)
+
+
 def test_an_upload_behind_a_free_attempt_that_failed_costs_what_one_costs(world: World, shelves: Shelves) -> None:
     moved(world, shelves)
     process_and_break(world, shelves.other)
@@ -105,6 +125,20 @@ ENDS: dict[str, Callable[[World, Shelves], Dataset]] = {
     "loses its owner": loses_its_owner,
     "is let go": lambda _, shelves: shelves.other,
 }
+
+
+def test_a_free_retry_whose_owner_goes_and_comes_back_stays_free(world: World, shelves: Shelves) -> None:
+    dataset, before = moved(world, shelves), spent(world, shelves)
+    process_and_break(world, dataset)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plan, "quote", away)
+        with pytest.raises(StoreUnavailable):
+            world.process(dataset, ReprocessMode.failed)
+    loses_its_owner(world, shelves)
+    world.process(dataset, ReprocessMode.failed)
+    assert "a.txt" in found(world, dataset)
+    assert spent(world, shelves) == before
+    assert is_at_rest(world)
 
 
 @pytest.mark.parametrize("how", ENDS)

@@ -1,7 +1,7 @@
 """A document in another dataset, by one UPDATE of the application: found there, for nothing, with its file."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
@@ -252,4 +252,51 @@ def test_a_failed_document_and_one_that_was_moved_twice_end_where_they_were_move
     assert world.statuses(shelves.other) == {"broken.pdf": "failed"}
     assert found(world, third).keys() == {"a.txt"}
     assert found(world, shelves.other) == {}
+    assert is_at_rest(world)
+
+
+def its_newer_input_failed(world: World, shelves: Shelves, _: pytest.MonkeyPatch) -> None:
+    world.upload(shelves.books, {"a.txt": b""})
+    world.process(shelves.books)
+    assert world.statuses(shelves.books)["a.txt"] == "failed"
+
+
+def its_file_is_lost(world: World, shelves: Shelves, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("fltr_pipeline.text.fingerprint.CLEANER_VERSION", "another")
+    del world.services
+    world.services.blobs.put(shelves.books.id, shelves.ids["a.txt"], "a.txt", b"")
+    for _ in range(3):
+        world.process(shelves.books, ReprocessMode.stale)
+    assert world.statuses(shelves.books)["a.txt"] == "ready"
+
+
+@pytest.mark.parametrize("but", [its_newer_input_failed, its_file_is_lost])
+def test_what_is_searchable_is_so_again_where_it_was_moved_on_before_it_was_made_anew(
+    world: World, shelves: Shelves, monkeypatch: pytest.MonkeyPatch, but: Callable[..., None]
+) -> None:
+    but(world, shelves, monkeypatch)
+    before = found(world, shelves.books)
+    for dataset in (shelves.other, shelves.books):
+        move(world, shelves.ids["a.txt"], dataset)
+        assert world.sweep_all(list_keys=False).withdrawn.documents_moved == 1
+    for dataset in (shelves.books, shelves.other):
+        world.process(dataset)
+    assert (found(world, shelves.books), found(world, shelves.other)) == (before, {})
+    world.sweep_all()
+    assert world.keys(shelves.books) == {v["key"] for v in stored(world, shelves.books)}
+    assert stored(world, shelves.other) == []
+    assert is_at_rest(world)
+
+
+def test_what_can_not_be_made_anew_where_it_was_moved_to_leaves_no_vectors(world: World, shelves: Shelves) -> None:
+    """A newer text, uploaded inline, stands where that of the version before it was."""
+    world.change("UPDATE documents SET content = '', status = 'uploaded' WHERE id = %s", shelves.ids["a.txt"])
+    shutil.rmtree(world.blobs / shelves.books.id / shelves.ids["a.txt"])
+    world.process(shelves.books)
+    assert world.statuses(shelves.books)["a.txt"] == "failed"
+    move(world, shelves.ids["a.txt"], shelves.other)
+    assert world.sweep_all(list_keys=False).withdrawn.documents_moved == 1
+    world.sweep_all()
+    assert {v["key"] for v in stored(world, shelves.books)} == world.keys(shelves.books)
+    assert world.rows("SELECT generation FROM pipeline.generations WHERE document_id = %s", shelves.ids["a.txt"]) == []
     assert is_at_rest(world)

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Connection
 
 from fltr_pipeline.models import Stage
-from fltr_pipeline.stores.fltr import claims, leases
+from fltr_pipeline.stores.fltr import claims, leases, locks
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.jobs import close_jobs, insert_jobs
 from fltr_pipeline_tests.queries import Fltr
@@ -139,9 +139,20 @@ def test_lock_documents_names_those_that_exist_and_holds_them(fltr: Fltr) -> Non
     dataset = fltr.dataset()
     one, two = fltr.upload(dataset, "a", "b")
     with fltr.transaction() as tx:
-        assert claims.lock_documents(tx, []) == {}
-        assert claims.lock_documents(tx, [two, str(uuid.uuid4()), one]) == {one: "uploaded", two: "uploaded"}
+        assert locks.lock_documents(tx, []) == {}
+        assert locks.lock_documents(tx, [two, str(uuid.uuid4()), one]) == {one: "uploaded", two: "uploaded"}
         assert fltr.claim(dataset) == []
+
+
+def test_what_somebody_holds_is_left_and_what_is_gone_is_not(fltr: Fltr) -> None:
+    dataset, gone = fltr.dataset(), str(uuid.uuid4())
+    one, two = fltr.upload(dataset, "a", "b")
+    with fltr.transaction() as application, fltr.transaction() as tx:
+        locks.lock_documents(application, [one])
+        assert locks.lock_unheld(tx, [two, gone, one]) == [two, gone]
+        assert locks.lock_free(application, [one, two, gone]) == {one: locks.Locked("a", "uploaded")}
+    with fltr.transaction() as tx:
+        assert locks.lock_unheld(tx, [two, one]) == [two, one]
 
 
 def test_insert_jobs_makes_a_job_per_document_and_remembers_it(fltr: Fltr) -> None:

@@ -5,6 +5,7 @@ its plan, with the very parameters and, since the driver prepares what runs ofte
 """
 
 import inspect
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -23,6 +24,7 @@ from fltr_pipeline.stores.fltr import (
     generations,
     jobs,
     leases,
+    locks,
     manifest,
     moved,
     plans,
@@ -113,6 +115,7 @@ CLAIMS: dict[str, tuple[set[str], Call]] = {
     ),
     "readmit": ({"documents_pkey"}, lambda large, tx: quarantine.readmit(tx, large.ids)),
     "heartbeat": ({"documents_leased"}, lambda _, tx: leases.heartbeat(tx, run_id="run 0", lease_seconds=60)),
+    "lock_unheld": ({"documents_pkey"}, lambda large, tx: locks.lock_unheld(tx, [*large.ids, str(uuid.uuid4())])),
     "expire_runs": ({"documents_leased"}, lambda _, tx: leases.expire_runs(tx, ["run 0", "run 7"])),
 }  # fmt: skip
 
@@ -393,6 +396,7 @@ def test_every_named_query_on_documents_has_a_plan_here() -> None:
             expired,
             jobs,
             leases,
+            locks,
             requeue,
             deleted,
             moved,
@@ -407,6 +411,8 @@ def test_every_named_query_on_documents_has_a_plan_here() -> None:
         "start_jobs",
         "close_jobs",
         "lock_documents",
+        "lock_free",
+        "existing",
         "keyed",
         "retire_attempts",
     }  # called by the others

@@ -13,6 +13,7 @@ from fltr_pipeline.models import Stage
 from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.jobs import close_jobs, insert_jobs, start_jobs
 from fltr_pipeline.stores.fltr.leases import BACKOFF
+from fltr_pipeline.stores.fltr.locks import existing, lock_documents, lock_free
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,14 +133,6 @@ _PARKED_INNOCENTS = text(_PARKED.format(which=f"NOT {_IS_SUSPECT}", order="coale
 
 # Index: pipeline.documents_suspect, in its own order.
 _PARKED_SUSPECTS = text(_PARKED.format(which=_IS_SUSPECT, order="attempts"))
-
-_LOCK_PUBLIC = text("""
-    SELECT id::text AS document_id, filename, status FROM public.documents WHERE id = ANY(:ids) ORDER BY id FOR UPDATE
-""")
-
-_LOCK_FREE = text(f"{_LOCK_PUBLIC.text} SKIP LOCKED")
-
-_EXISTING = text("SELECT id::text FROM public.documents WHERE id = ANY(:ids)")
 
 # `retry_at` of a document in hand: when another worker may try it, should this one die, too.
 _TAKE_PARKED = text(f"""
@@ -284,12 +277,11 @@ def _lock_parked(
         waiting = {r.document_id: r.taken_over for r in tx.execute(parked, parameters)}
         if not waiting:
             return {}, {}
-        ids = id_array(waiting)
-        free = {r.document_id: r for r in tx.execute(_LOCK_FREE, {"ids": ids})}
-        names = {i: r.filename for i, r in free.items() if r.status != "uploaded"}
-        existing = set(tx.execute(_EXISTING, {"ids": ids}).scalars()) if len(free) < len(waiting) else free
+        free = lock_free(tx, list(waiting))
+        names = {i: d.filename for i, d in free.items() if d.status != "uploaded"}
+        known = existing(tx, list(waiting)) if len(free) < len(waiting) else free.keys()
         left = {i for i in free if i not in names and parameters["stage"] != Stage.EXTRACT}
-        lost = [i for i in waiting if i in left or i not in existing]
+        lost = [i for i in waiting if i in left or i not in known]
         if lost:
             tx.execute(_DEQUEUE, {"ids": lost})
         if names or not lost:
@@ -396,8 +388,3 @@ def wait_for_credits(tx: Connection, waits: Sequence[Wait]) -> set[str]:
     done = set(tx.execute(_WAIT, {"rows": rows}).scalars())
     tx.execute(_SET_STATUS, {"ids": id_array(done), "status": "awaiting_credits", "before": ["processing"]})
     return done
-
-
-def lock_documents(tx: Connection, document_ids: Sequence[str]) -> dict[str, str]:
-    """Lock the `public.documents` rows in id order; returns id → status of those that exist."""
-    return {r.document_id: r.status for r in tx.execute(_LOCK_PUBLIC, {"ids": id_array(document_ids)})}

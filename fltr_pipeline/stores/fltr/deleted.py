@@ -15,9 +15,9 @@ from sqlalchemy import Connection, text
 
 from fltr_pipeline.stores.database import id_array
 from fltr_pipeline.stores.fltr.charges import mark_refunding
-from fltr_pipeline.stores.fltr.claims import lock_documents
 from fltr_pipeline.stores.fltr.generations import undelivered
 from fltr_pipeline.stores.fltr.jobs import close_jobs
+from fltr_pipeline.stores.fltr.locks import lock_unheld
 
 OWNER_GONE = "payer_gone"
 """Code of a failure: nobody is left to pay."""
@@ -115,11 +115,16 @@ _LOCK = text("""
     FOR UPDATE SKIP LOCKED
 """)
 
-# What was free was so for the sake of what was live: what is tried again is to be paid for, but for a `restore`.
+# What was free was so for the sake of what was live: what is tried again is to be paid for, but for a `restore`, and
+# for what had failed, free, and was being tried again.
 _WITHDRAW = text("""
     UPDATE pipeline.documents
     SET fence = fence + 1, stage = NULL, live_generation = NULL, lease_until = NULL, retry_at = NULL,
-        credits_needed = NULL, billable = billable OR stage IS NOT NULL OR live_generation IS NOT NULL
+        credits_needed = NULL,
+        billable = billable OR live_generation IS NOT NULL OR stage IS NOT NULL AND NOT EXISTS (
+            SELECT FROM public.documents d
+            WHERE d.id = ANY(:public_ids) AND d.id::text = document_id
+              AND d.status IN ('processing', 'awaiting_credits'))
     WHERE document_id = ANY(:ids)
     RETURNING job_id
 """)
@@ -233,10 +238,9 @@ def withdraw(tx: Connection, document_ids: Sequence[str], message: str) -> int:
     """Take documents whose dataset's owner is gone out of search and of work; returns how many.
 
     Their rows stay as long as those in `public`: should the owner come back, they can be done again. What an attempt
-    under way was charged goes back to whom it was taken from, if they are there.
+    under way was charged goes back to whom it was taken from, if they are there. What somebody holds locked is left.
     """
-    lock_documents(tx, document_ids)
-    ids = sorted(tx.execute(_LOCK, {"ids": list(document_ids)}).scalars())
+    ids = sorted(tx.execute(_LOCK, {"ids": lock_unheld(tx, document_ids)}).scalars())
     mark_refunding(tx, undelivered(tx, ids))
     _withdraw(tx, ids, "failed", owner_gone=True)
     tx.execute(_TELL, {"ids": ids, "code": OWNER_GONE, "message": message})
@@ -245,7 +249,7 @@ def withdraw(tx: Connection, document_ids: Sequence[str], message: str) -> int:
 
 
 def _withdraw(tx: Connection, ids: Sequence[str], job_status: str, *, owner_gone: bool) -> None:
-    jobs = tx.execute(_WITHDRAW, {"ids": list(ids)}).scalars().all()
+    jobs = tx.execute(_WITHDRAW, {"ids": list(ids), "public_ids": id_array(ids)}).scalars().all()
     close_jobs(tx, [job for job in jobs if job], job_status)
     for statement in _DISCARD:
         tx.execute(statement, {"ids": list(ids)})

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from fltr_pipeline.stores.database import id_array, recordset
-from fltr_pipeline.stores.fltr.claims import Claim, lock_documents
+from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.jobs import close_jobs
+from fltr_pipeline.stores.fltr.locks import lock_documents
 from fltr_pipeline.stores.fltr.texts import INLINE
 
 

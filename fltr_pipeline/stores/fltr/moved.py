@@ -17,9 +17,10 @@ from sqlalchemy import Connection, text
 
 from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.charges import mark_refunding
-from fltr_pipeline.stores.fltr.claims import Claim, lock_documents
+from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.generations import discard_others, undelivered
 from fltr_pipeline.stores.fltr.jobs import close_jobs
+from fltr_pipeline.stores.fltr.locks import lock_unheld
 from fltr_pipeline.stores.fltr.requeue import repair
 
 NOT_COPIED = "file_not_copied"
@@ -174,12 +175,12 @@ def put_off(tx: Connection, moves: Mapping[Move, str | None], *, seconds: float)
 def follow(tx: Connection, moves: Sequence[Move], *, without_file: Mapping[Move, str] | None = None) -> int:
     """Queue moved documents in their new dataset; returns how many.
 
-    Those that somebody works on by now, or that were moved on or uploaded anew, are left. Of those `without_file`,
-    what is searchable stays so, and an upload fails, for that reason: in the new dataset there may be an older file.
+    Those that somebody works on by now or holds locked, or that were moved on or uploaded anew, are left. Of those
+    `without_file`, what is searchable stays so, and an upload fails, for that reason: in the new dataset there may be
+    an older file.
     """
-    ids = [m.document_id for m in moves]
-    lock_documents(tx, ids)
-    locked = {r.document_id: r for r in tx.execute(_LOCK, {"ids": ids})}
+    free = lock_unheld(tx, [m.document_id for m in moves])
+    locked = {r.document_id: r for r in tx.execute(_LOCK, {"ids": free})}
     still = set(among(tx, list(locked)))
     found = [locked[m.document_id] for m in moves if m in still]
     ids = [r.document_id for r in found]
@@ -194,9 +195,9 @@ def follow(tx: Connection, moves: Sequence[Move], *, without_file: Mapping[Move,
     if lost:
         rows = recordset({"document_id": i, "refusal": why} for i, why in lost.items())
         tx.execute(_TELL_LOST, {"rows": rows, "ids": id_array(lost), "code": NOT_COPIED})
-    repair(tx, [i for i in ids if i not in unfinished])
+    anew = repair(tx, [i for i in ids if i not in unfinished])
     tx.execute(_NOT_LIVE, {"ids": ids})
-    discard_others(tx, sorted(unfinished))
+    discard_others(tx, [i for i in ids if i not in anew])
     return len(ids)
 
 

@@ -11,8 +11,9 @@ from sqlalchemy import Connection, text
 
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.stores.database import id_array, recordset
-from fltr_pipeline.stores.fltr.claims import Claim, lock_documents
+from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.jobs import insert_jobs
+from fltr_pipeline.stores.fltr.locks import lock_documents, lock_unheld
 from fltr_pipeline.stores.fltr.quarantine import readmit
 
 
@@ -150,7 +151,8 @@ _LOCK_IDLE = text("""
     ORDER BY document_id FOR UPDATE
 """)
 
-# The live text itself, so that neither the file nor a parser is needed. (`content` may be a newer inline text.)
+# The live text itself, so that neither the file nor a parser is needed. (`content` may be a newer inline text.) Of a
+# document that was moved and is not yet made anew, nothing else says which that is.
 _STAGE_LIVE_TEXT = text("""
     INSERT INTO pipeline.generations
         (document_id, generation, state, extractor, source_sha256, source_bytes, kind, engine, text, text_sha256,
@@ -159,7 +161,7 @@ _STAGE_LIVE_TEXT = text("""
            d.content, l.text_sha256, l.pages, l.blank_pages,
            l.ocr_pages, l.ocr_confidence
     FROM pipeline.documents p
-    JOIN pipeline.generations l ON l.document_id = p.document_id AND l.generation = p.live_generation
+    JOIN pipeline.generations l ON l.document_id = p.document_id AND l.state = 'live'
     JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = p.document_id
     WHERE p.document_id = ANY(:ids_text) AND d.status IN ('ready', 'failed')
       AND encode(sha256(convert_to(d.content, 'UTF8')), 'hex') = l.text_sha256
@@ -276,8 +278,8 @@ def lost(tx: Connection, after: str, limit: int, *, tried_with: str) -> list[str
     return list(tx.execute(_LOST, {"after": after, "limit": limit, "tried_with": tried_with}).scalars())
 
 
-def repair(tx: Connection, document_ids: Sequence[str]) -> int:
-    """Queue documents for a new generation of the text that is live, for its vectors' sake; returns how many.
+def repair(tx: Connection, document_ids: Sequence[str]) -> set[str]:
+    """Queue documents for a new generation of the text that is live, for its vectors' sake; returns which.
 
     They stay searchable as they are. Where that text is no longer in `content`, a `ready` document is extracted again.
     """
@@ -285,7 +287,9 @@ def repair(tx: Connection, document_ids: Sequence[str]) -> int:
     idle = list(tx.execute(_LOCK_IDLE, {"ids": list(document_ids)}).scalars())
     staged = set(tx.execute(_STAGE_LIVE_TEXT, {"ids": id_array(idle), "ids_text": idle}).scalars())
     from_the_file = [i for i in idle if i not in staged and statuses.get(i) == "ready"]
-    return _start(tx, sorted(staged), "plan") + _start(tx, from_the_file, "extract")
+    _start(tx, sorted(staged), "plan")
+    _start(tx, from_the_file, "extract")
+    return staged.union(from_the_file)
 
 
 def make_free(tx: Connection, claims: Sequence[Claim]) -> None:
@@ -298,17 +302,20 @@ def make_free(tx: Connection, claims: Sequence[Claim]) -> None:
 def restore(tx: Connection, document_ids: Sequence[str], *, but_of: Sequence[str]) -> int:
     """Queue what is `ready` and was withdrawn, other than in the datasets `but_of`; returns how many.
 
-    It was withdrawn because its dataset's owner was gone, and now there is one.
+    It was withdrawn because its dataset's owner was gone, and now there is one. What somebody holds locked is left.
     """
-    parameters = {"ids": id_array(document_ids), "ids_text": list(document_ids), "but_of": list(but_of)}
+    parameters: dict[str, object] = {"but_of": list(but_of)}
+    parameters |= {"ids": id_array(document_ids), "ids_text": list(document_ids)}
     found = list(tx.execute(_WITHDRAWN, parameters).scalars())
     if not found:
         return 0
-    lock_documents(tx, found)
-    tx.execute(_LOCK_IDLE, {"ids": found})
-    return _start(tx, list(tx.execute(_WITHDRAWN, parameters).scalars()), "extract")
+    free = lock_unheld(tx, found)
+    tx.execute(_LOCK_IDLE, {"ids": free})
+    parameters |= {"ids": id_array(free), "ids_text": free}
+    again = list(tx.execute(_WITHDRAWN, parameters).scalars())
+    _start(tx, again, "extract")
+    return len(again)
 
 
-def _start(tx: Connection, document_ids: Sequence[str], stage: str) -> int:
+def _start(tx: Connection, document_ids: Sequence[str], stage: str) -> None:
     insert_jobs(tx, list(tx.execute(_START_AT, {"ids": list(document_ids), "stage": stage}).scalars()), "queued")
-    return len(document_ids)

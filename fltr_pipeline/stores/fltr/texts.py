@@ -78,7 +78,8 @@ class StagedSource:
     ocr_pages: int
 
 
-# Primary keys. What was published of a file is no upload; a redo makes do with it.
+# Primary keys. What was published of a file is no upload; a redo makes do with it, also when it failed and is tried
+# again, free of charge.
 _INLINE_TEXTS = text("""
     SELECT d.id::text AS id, octet_length(d.content) AS size, p.document_id IS NOT NULL AS is_live,
            coalesce(NOT p.published_inline, false) AS of_file,
@@ -87,7 +88,8 @@ _INLINE_TEXTS = text("""
     LEFT JOIN pipeline.documents p ON p.document_id = d.id::text
                                   AND p.published_sha256 = encode(sha256(convert_to(d.content, 'UTF8')), 'hex')
     WHERE d.id = ANY(:ids) AND d.content IS NOT NULL
-      AND (p.document_id IS NULL OR p.published_inline OR d.status = 'ready')
+      AND (p.document_id IS NULL OR p.published_inline OR d.status = 'ready'
+           OR (p.live_generation IS NULL AND NOT p.billable))
 """)
 
 # Primary key. A live generation's text is in `content`.
