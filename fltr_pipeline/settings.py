@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fltr_pipeline.errors import ConfigurationError
@@ -23,11 +23,13 @@ OCR_MEMORY_MB = 1800
 class Endpoints(BaseModel):
     """Where the stores are. All five come from the environment, or all five from the embedded stack."""
 
+    model_config = ConfigDict(hide_input_in_errors=True)  # it holds passwords
+
     database_url: SecretStr
     auth_database_url: SecretStr
     dagster_database_url: SecretStr
-    milvus_uri: str
-    blob_url: str
+    milvus_uri: str = Field(repr=False)
+    blob_url: str = Field(repr=False)
 
 
 class Prices(BaseModel):
@@ -53,7 +55,12 @@ class Settings(BaseSettings):
     """All settings. `Settings()` reads the environment; tests pass values."""
 
     model_config = SettingsConfigDict(
-        env_prefix="FLTR_", env_nested_delimiter="__", env_ignore_empty=True, extra="ignore", frozen=True
+        env_prefix="FLTR_",
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,  # it holds passwords, and Dagster shows the errors of whoever reads it
     )
 
     home: Path = Field(default=Path(".fltr"), description="Folder of the embedded stack: data, logs, state.")
@@ -64,10 +71,10 @@ class Settings(BaseSettings):
     dagster_database_url: SecretStr | None = Field(
         default=None, description="Dagster's own database; must start with `postgresql+psycopg2://`."
     )
-    milvus_uri: str | None = Field(default=None, description="Milvus, e.g. `http://milvus:19530`.")
+    milvus_uri: str | None = Field(default=None, repr=False, description="Milvus, e.g. `http://milvus:19530`.")
     milvus_token: SecretStr | None = Field(default=None, description="Milvus token or `user:password`.")
     blob_url: str | None = Field(
-        default=None, description="Raw uploads: a folder, or an fsspec URL such as `s3://bucket`."
+        default=None, repr=False, description="Raw uploads: a folder, or an fsspec URL such as `s3://bucket`."
     )
 
     embedding_model: str = Field(

@@ -20,6 +20,7 @@ from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.pipeline import rebuild as use_case
 from fltr_pipeline.pipeline.rebuild import Plan
 from fltr_pipeline.pipeline.services import open_services
+from fltr_pipeline.stores.database import parsed
 
 
 def rebuild(
@@ -62,7 +63,9 @@ def _unfinished_runs(dagster_url: str) -> list[str]:
 
     Raises:
         StoreUnavailable: it can't be asked.
+        ConfigurationError: its URL can't be read.
     """
+    parsed(dagster_url)  # Dagster logs each failure to connect, with what it takes for the host
     from dagster import DagsterError, DagsterInstance, RunsFilter  # noqa: PLC0415 - takes seconds
     from dagster._core.instance.ref import InstanceRef  # noqa: PLC0415
     from dagster_postgres.utils import DagsterPostgresException  # noqa: PLC0415

@@ -51,7 +51,7 @@ class Service(BaseModel):
 class StackState(BaseModel):
     """What `up` started. `endpoints` is what `settings.Endpoints` reads."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     home: Path
     ui: str

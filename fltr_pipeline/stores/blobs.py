@@ -27,6 +27,9 @@ SUFFIX_BYTES = 20
 
 _PART = 1 << 20
 
+# fsspec cuts a URL at `::`, too.
+_AUTHORITY_ENDS = re.compile(r"[/?#]|::")
+
 # Not an id, so no dataset's folder: what is being written lies here, in the same file system as where it will go.
 _UNFINISHED = "~unfinished"
 
@@ -69,7 +72,7 @@ class BlobStore:
     Each method raises:
         StoreUnavailable: the store does not answer or refuses.
         InvalidValue: an id, or a key, that is none of ours.
-        ConfigurationError: no such kind of store, or its driver is not installed.
+        ConfigurationError: the address can't be read, there is no such kind of store, or its driver is not installed.
     """
 
     url: str = field(repr=False)
@@ -192,11 +195,32 @@ class BlobStore:
     def _opened(self) -> tuple[Any, str]:
         from fsspec.core import url_to_fs  # noqa: PLC0415
 
+        _ = self._password  # checks the address
         try:
             filesystem, root = url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise ConfigurationError(f"FLTR_BLOB_URL can't be opened: {error}") from error
+        except (ImportError, TypeError, ValueError) as error:
+            raise ConfigurationError(f"FLTR_BLOB_URL can't be opened: {self._words(error)}") from None
+        except Exception as error:  # noqa: BLE001 - some drivers connect at once: FTP, SFTP, SMB
+            raise StoreUnavailable(f"the blob store can't be opened: {self._words(error)}") from None
         return filesystem, root.rstrip("/")
+
+    @cached_property
+    def _password(self) -> str:
+        """The URL's. One with a `/` of its own, or behind no scheme, would be read as a path, and so told."""
+        _, scheme, rest = self.url.partition("://")
+        authority, *path = _AUTHORITY_ENDS.split(rest if scheme else self.url, maxsplit=1)
+        if ":" in authority and "@" in "".join(path if scheme else [authority, *path]):
+            raise ConfigurationError(
+                "FLTR_BLOB_URL must be a folder or a URL such as s3://bucket, with no `@` after its host; a password "
+                "with special characters belongs in a variable of the driver, such as AWS_SECRET_ACCESS_KEY or "
+                "FSSPEC_FTP_PASSWORD"
+            )
+        return authority.rpartition("@")[0].partition(":")[2]
+
+    def _words(self, error: Exception) -> str:
+        # What is raised with them is raised `from None`: the driver's own error may quote the URL.
+        words = f"{type(error).__name__}: {error}"
+        return words.replace(self._password, "***") if self._password else words
 
     @property
     def _fs(self) -> Any:  # noqa: ANN401
@@ -257,12 +281,12 @@ class BlobStore:
             yield
         except FltrError:
             raise
-        except (FileNotFoundError, IsADirectoryError) as error:
+        except (FileNotFoundError, IsADirectoryError):
             self._refuse_missing_root()
             document = key.split("/")[1]
-            raise NotFound(f"document {document} has no blob {key!r} in the blob store") from error
-        except Exception as error:  # each fsspec driver has its own network errors, with no common class
-            raise StoreUnavailable(f"the blob store failed on {key!r}: {type(error).__name__}: {error}") from error
+            raise NotFound(f"document {document} has no blob {key!r} in the blob store") from None
+        except Exception as error:  # noqa: BLE001 - each driver has its own network errors, with no common class
+            raise StoreUnavailable(f"the blob store failed on {key!r}: {self._words(error)}") from None
 
 
 def _folder(dataset_id: str, document_id: str) -> str:

@@ -35,7 +35,7 @@ def _engine(url: str, pre_ping: bool) -> Engine:
     if scheme not in {"postgresql", "postgres", "postgresql+psycopg"}:
         raise ConfigurationError("a database URL must start with postgresql://")  # it may hold a password: not repeated
     return create_engine(
-        _parsed(f"postgresql+psycopg://{rest}"),
+        parsed(f"postgresql+psycopg://{rest}"),
         pool_size=4,
         max_overflow=4,
         pool_timeout=30,
@@ -46,18 +46,23 @@ def _engine(url: str, pre_ping: bool) -> Engine:
     )
 
 
-def _parsed(url: str) -> URL:
-    """A password with an `@` of its own would end up as the host's name, and so in messages."""
+def parsed(url: str) -> URL:
+    """The URL's parts, as SQLAlchemy reads them.
+
+    Raises:
+        ConfigurationError: it can't, or takes a part of a password with an `@` of its own for the host's name, which
+            messages tell.
+    """
     try:
-        parsed = make_url(url)
+        parts = make_url(url)
     except (ArgumentError, ValueError):
-        parsed = None
-    if parsed is None or "@" in f"{parsed.host}{parsed.database}":
+        parts = None
+    if parts is None or "@" in f"{parts.host}{parts.database}":
         raise ConfigurationError(
             "a database URL must be postgresql://user:password@host:port/database, "
             "with a special character of the password as its code, such as %40 for @"
         )
-    return parsed
+    return parts
 
 
 def engine_for(url: SecretStr, *, pre_ping: bool = True) -> Engine:

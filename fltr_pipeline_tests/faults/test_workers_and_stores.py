@@ -14,6 +14,7 @@ from fltr_pipeline.pipeline.embed import Embed, sweep
 from fltr_pipeline.pipeline.extract import Extract
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import compare
+from fltr_pipeline.stores.blobs import BlobStore
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, generations, leases
 from fltr_pipeline.stores.fltr.claims import Claim
@@ -67,7 +68,7 @@ def test_a_document_that_kills_its_workers_is_given_up(world: World) -> None:
     assert world.statuses(dataset) == {"a.txt": "ready"}
 
 
-@pytest.mark.parametrize("stage", ["extract", "embed"])
+@pytest.mark.parametrize("stage", ["extract", "extract, by a driver that connects when it is made", "embed"])
 def test_a_store_that_does_not_answer_costs_no_document_and_no_credit(
     world: World, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +83,13 @@ def test_a_store_that_does_not_answer_costs_no_document_and_no_credit(
         world.services = dataclasses.replace(healthy, vectors=dead)
         with pytest.raises(StoreUnavailable):
             world.stage(Embed(world.services), dataset)
+    elif "driver" in stage:
+        world.services = dataclasses.replace(healthy, blobs=BlobStore(f"ftp://ann:hunter2@127.0.0.1:{free_port()}/x"))
+        with pytest.raises(StoreUnavailable):
+            world.extract(dataset)
+        told = world.rows("SELECT error_code, error_message FROM pipeline.documents")
+        assert {code for code, _ in told} == {"transient"}
+        assert "hunter2" not in str(told)
     else:
         folder = world.blobs
         folder.rename(folder.with_name("unmounted"))

@@ -131,6 +131,17 @@ def test_a_dagster_that_does_not_answer_stands_against_it_too(
     assert world.rows("SELECT count(*) FROM users") == [(2,)]
 
 
+@pytest.mark.parametrize("password", ["me@hunter2", "me@x:hunter2"])
+def test_a_misspelt_url_of_dagster_is_told_without_its_password(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, password: str
+) -> None:
+    monkeypatch.setenv("FLTR_DAGSTER_DATABASE_URL", f"postgresql+psycopg2://me:{password}@127.0.0.1:1/dagster")
+    refused = fltr_pipeline("db", "rebuild", "--plan")
+    assert refused.exit_code == 1
+    assert "a database URL must" in refused.words
+    assert "hunter2" not in refused.output + caplog.text
+
+
 @pytest.mark.parametrize("arguments", [[], ["--plan", "--apply"], ["--apply"], ["--apply", "--json"]])
 def test_wrong_usage_exits_2_and_does_nothing(world: World, name: str, arguments: list[str]) -> None:
     assert fltr_pipeline("db", "rebuild", *arguments).exit_code == 2

@@ -1,8 +1,10 @@
 """Creating both databases: what is made, what is left alone, several processes at once."""
 
 import contextlib
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -141,10 +143,25 @@ def test_a_server_that_does_not_answer_is_a_transient_error_without_the_password
     assert "secret" not in str(raised.value)
 
 
-def test_a_malformed_url_is_not_quoted() -> None:
-    with pytest.raises(ConfigurationError) as raised:
-        init_fltr("postgresql://u:secret@h/d?nonsense=%zz")
-    assert "secret" not in str(raised.value)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:secret@127.0.0.1:1/d?nonsense=%zz",
+        "postgresql://u:secret%zz@127.0.0.1:1/d",
+        "postgresql://u:p@secret@127.0.0.1:1/d",
+        "postgresql://u:p@secret/x@127.0.0.1:1/d",
+        "postgresql://u:secret/x@127.0.0.1:1/d",
+    ],
+)
+def test_a_malformed_url_is_not_quoted(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="%-encode") as raised:
+        init_fltr(url)
+    assert "secret" not in "".join(traceback.format_exception(raised.value, limit=0))
+
+
+def test_an_at_sign_in_a_sockets_folder_is_no_passwords(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable):
+        init_fltr(f"postgresql://u@/d?host={tmp_path}/a@b")
 
 
 def test_the_roles_password_is_set_only_when_given(new_database: NewDatabase) -> None:

@@ -1,6 +1,7 @@
 """Servers that are killed, that refuse, and that are not there. The one fake is a server that refuses."""
 
 import socket
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -105,6 +106,36 @@ def test_a_refusal_becomes_the_fitting_error(status: str, error: type[FltrError]
 def test_an_address_that_is_no_servers_is_a_configuration_error(uri: str) -> None:
     with pytest.raises(ConfigurationError, match="FLTR_MILVUS_URI"):
         VectorStore(uri, None, collection="c", dimension=DIMENSION)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://root:hunter/two@127.0.0.1:9",
+        "http://root:hunter#two@127.0.0.1:9",
+        "http://root:hunter?two@127.0.0.1:9",
+        "http://root:12/hunter@127.0.0.1:9",
+        "http://root:a@hunter/two@127.0.0.1:9",
+        "http://hunter/two@127.0.0.1:9",
+        "http://root:hunter[two@127.0.0.1:9",
+        "http://root:hunter\N{CARE OF}two@127.0.0.1:9",
+        "http://root:a@127.0.0.1:hunter",
+        "root:hunter@127.0.0.1:9",
+        "root:hunter",
+    ],
+)
+def test_an_address_that_does_not_parse_is_a_configuration_error_and_not_repeated(uri: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"FLTR_MILVUS_URI.*FLTR_MILVUS_TOKEN") as caught:
+        VectorStore(uri, None, collection="c", dimension=DIMENSION)
+    assert "hunter" not in "".join(traceback.format_exception(caught.value, limit=0))
+
+
+def test_a_token_in_the_address_is_not_told() -> None:
+    with refusing_server("UNAUTHENTICATED") as uri:
+        with_token = uri.replace("://", "://token-secret@")
+        with pytest.raises(ConfigurationError) as caught:
+            VectorStore(with_token, None, collection="c", dimension=DIMENSION, timeout=2).ensure()
+    assert "token-secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("collection", "dimension", "timeout"), [("a b", 4, 1), ("", 4, 1), ("c", 0, 1), ("c", 4, 0)])

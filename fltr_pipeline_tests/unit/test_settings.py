@@ -142,11 +142,61 @@ def test_where_no_stack_runs_the_error_says_what_to_do(tmp_path: Path) -> None:
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
 
+SECRETS = {
+    **{name: URLS[name] for name in ("FLTR_DATABASE_URL", "FLTR_AUTH_DATABASE_URL", "FLTR_DAGSTER_DATABASE_URL")},
+    "FLTR_MILVUS_URI": "http://root:hunter2@milvus:19530",
+    "FLTR_MILVUS_TOKEN": "root:hunter2",
+    "FLTR_BLOB_URL": "ftp://fltr:hunter2@files/uploads",
+}
+"""What may hold a secret, with one in it."""
+
+
 def test_no_secret_is_in_what_settings_or_endpoints_show(monkeypatch: pytest.MonkeyPatch) -> None:
     put(monkeypatch, URLS | {"FLTR_MILVUS_TOKEN": "root:hunter2"})
     settings = Settings()
     for shown in (settings, settings.endpoints):
         assert "hunter2" not in f"{shown!r} {shown} {shown.model_dump()} {shown.model_dump_json()}"
+    put(monkeypatch, SECRETS)
+    settings = Settings()
+    for shown in (settings, settings.endpoints):
+        assert "hunter2" not in f"{shown!r} {shown}"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({}, "half a production configuration"),
+        ({"FLTR_STALL_SECONDS": "1"}, "FLTR_STALL_SECONDS must be at least"),
+        ({"FLTR_OCR": "1", "FLTR_PARSE_MEMORY_MB": "256"}, "FLTR_PARSE_MEMORY_MB must be at least"),
+        ({"FLTR_BATCH_SIZE": "hunter2"}, "batch_size"),
+    ],
+)
+@pytest.mark.parametrize("holder", SECRETS)
+def test_no_secret_is_in_an_error_that_dagster_shows(
+    monkeypatch: pytest.MonkeyPatch, holder: str, wrong: dict[str, str], told: str
+) -> None:
+    if not wrong:
+        put(monkeypatch, {"FLTR_DATABASE_URL": "postgresql://db/fltr"})
+    elif holder in URLS:
+        put(monkeypatch, URLS)
+    put(monkeypatch, {holder: SECRETS[holder], **wrong})
+    with pytest.raises(ValidationError) as raised:
+        Settings()
+    shown = "".join(traceback.format_exception(raised.value))
+    assert told in shown
+    assert "hunter2" not in shown
+
+
+def test_no_secret_is_in_an_error_about_a_record_of_the_stack(tmp_path: Path) -> None:
+    from fltr_pipeline.embedded.state import StackState
+
+    half = {"database_url": URLS["FLTR_DATABASE_URL"], "blob_url": SECRETS["FLTR_BLOB_URL"]}
+    (tmp_path / STACK_FILE).write_text(json.dumps({"endpoints": half}))
+    with pytest.raises(ValidationError, match="auth_database_url") as read:
+        _ = Settings(home=tmp_path).endpoints
+    with pytest.raises(ValidationError, match="auth_database_url") as whole:
+        StackState.model_validate({"home": tmp_path, "ui": "", "endpoints": half})
+    assert "hunter2" not in f"{read.value} {whole.value}"
 
 
 def test_no_secret_is_in_an_error_that_the_user_sees(monkeypatch: pytest.MonkeyPatch) -> None:

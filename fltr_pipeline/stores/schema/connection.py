@@ -3,7 +3,7 @@
 Belongs here: opening it and saying plainly why it failed. Does not: pools for the running pipeline (`stores.database`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
@@ -53,13 +53,21 @@ def transaction(
             connection.read_only = read_only
             yield connection
     except psycopg.OperationalError as error:
-        # The driver's message names host, database and role, never the password.
+        # The driver's message names host, database and role, of which `_connect` knows that they hold no password.
         raise StoreUnavailable(f"PostgreSQL does not answer: {error}") from error
 
 
 def _connect(url: str) -> Connection:
     try:
-        return psycopg.connect(libpq_url(url), connect_timeout=10, options="-c timezone=UTC")
-    except psycopg.ProgrammingError:
-        # The driver's message quotes the URL, and the password in it.
-        raise ConfigurationError("a database URL can't be parsed; %-encode special characters in it") from None
+        parts = conninfo.conninfo_to_dict(libpq_url(url))
+    except psycopg.ProgrammingError:  # quotes the URL, and the password in it
+        parts = None
+    if parts is None or _holds_password(parts):
+        raise ConfigurationError("a database URL can't be parsed; %-encode special characters in it")
+    return psycopg.connect(libpq_url(url), connect_timeout=10, options="-c timezone=UTC")
+
+
+def _holds_password(parts: Mapping[str, Any]) -> bool:
+    """For libpq a password ends at its first `@` or `/`: what follows is the host or the database. A folder is none."""
+    host = str(parts.get("host", ""))
+    return "@" in f"{'' if host.startswith('/') else host}{parts.get('dbname')}"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NoReturn, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import SecretStr
 
@@ -25,6 +25,8 @@ from fltr_pipeline.errors import (
 T = TypeVar("T")
 
 CONNECT_SECONDS = 10.0
+
+_SCHEMES = {"http", "https", "tcp", "unix"}
 
 # Codes of Milvus' own errors; 6 is Milvus Lite's word for an illegal argument.
 _CONNECT_FAILED = 2
@@ -59,18 +61,14 @@ class MilvusServer:
     """Seconds per call."""
 
     def __post_init__(self) -> None:
-        if urlsplit(self.uri).scheme not in {"http", "https", "tcp", "unix"}:
-            raise ConfigurationError(
-                f"FLTR_MILVUS_URI must be a server's address such as http://milvus:19530, not {self.address!r}: "
-                "a Milvus Lite file can be opened by one process only"
-            )
+        _ = self._parts  # checks the address
         if self.timeout <= 0:
             raise ConfigurationError(f"the timeout for Milvus must be above 0 s, not {self.timeout}")
 
     @property
     def address(self) -> str:
         """The URI without the credentials that it may hold."""
-        return urlsplit(self.uri)._replace(netloc=urlsplit(self.uri).netloc.rpartition("@")[2]).geturl()
+        return self._parts._replace(netloc=self._parts.netloc.rpartition("@")[2]).geturl()
 
     @cached_property
     def version(self) -> str:
@@ -112,6 +110,21 @@ class MilvusServer:
             self._translate(what, error)
 
     @cached_property
+    def _parts(self) -> SplitResult:
+        """A password with a `/` of its own would end up in the path, and so in messages."""
+        try:
+            parts = urlsplit(self.uri)
+            _ = parts.port
+        except ValueError:
+            parts = None
+        if parts is None or parts.scheme not in _SCHEMES or "@" in f"{parts.path}{parts.query}{parts.fragment}":
+            raise ConfigurationError(  # it may hold a password, in the wrong place: not repeated
+                "FLTR_MILVUS_URI must be a server's address such as http://milvus:19530 (a Milvus Lite file can be "
+                "opened by one process only); a token, or user:password, belongs in FLTR_MILVUS_TOKEN"
+            )
+        return parts
+
+    @cached_property
     def _client(self) -> Any:  # noqa: ANN401
         from pymilvus import MilvusClient  # noqa: PLC0415
 
@@ -138,7 +151,9 @@ class MilvusServer:
 
     def _scrubbed(self, error: Exception) -> str:
         text = str(getattr(error, "message", "") or error)
-        secrets = [self.token.get_secret_value() if self.token else None, urlsplit(self.uri).password]
+        # A user without a password is a token.
+        in_uri = self._parts.password or self._parts.username
+        secrets = [self.token.get_secret_value() if self.token else None, in_uri]
         for secret in filter(None, secrets):
             text = text.replace(secret, "***")
         return text
