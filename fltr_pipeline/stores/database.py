@@ -28,6 +28,9 @@ _JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 """JSON's escape for NUL; not where its backslash is itself escaped, as in a file that is named `\\u0000`."""
 
+_KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+"""Of libpq, seconds: who waits for a host that vanished learns so within a minute, not after the kernel's two hours."""
+
 
 @functools.cache
 def _engine(url: str, pre_ping: bool) -> Engine:
@@ -42,7 +45,11 @@ def _engine(url: str, pre_ping: bool) -> Engine:
         pool_pre_ping=pre_ping,
         hide_parameters=True,  # an error's message must not carry a customer's text
         # UTC, whatever the server's zone: `timestamp` columns of the web application hold UTC.
-        connect_args={"options": "-c timezone=UTC -c application_name=fltr_pipeline", "connect_timeout": 10},
+        connect_args={
+            "options": "-c timezone=UTC -c application_name=fltr_pipeline",
+            "connect_timeout": 10,
+            **_KEEPALIVES,
+        },
     )
 
 

@@ -28,6 +28,14 @@ def test_a_session_is_in_utc_and_read_committed(engine: Engine) -> None:
         assert tx.execute(text(query)).one() == ("UTC", "read committed")
 
 
+def test_a_host_that_vanishes_is_noticed_within_a_minute(engine: Engine) -> None:
+    with transaction(engine) as tx:
+        driver = tx.connection.driver_connection
+        assert driver is not None
+        told = {k: int(v) for k, v in driver.info.get_parameters().items() if k.startswith("keepalives_")}
+    assert told["keepalives_idle"] + told["keepalives_interval"] * told["keepalives_count"] <= 60
+
+
 @pytest.mark.parametrize(
     "url",
     ["mysql://u:secret@h/d", "sqlite:///x", "secret", "postgresql://u:sec@ret@h/d", "postgresql://u:secret@h:x/d"],
