@@ -1,14 +1,24 @@
-"""Search: what the vector store finds, checked against the manifest and given its place."""
+"""Search: what the vector store finds, checked against the manifest and given its place.
+
+A publish in the middle of a search hides no document, and shows none twice. The new version's vectors are in Milvus
+before it is published, the old one's leave after that, and it goes to the same or to today's collection. Therefore
+- today's collection is asked last: of a document whose old vectors had left another before, it has the new ones;
+- one look at the manifest, behind all answers, decides on all hits: each document has one live version in it;
+- a hit that does not count, of a document that is searchable, may have counted when it was given, and the new version
+  may have come later: all are asked again until the look before the questions told of the same live version.
+"""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import zip_longest
 from typing import Literal
 
 from fltr_pipeline.errors import ConfigurationError, SchemaDrift, UnsupportedCapability, WindowExceeded
+from fltr_pipeline.models import VectorHit
 from fltr_pipeline.pipeline.services import Services
-from fltr_pipeline.pipeline.vector_collections import Former, former, model_of
+from fltr_pipeline.pipeline.vector_collections import former, model_of
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets, manifest
 from fltr_pipeline.stores.fltr.manifest import Place
@@ -21,7 +31,7 @@ Mode = Literal["dense", "bm25", "hybrid"]
 _REFUSED = 1000
 """Most documents that one question leaves out: some 40 kB of it."""
 ROUNDS = 10
-"""Most questions to a collection; the eighth, at the latest, asks for as much as Milvus gives at once."""
+"""Most questions to a collection; the eighth, without a publish meanwhile, asks for as much as Milvus gives at once."""
 _SKIPPED = (ConfigurationError, SchemaDrift, UnsupportedCapability, WindowExceeded, OSError)
 """An earlier collection is gone, lacks what is asked for, or its model is; or the model reads less than today's."""
 
@@ -34,6 +44,32 @@ class _Question:
     text: str
     k: int
     mode: Mode
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A collection that the question is put to, any number of times."""
+
+    question: _Question
+    store: VectorStore
+    model: Callable[[], EmbeddingModel]
+    """That made its vectors."""
+
+    @cached_property
+    def _opened(self) -> tuple[VectorStore, Sequence[float] | None]:
+        """With the question as a vector, which words alone don't need."""
+        if self.question.mode == "bm25":
+            return self.store, None
+        model = self.model()
+        store = self.store.beside(self.store.collection, dimension=model.dimension)
+        return store, model.encode([self.question.text])[0]
+
+    def best(self, wanted: int, refused: Collection[str]) -> list[VectorHit]:
+        """The best rows, other than those of the refused documents."""
+        (store, vector), asked = self._opened, self.question
+        return store.search(
+            asked.dataset_id, vector=vector, text=asked.text, k=wanted, mode=asked.mode, but_of=sorted(refused)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +85,7 @@ def search(services: Services, dataset_id: str, query: str, *, k: int = 10, mode
 
     Where an earlier embedding model has made some of its vectors, that one answers, too: of each, the best come first.
     What lies in an earlier collection that can't be searched is not found until it is made anew; the log says so.
+    Of a document that is published meanwhile, the old or the new version is found, unless others follow all the while.
 
     Raises:
         InvalidValue: `k` is not 1 to 16,384.
@@ -61,50 +98,56 @@ def search(services: Services, dataset_id: str, query: str, *, k: int = 10, mode
             return []
     if not services.ledger.existing_users([dataset.user_id]):
         return []
-    earlier = [f for f in former(services) if f.store.holds(dataset_id)]
-    found = []
     question = _Question(dataset_id, query, k, mode)
-    if not earlier or services.vectors.holds(dataset_id):
-        found.append(_ask(services, services.vectors, question, services.model))
-    for f in earlier:
-        try:
-            found.append(_ask_earlier(services, f, question))
-        except _SKIPPED as error:
-            if isinstance(error, UnsupportedCapability) and not found:
-                raise
-            _LOG.warning("what lies in %s is not searched: %s", f.store.collection, error)
-    return [hit for of_rank in zip_longest(*found) for hit in of_rank if hit is not None][:k]
+    holding = [f for f in former(services) if f.store.holds(dataset_id)]
+    earlier = [_Asked(question, f.store, partial(model_of, services, f)) for f in holding]
+    best = _best(services, question, earlier)
+    return [hit for of_rank in zip_longest(*best) for hit in of_rank if hit is not None][:k]
 
 
-def _ask_earlier(services: Services, earlier: Former, question: _Question) -> list[Hit]:
-    """By the model that made its vectors, which words alone don't need."""
-    if question.mode == "bm25":
-        return _ask(services, earlier.store, question, None)
-    model = model_of(services, earlier)
-    store = earlier.store.beside(earlier.store.collection, dimension=model.dimension)
-    return _ask(services, store, question, model)
-
-
-def _ask(services: Services, store: VectorStore, asked: _Question, model: EmbeddingModel | None) -> list[Hit]:
-    """The best live chunks of one collection.
+def _best(services: Services, question: _Question, earlier: Sequence[_Asked]) -> list[list[Hit]]:
+    """The best live chunks of each collection, today's first.
 
     Vectors that are no longer, or not yet, in the manifest don't count: documents of which nothing is searchable are
     left out of the next question, and more is fetched to make up for the rest, as much as Milvus gives at once; but
     what lies behind more rows that don't count than `ROUNDS` questions pass is not found.
     """
-    dataset_id, mode = asked.dataset_id, asked.mode
-    wanted, refused, hits = asked.k, set[str](), list[Hit]()
-    vector = None if mode == "bm25" or model is None else model.encode([asked.text])[0]
+    today = _Asked(question, services.vectors, lambda: services.model)
+    dataset_id, k = question.dataset_id, question.k
+    wanted, refused, told, best = k, set[str](), dict[str, int](), list[list[Hit]]()
     for _ in range(ROUNDS):
-        found = store.search(dataset_id, vector=vector, text=asked.text, k=wanted, mode=mode, but_of=sorted(refused))
+        answers = _answers(services, today, earlier, wanted, refused)
+        found = [h for answer in answers for h in answer]
         with transaction(services.fltr) as tx:
             live = manifest.places(tx, dataset_id, [(h.key, h.document_id) for h in found])
             stale = {h.document_id for h in found if h.key not in live}
-            gone = stale - manifest.searchable(tx, dataset_id, stale)
-        hits = [Hit(h.score, live[h.key]) for h in found if h.key in live]
-        new = sorted(gone)[: _REFUSED - len(refused)]
-        if len(hits) >= asked.k or len(found) < wanted or (wanted == MAX_HITS and not new):
+            versions = manifest.live_generations(tx, dataset_id, stale)
+        best = [[Hit(h.score, live[h.key]) for h in answer if h.key in live][:k] for answer in answers]
+        gone = sorted(stale - versions.keys())[: _REFUSED - len(refused)]
+        short = any(len(hits) < k and len(answer) >= wanted for hits, answer in zip(best, answers, strict=True))
+        more = short and (wanted < MAX_HITS or gone)
+        if not more and versions.items() <= told.items():
             break
-        refused.update(new)
-        wanted = min(4 * wanted, MAX_HITS)
-    return hits[: asked.k]
+        told = versions
+        if more:
+            refused.update(gone)
+            wanted = min(4 * wanted, MAX_HITS)
+    return best
+
+
+def _answers(
+    services: Services, today: _Asked, earlier: Sequence[_Asked], wanted: int, refused: Collection[str]
+) -> list[list[VectorHit]]:
+    """What each collection that can be asked answers: today's, which is asked last, and then the others."""
+    answers, unsupported = list[list[VectorHit]](), None
+    for each in earlier:
+        try:
+            answers.append(each.best(wanted, refused))
+        except _SKIPPED as error:
+            unsupported = error if isinstance(error, UnsupportedCapability) else unsupported
+            _LOG.warning("what lies in %s is not searched: %s", each.store.collection, error)
+    if not earlier or services.vectors.holds(today.question.dataset_id):
+        return [today.best(wanted, refused), *answers]
+    if unsupported and not answers:
+        raise unsupported
+    return answers

@@ -18,10 +18,11 @@ from fltr_pipeline.pipeline.search import search
 from fltr_pipeline.pipeline.sweeper import Report, Vectors
 from fltr_pipeline.pipeline.vector_collections import former
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims
+from fltr_pipeline.stores.fltr import claims, manifest
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.stores.vectors import VectorStore
 from fltr_pipeline.text.model import DEFAULT_MODEL, EmbeddingModel
+from fltr_pipeline_tests.moments import before
 from fltr_pipeline_tests.vectors import ON_EACH_MILVUS, new_name
 from fltr_pipeline_tests.world import World
 
@@ -31,6 +32,8 @@ NOTHING = Report()
 _SHORT = 256
 FAILURE = "SELECT error_code, error_at FROM pipeline.documents WHERE error_code IS NOT NULL"
 SPENT = "SELECT count(*), sum(amount) FROM credit_transactions"
+_QUESTIONS, _LOOK = (VectorStore, "search", 2), (manifest, "places", 1)
+"""Between the questions to the two collections; between the answers and the look at the manifest."""
 
 
 @pytest.fixture
@@ -111,6 +114,35 @@ def test_all_stays_searchable_until_it_is_in_the_new_collection_and_the_old_one_
     assert (compare_all(world.services), world.sweep_all()) == ({}, NOTHING)
     assert not old.exists()
     assert (found(world, books), world.sweep_all()) == ({"bread.txt", "treaty.txt"}, NOTHING)
+
+
+@pytest.mark.parametrize(("moment", "begun"), [(_QUESTIONS, True), (_LOOK, True), (_LOOK, False)])
+def test_a_document_that_the_backfill_publishes_in_the_middle_of_a_search_is_found_once(
+    world: World,
+    books: Dataset,
+    changed: VectorStore,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: tuple[object, str, int],
+    begun: bool,
+) -> None:
+    if begun:
+        world.upload(books, {"bread.txt": BREAD + b" Eat it warm."})
+        world.process(books)
+    owner, name, nth = moment
+    before(monkeypatch, nth, owner, name, lambda: world.process(books, ReprocessMode.stale))
+    hits = search(world.services, books.id, "bread")
+    assert sorted(h.place.filename for h in hits) == ["bread.txt", "treaty.txt"]
+
+
+@pytest.mark.parametrize("moment", [_QUESTIONS, _LOOK])
+def test_a_document_that_is_deleted_in_the_middle_of_a_search_is_found_in_neither_collection(
+    world: World, books: Dataset, changed: VectorStore, monkeypatch: pytest.MonkeyPatch, moment: tuple[object, str, int]
+) -> None:
+    world.upload(books, {"bread.txt": BREAD + b" Eat it warm."})
+    world.process(books)
+    owner, name, nth = moment
+    before(monkeypatch, nth, owner, name, lambda: world.change("DELETE FROM documents"))
+    assert found(world, books) == set()
 
 
 @pytest.mark.parametrize("asked", ["by the nightly backfill", "by hand"])

@@ -179,8 +179,8 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "named": ({"chunks_by_key", "retired_keys_pkey"}, lambda large, tx: manifest.named(tx, large.keys)),
     "lose": ({"chunks_by_key"}, lambda large, tx: manifest.lose(tx, large.keys, "f")),
     "keys_of": ({"documents_pkey", "chunks_pkey"}, lambda large, tx: manifest.keys_of(tx, large.ids)),
-    "searchable": (
-        {"documents_pkey"}, lambda large, tx: manifest.searchable(tx, large.dataset.id, large.ids)
+    "live_generations": (
+        {"documents_pkey"}, lambda large, tx: manifest.live_generations(tx, large.dataset.id, large.ids)
     ),
     "embedding": ({"documents_leased"}, lambda _, tx: manifest.embedding(tx)),
     "places": (

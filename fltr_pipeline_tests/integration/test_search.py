@@ -10,14 +10,17 @@ from fltr_pipeline.pipeline import search as finder
 from fltr_pipeline.pipeline.embed import Embed
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.search import Mode, search
+from fltr_pipeline.stores.fltr import manifest
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.stores.vectors import MAX_HITS, VectorStore
+from fltr_pipeline_tests.moments import before
 from fltr_pipeline_tests.vectors import ON_EACH_MILVUS
 from fltr_pipeline_tests.world import World
 
 pytestmark = ON_EACH_MILVUS
 
 BREAD = "Flour, water, salt and yeast; knead, let it rise, bake at 220 degrees."
+OVEN = "Bread is baked in an oven."
 
 
 @pytest.fixture
@@ -37,6 +40,12 @@ def insert(world: World, dataset_id: str, document_id: str, keys: list[str]) -> 
     """Into Milvus alone: better hits than all others."""
     vector = world.services.model.encode(["bread"])[0]
     world.services.vectors.insert([VectorRow(key, dataset_id, document_id, BREAD, vector) for key in keys])
+
+
+def publish(world: World, dataset: Dataset, text: str) -> None:
+    """A new version of its document, of which nothing is kept; what was there before is swept."""
+    world.upload(dataset, {"bread.txt": text.encode()})
+    world.process(dataset)
 
 
 def test_a_hit_under_another_dataset_counts_in_neither(world: World, books: Dataset) -> None:
@@ -60,6 +69,51 @@ def test_better_hits_that_do_not_count_do_not_push_out_those_that_do(world: Worl
     insert(world, books.id, "nobody", strays)
     assert found(world, books, k=1) == [BREAD]
     world.services.vectors.delete(strays)
+
+
+@pytest.mark.parametrize("mode", ["dense", "hybrid"])
+def test_a_document_that_is_published_between_milvus_answer_and_the_look_at_the_manifest_is_found(
+    world: World, books: Dataset, monkeypatch: pytest.MonkeyPatch, mode: Mode
+) -> None:
+    if mode == "hybrid" and not world.services.vectors.ensure().bm25:
+        mode = "dense"
+    questions = before(monkeypatch, 0, VectorStore, "search", lambda: None)
+    before(monkeypatch, 1, manifest, "places", lambda: publish(world, books, OVEN))
+    hits = search(world.services, books.id, "bread", mode=mode)
+    assert [(h.place.text, h.place.page, h.place.start, h.place.end) for h in hits] == [(OVEN, 1, 0, len(OVEN))]
+    assert len(questions) == 2
+
+
+def test_the_best_hit_is_not_left_out_for_it_is_published_meanwhile_although_enough_others_are_found(
+    world: World, books: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that does not count makes the first question a second one; that asks for more than is wanted."""
+    world.upload(books, {"treaty.txt": b"The treaty of Westphalia ended the thirty years war."})
+    world.process(books)
+    insert(world, books.id, "nobody", [stray := f"stray-{books.id}"])
+    before(monkeypatch, 2, manifest, "places", lambda: publish(world, books, OVEN))
+    assert found(world, books, k=1) == [OVEN]
+    world.services.vectors.delete([stray])
+
+
+def test_a_document_that_is_deleted_between_milvus_answer_and_the_look_at_the_manifest_is_not_found(
+    world: World, books: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = before(monkeypatch, 0, VectorStore, "search", lambda: None)
+    before(monkeypatch, 1, manifest, "places", lambda: world.change("DELETE FROM documents"))
+    assert (found(world, books), len(questions)) == ([], 1)
+
+
+def test_where_nothing_is_published_meanwhile_one_question_and_one_look_do(
+    world: World, books: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ((document_id,),) = world.rows("SELECT id::text FROM documents WHERE dataset_id = %s", books.id)
+    questions = before(monkeypatch, 0, VectorStore, "search", lambda: None)
+    looks = before(monkeypatch, 0, manifest, "places", lambda: None)
+    assert (found(world, books), len(questions), len(looks)) == ([BREAD], 1, 1)
+    insert(world, books.id, document_id, [stray := f"stray-{books.id}"])
+    assert (found(world, books), len(questions), len(looks)) == ([BREAD], 3, 3), "was it what search was to find?"
+    world.services.vectors.delete([stray])
 
 
 @pytest.mark.parametrize("mode", ["dense", "hybrid"])
@@ -130,12 +184,12 @@ def test_retired_vectors_and_those_in_flight_do_not_count(world: World, books: D
         return finish(results)  # type: ignore[arg-type]
 
     work.finish = looked_at  # type: ignore[method-assign]
-    world.upload(books, {"bread.txt": b"Bread is baked in an oven."})
+    world.upload(books, {"bread.txt": OVEN.encode()})
     world.extract(books)
     world.stage(Plan(world.services), books)
     world.stage(work, books)
     assert seen == [([BREAD], 2)]
-    assert (found(world, books), in_milvus()) == (["Bread is baked in an oven."], 2)
+    assert (found(world, books), in_milvus()) == ([OVEN], 2)
 
 
 @pytest.mark.parametrize("what", ["document", "dataset", "owner", "owner's balance"])

@@ -118,8 +118,8 @@ _KEYS_OF = text("""
 """)
 
 # Primary keys.
-_SEARCHABLE = text("""
-    SELECT p.document_id
+_LIVE_GENERATIONS = text("""
+    SELECT p.document_id, p.live_generation
     FROM public.documents d JOIN pipeline.documents p ON p.document_id = d.id::text
     WHERE d.id = ANY(:ids) AND p.document_id = ANY(:ids_text)
       AND d.dataset_id = :dataset_id AND p.live_generation IS NOT NULL
@@ -206,10 +206,10 @@ def keys_of(tx: Connection, document_ids: Sequence[str]) -> set[str]:
     return set(tx.execute(_KEYS_OF, {"ids": list(document_ids)}).scalars())
 
 
-def searchable(tx: Connection, dataset_id: str, document_ids: Collection[str]) -> set[str]:
-    """Those of the documents that are in the dataset and have a live generation."""
+def live_generations(tx: Connection, dataset_id: str, document_ids: Collection[str]) -> dict[str, int]:
+    """Those of the documents that are in the dataset and searchable → their live generation."""
     parameters = {"ids": id_array(document_ids), "ids_text": list(document_ids), "dataset_id": dataset_id}
-    return set(tx.execute(_SEARCHABLE, parameters).scalars())
+    return {r.document_id: r.live_generation for r in tx.execute(_LIVE_GENERATIONS, parameters)}
 
 
 def collections(tx: Connection) -> dict[str, str | None]:

@@ -1,0 +1,20 @@
+"""What happens in the middle of something else. Belongs here: at which moment. Does not: what happens."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+
+def before(patch: pytest.MonkeyPatch, nth: int, owner: object, name: str, act: Callable[[], object]) -> list[str]:
+    """`act` right before the `nth` call of `owner`'s function of that name; the calls so far, as they come."""
+    real, calls = getattr(owner, name), list[str]()
+
+    def watched(*args: Any, **options: Any) -> Any:
+        calls.append(name)
+        if len(calls) == nth:
+            act()
+        return real(*args, **options)
+
+    patch.setattr(owner, name, watched)
+    return calls
