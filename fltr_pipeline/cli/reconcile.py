@@ -16,7 +16,7 @@ _FOUND = {
     "charges": "{} ended whose document was gone or had moved on",
     "holds": "{} ended that no charge stood for",
     "credits_returned": "{} given back",
-    "conflicts": "{} set aside, for a row of the ledger was changed by hand: `fltr-pipeline credits audit` names it",
+    "conflicts": "{} of the ledger changed by hand, which is left to people: see `fltr-pipeline credits audit`",
     "documents_deleted": "{} deleted: taken out of work and of the manifest",
     "datasets_deleted": "{} deleted",
     "documents_ownerless": "{} taken out of search: the dataset's owner is gone",
@@ -28,7 +28,7 @@ _FOUND = {
     "vectors_missing": "{} of searchable documents missing in Milvus",
     "documents_repaired": "{} queued to have lost vectors made anew, free of charge",
 }
-_NOUNS = {"published": "document", "conflicts": "charge"}
+_NOUNS = {"published": "document", "conflicts": "row"}
 
 
 def reconcile(as_json: AsJson = False) -> None:

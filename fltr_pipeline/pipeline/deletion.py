@@ -161,14 +161,16 @@ def datasets_without_owner(services: Services) -> list[str]:
 
 
 def _withdraw_ownerless(services: Services, dataset_ids: list[str]) -> int:
-    withdrawn = 0
+    withdrawn, in_use = 0, set[str]()
     while dataset_ids:
         with transaction(services.fltr) as tx:
-            some = deleted.withdrawable(tx, dataset_ids, _BATCH)
+            found = deleted.withdrawable(tx, dataset_ids, _BATCH + len(in_use))
+            some = [i for i in found if i not in in_use]
             done = deleted.withdraw(tx, some, _OWNER_GONE)
-        withdrawn += done
-        if not done:  # nothing is left, or somebody has a hand on what is
+        if not some:
             break
+        withdrawn += len(done)
+        in_use.update(i for i in some if i not in done)
     return withdrawn
 
 

@@ -47,7 +47,7 @@ class Swept:
     """In the ledger, without a charge that stands for them."""
     credits_returned: int = 0
     conflicts: int = 0
-    """Whose row in the ledger was changed by hand: set aside for people, the audit names them."""
+    """Rows of the ledger that were changed by hand: what they stand for is left to people, the audit names them."""
 
     def __add__(self, other: "Swept") -> "Swept":
         return Swept(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -134,15 +134,19 @@ def _set_aside(billing: Billing, found: Sequence[Charge], error: CreditError) ->
 def _set_document_aside(
     services: Services, billing: Billing, found: tuple[Taken, Sequence[Charge]], error: CreditError
 ) -> None:
-    """One that was decided can only go forward, and not unpaid: it fails, and what it was charged goes back."""
+    """One that was decided can only go forward, and not unpaid: it fails, and what it was charged goes back.
+
+    Where somebody holds its row, it stays in the sweep's hands, for the pass behind its lease.
+    """
     taken, mine = found
     _set_aside(billing, mine, error)
     with transaction(services.fltr) as tx:
-        if taken.decided and lock_unheld(tx, [taken.claim.document_id]):
+        if not taken.decided:
+            expired.park(tx, [taken.claim])
+        elif lock_unheld(tx, [taken.claim.document_id]):
             ended = claims.fail(tx, [Failure(taken.claim, LedgerConflict.code, str(error))])
             charges.mark_refunding(tx, [(i, taken.claim.generation) for i in ended])
             generations.discard_others(tx, list(ended))
-        expired.park(tx, [taken.claim])
 
 
 def _finish(

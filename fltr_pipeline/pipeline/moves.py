@@ -58,7 +58,7 @@ def follow(services: Services, document_ids: Sequence[str], *, put_off: bool = F
 
     The files first: a worker there looks for them under its id. A document whose file can't be copied is told of and
     put off; when that was refused too often, it follows without. Where it takes long to find that of a whole batch,
-    the blob store does not answer, and the rest is put off, too.
+    the blob store does not answer, and the rest is put off, too. So is a document whose row somebody holds locked.
     """
     for start in range(0, len(document_ids), _BATCH):
         begun = time.monotonic()
@@ -71,9 +71,9 @@ def follow(services: Services, document_ids: Sequence[str], *, put_off: bool = F
         if silent:
             left |= dict.fromkeys(found(services, document_ids[start + _BATCH :], put_off=put_off))
         with transaction(services.fltr) as tx:
-            documents = moved.follow(tx, [m for m in some if m not in left], without_file=lost)
-            if left:
-                moved.put_off(tx, left, seconds=_PUT_OFF_SECONDS)
+            documents, in_use = moved.follow(tx, [m for m in some if m not in left], without_file=lost)
+            if left or in_use:
+                moved.put_off(tx, left | dict.fromkeys(in_use), seconds=_PUT_OFF_SECONDS)
         yield Followed(documents, len(left))
         if silent:
             break

@@ -46,7 +46,7 @@ class _Question:
     mode: Mode
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Asked:
     """A collection that the question is put to, any number of times."""
 
@@ -54,6 +54,8 @@ class _Asked:
     store: VectorStore
     model: Callable[[], EmbeddingModel]
     """That made its vectors."""
+    may_hold_nothing: bool = False
+    """Of the dataset: then it is asked whether it does."""
 
     @cached_property
     def _opened(self) -> tuple[VectorStore, Sequence[float] | None]:
@@ -105,49 +107,49 @@ def search(services: Services, dataset_id: str, query: str, *, k: int = 10, mode
     return [hit for of_rank in zip_longest(*best) for hit in of_rank if hit is not None][:k]
 
 
-def _best(services: Services, question: _Question, earlier: Sequence[_Asked]) -> list[list[Hit]]:
+def _best(services: Services, question: _Question, earlier: Sequence[_Asked]) -> Sequence[list[Hit]]:
     """The best live chunks of each collection, today's first.
 
     Vectors that are no longer, or not yet, in the manifest don't count: documents of which nothing is searchable are
     left out of the next question, and more is fetched to make up for the rest, as much as Milvus gives at once; but
     what lies behind more rows that don't count than `ROUNDS` questions pass is not found.
     """
-    today = _Asked(question, services.vectors, lambda: services.model)
+    today = _Asked(question, services.vectors, lambda: services.model, may_hold_nothing=bool(earlier))
     dataset_id, k = question.dataset_id, question.k
-    wanted, refused, told, best = k, set[str](), dict[str, int](), list[list[Hit]]()
+    wanted = dict.fromkeys((*earlier, today), k)
+    refused, told, best = set[str](), dict[str, int](), dict[_Asked, list[Hit]]()
     for _ in range(ROUNDS):
-        answers = _answers(services, today, earlier, wanted, refused)
-        found = [h for answer in answers for h in answer]
+        answers = _answers(wanted, today, refused)
+        found = [h for answer in answers.values() for h in answer]
         with transaction(services.fltr) as tx:
             live = manifest.places(tx, dataset_id, [(h.key, h.document_id) for h in found])
             stale = {h.document_id for h in found if h.key not in live}
             versions = manifest.live_generations(tx, dataset_id, stale)
-        best = [[Hit(h.score, live[h.key]) for h in answer if h.key in live][:k] for answer in answers]
+        best = {a: [Hit(h.score, live[h.key]) for h in answer if h.key in live][:k] for a, answer in answers.items()}
         gone = sorted(stale - versions.keys())[: _REFUSED - len(refused)]
-        short = any(len(hits) < k and len(answer) >= wanted for hits, answer in zip(best, answers, strict=True))
-        more = short and (wanted < MAX_HITS or gone)
+        short = [a for a, hits in best.items() if len(hits) < k and len(answers[a]) >= wanted[a]]
+        more = [a for a in short if wanted[a] < MAX_HITS or gone]
         if not more and versions.items() <= told.items():
             break
         told = versions
         if more:
             refused.update(gone)
-            wanted = min(4 * wanted, MAX_HITS)
-    return best
+        wanted |= {a: min(4 * wanted[a], MAX_HITS) for a in more}
+    return list(reversed(best.values()))
 
 
-def _answers(
-    services: Services, today: _Asked, earlier: Sequence[_Asked], wanted: int, refused: Collection[str]
-) -> list[list[VectorHit]]:
-    """What each collection that can be asked answers: today's, which is asked last, and then the others."""
-    answers, unsupported = list[list[VectorHit]](), None
-    for each in earlier:
+def _answers(wanted: dict[_Asked, int], today: _Asked, refused: Collection[str]) -> dict[_Asked, list[VectorHit]]:
+    """What each collection answers, in the order of asking; one that can't be asked is not `wanted` any more."""
+    answers, unsupported = dict[_Asked, list[VectorHit]](), None
+    for each in [a for a in wanted if a is not today]:
         try:
-            answers.append(each.best(wanted, refused))
+            answers[each] = each.best(wanted[each], refused)
         except _SKIPPED as error:
             unsupported = error if isinstance(error, UnsupportedCapability) else unsupported
             _LOG.warning("what lies in %s is not searched: %s", each.store.collection, error)
-    if not earlier or services.vectors.holds(today.question.dataset_id):
-        return [today.best(wanted, refused), *answers]
-    if unsupported and not answers:
+            del wanted[each]
+    if not today.may_hold_nothing or today.store.holds(today.question.dataset_id):
+        answers[today] = today.best(wanted[today], refused)
+    elif unsupported and not answers:
         raise unsupported
     return answers

@@ -28,8 +28,16 @@ _JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 """JSON's escape for NUL; not where its backslash is itself escaped, as in a file that is named `\\u0000`."""
 
-_KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
-"""Of libpq, seconds: who waits for a host that vanished learns so within a minute, not after the kernel's two hours."""
+_KEEPALIVES = {
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+"""Of libpq, seconds and milliseconds: who waits for a host that vanished learns so within a minute, not in hours.
+
+The first three are for who waits for an answer, the last for who has sent what is not acknowledged.
+"""
 
 
 @functools.cache

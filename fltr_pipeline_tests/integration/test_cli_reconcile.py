@@ -32,7 +32,7 @@ def test_a_charge_whose_row_in_the_ledger_was_changed_is_told(world: World) -> N
     desk.hold(claim)
     world.change_auth("UPDATE credit_transactions SET amount = -2 WHERE resource_id = %s", claim.document_id)
     desk.an_hour_passes()
-    assert "1 charge set aside" in fltr_pipeline("reconcile").stdout
+    assert "1 row of the ledger changed by hand" in fltr_pipeline("reconcile").stdout
     assert "nothing to do" in fltr_pipeline("reconcile").stdout
 
 

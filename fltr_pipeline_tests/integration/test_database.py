@@ -32,8 +32,9 @@ def test_a_host_that_vanishes_is_noticed_within_a_minute(engine: Engine) -> None
     with transaction(engine) as tx:
         driver = tx.connection.driver_connection
         assert driver is not None
-        told = {k: int(v) for k, v in driver.info.get_parameters().items() if k.startswith("keepalives_")}
+        told = {k: int(v) for k, v in driver.info.get_parameters().items() if k.startswith(("keepalives_", "tcp_"))}
     assert told["keepalives_idle"] + told["keepalives_interval"] * told["keepalives_count"] <= 60
+    assert 0 < told["tcp_user_timeout"] <= 60_000
 
 
 @pytest.mark.parametrize(

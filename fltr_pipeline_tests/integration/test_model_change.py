@@ -145,6 +145,25 @@ def test_a_document_that_is_deleted_in_the_middle_of_a_search_is_found_in_neithe
     assert found(world, books) == set()
 
 
+def test_what_the_old_collection_is_short_of_is_not_asked_of_todays(
+    world: World, books: Dataset, old: VectorStore, changed: VectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a publish, and before the sweep, what the old one holds counts for nothing."""
+    with monkeypatch.context() as patch:
+        patch.setattr("fltr_pipeline_tests.world.sweep", lambda *_: 0)
+        world.process(books, ReprocessMode.stale)
+    asked, ask = list[tuple[str, int]](), VectorStore.search
+
+    def watched(store: VectorStore, *args: Any, k: int, **options: Any) -> Any:
+        asked.append((store.collection, k))
+        return ask(store, *args, k=k, **options)
+
+    monkeypatch.setattr(VectorStore, "search", watched)
+    assert len(search(world.services, books.id, "bread", k=2)) == 2
+    assert {k for collection, k in asked if collection == old.collection} > {2}
+    assert {k for collection, k in asked if collection == changed.collection} == {2}
+
+
 @pytest.mark.parametrize("asked", ["by the nightly backfill", "by hand"])
 def test_a_version_whose_newer_upload_failed_leaves_the_old_collection_free_and_is_searchable_all_the_while(
     world: World, books: Dataset, old: VectorStore, changed: VectorStore, asked: str

@@ -7,14 +7,21 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
-from fltr_pipeline.pipeline import sweeper
+from fltr_pipeline.models import Stage
+from fltr_pipeline.pipeline import deletion, sweeper
 from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.pipeline.embed import Embed
 from fltr_pipeline.pipeline.plan import Plan
+from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.fltr import claims, leases
 from fltr_pipeline_tests.bills import Desk
 from fltr_pipeline_tests.shelves import Shelves, found, is_at_rest, move
 from fltr_pipeline_tests.world import World
 
+HOW = {
+    "writes": b"UPDATE documents SET filename = filename WHERE id = %s",
+    "deletes": b"DELETE FROM documents WHERE id = %s",
+}
 _PATIENCE = 30.0
 
 
@@ -27,11 +34,12 @@ def dies(*_: object) -> None:
 
 
 @contextmanager
-def in_use(world: World, document_id: str) -> Iterator[None]:
-    """The application has written in a document's row, and has not committed."""
+def in_use(world: World, document_id: str, how: str) -> Iterator[None]:
+    """The application has done something with a document's row, and neither commits nor rolls back."""
     with psycopg.connect(world.fltr_admin) as application:
-        application.execute("UPDATE documents SET filename = filename WHERE id = %s", (document_id,))
+        application.execute(HOW[how], (document_id,))
         yield
+        application.rollback()
 
 
 def sweep(world: World, *, list_keys: bool) -> sweeper.Report:
@@ -50,6 +58,14 @@ def is_decided(world: World, shelves: Shelves) -> str:
         patch.setattr(Billing, "settle", dies)
         with pytest.raises(Killed):
             world.stage(Embed(world.services), shelves.books)
+    return shelves.ids["a.txt"]
+
+
+def is_in_dead_hands(world: World, shelves: Shelves) -> str:
+    world.upload(shelves.books, {"a.txt": b"Another text."})
+    with transaction(world.services.fltr) as tx:
+        claims.claim(tx, dataset_id=shelves.books.id, stage=Stage.EXTRACT, run_id="dead", limit=9, lease_seconds=600)
+        leases.expire_runs(tx, ["dead"])
     return shelves.ids["a.txt"]
 
 
@@ -85,27 +101,29 @@ def has_an_owner_again(world: World, shelves: Shelves) -> str:
 
 
 SCENES = [
-    is_decided, is_decided_and_uploaded_anew, has_lost_a_vector, was_moved, has_no_owner, has_an_owner_again,
+    is_in_dead_hands, is_decided, is_decided_and_uploaded_anew, has_lost_a_vector, was_moved, has_no_owner,
+    has_an_owner_again,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("list_keys", [False, True])
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("scene", SCENES)
 def test_a_pass_waits_for_nobody(
-    world: World, shelves: Shelves, scene: Callable[[World, Shelves], str], list_keys: bool
+    world: World, shelves: Shelves, scene: Callable[[World, Shelves], str], how: str, list_keys: bool
 ) -> None:
     document_id = scene(world, shelves)
     dead = Desk(world, shelves.other_payer, shelves.other)
     (claim,) = dead.claim("d.txt")
     dead.hold(claim)
     dead.an_hour_passes()
-    with in_use(world, document_id):
+    with in_use(world, document_id, how):
         sweep(world, list_keys=list_keys)
         ended = world.rows("SELECT state FROM pipeline.charges WHERE subject_id = %s", claim.document_id)
         assert ended == [("released",)]
     dead.an_hour_passes()
-    left_for_a_worker = scene is is_decided_and_uploaded_anew
-    assert sweep(world, list_keys=list_keys).nothing == left_for_a_worker
+    world.change("UPDATE pipeline.documents SET retry_at = retry_at - interval '1 hour'")
+    assert not sweep(world, list_keys=list_keys).nothing
     world.change("UPDATE documents SET status = 'failed' WHERE id = %s", claim.document_id)
     for dataset in (shelves.books, shelves.other):
         world.process(dataset)
@@ -117,3 +135,22 @@ def test_a_pass_waits_for_nobody(
         assert found(world, shelves.other).keys() == {"a.txt"}
     else:
         assert found(world, shelves.books).keys() == {"a.txt", "b.txt"}
+
+
+def test_a_document_in_use_keeps_no_other_of_its_owner_in_search(
+    world: World, shelves: Shelves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deletion, "_BATCH", 1)
+    has_no_owner(world, shelves)
+    for document_id in shelves.ids.values():
+        with in_use(world, document_id, "writes"):
+            assert sweep(world, list_keys=False).withdrawn.documents_ownerless <= 1
+    assert world.rows("SELECT count(*) FROM pipeline.documents WHERE live_generation IS NOT NULL") == [(0,)]
+
+
+def test_a_moved_document_in_use_is_looked_for_again_in_some_minutes(world: World, shelves: Shelves) -> None:
+    with in_use(world, was_moved(world, shelves), "writes"):
+        assert sweeper.probe(world.services, "").found == "a document was moved to another dataset"
+        assert sweep(world, list_keys=False).nothing
+        assert sweeper.probe(world.services, "").found == ""
+    assert sweep(world, list_keys=True).withdrawn.documents_moved == 1

@@ -150,6 +150,8 @@ def test_a_server_that_does_not_answer_is_a_transient_error_without_the_password
         "postgresql://u:secret%zz@127.0.0.1:1/d",
         "postgresql://u:p@secret@127.0.0.1:1/d",
         "postgresql://u:p@secret/x@127.0.0.1:1/d",
+        "postgresql://u:p@secret:1@127.0.0.1/d",
+        "postgresql://u:p@127.0.0.1:secret@127.0.0.1/d",
         "postgresql://u:secret/x@127.0.0.1:1/d",
     ],
 )

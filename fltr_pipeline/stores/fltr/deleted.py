@@ -234,8 +234,8 @@ def forget(tx: Connection, document_ids: Sequence[str]) -> int:
     return len(mine)
 
 
-def withdraw(tx: Connection, document_ids: Sequence[str], message: str) -> int:
-    """Take documents whose dataset's owner is gone out of search and of work; returns how many.
+def withdraw(tx: Connection, document_ids: Sequence[str], message: str) -> set[str]:
+    """Take documents whose dataset's owner is gone out of search and of work; returns which.
 
     Their rows stay as long as those in `public`: should the owner come back, they can be done again. What an attempt
     under way was charged goes back to whom it was taken from, if they are there. What somebody holds locked is left.
@@ -245,7 +245,7 @@ def withdraw(tx: Connection, document_ids: Sequence[str], message: str) -> int:
     _withdraw(tx, ids, "failed", owner_gone=True)
     tx.execute(_TELL, {"ids": ids, "code": OWNER_GONE, "message": message})
     tx.execute(_FAIL, {"ids": id_array(ids), "before": ["processing", "awaiting_credits"]})
-    return len(ids)
+    return set(ids)
 
 
 def _withdraw(tx: Connection, ids: Sequence[str], job_status: str, *, owner_gone: bool) -> None:

@@ -12,6 +12,7 @@ from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.generations import keyed
 from fltr_pipeline.stores.fltr.jobs import close_jobs
+from fltr_pipeline.stores.fltr.locks import lock_unheld
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,21 @@ class Delivered:
 
 # Index: pipeline.documents_leased, then pipeline.charges_open. What awaits credits has no hold, but a late one that
 # a full pass finds. A sweep takes no row that is being written, and waits for none: any number may run beside others.
+_FOUND = text("""
+    SELECT d.document_id FROM pipeline.documents d
+    WHERE d.document_id IN (
+        SELECT document_id FROM pipeline.documents WHERE lease_until < now() AND stage IS NOT NULL
+        UNION
+        SELECT w.document_id FROM pipeline.charges c
+        JOIN pipeline.documents w ON w.document_id = c.subject_id AND w.generation = c.generation
+        WHERE c.state = 'open' AND c.amount > 0 AND c.created_at < now() - make_interval(secs => :age)
+          AND w.stage IS NOT NULL AND w.lease_until IS NULL AND w.credits_needed IS NULL)
+      AND (d.lease_until IS NULL OR d.lease_until < now()) AND d.document_id > :after
+    ORDER BY d.document_id LIMIT :limit
+    FOR UPDATE OF d SKIP LOCKED
+""")
+
+# Primary keys.
 _TAKE = text("""
     UPDATE pipeline.documents p
     SET fence = p.fence + 1, lease_until = now() + make_interval(secs => :lease), run_id = '',
@@ -45,16 +61,7 @@ _TAKE = text("""
                d.stage = 'embed' AND coalesce(g.state = 'indexed', false) AS decided
         FROM pipeline.documents d
         LEFT JOIN pipeline.generations g ON g.document_id = d.document_id AND g.generation = d.generation
-        WHERE d.document_id IN (
-            SELECT document_id FROM pipeline.documents WHERE lease_until < now() AND stage IS NOT NULL
-            UNION
-            SELECT w.document_id FROM pipeline.charges c
-            JOIN pipeline.documents w ON w.document_id = c.subject_id AND w.generation = c.generation
-            WHERE c.state = 'open' AND c.amount > 0 AND c.created_at < now() - make_interval(secs => :age)
-              AND w.stage IS NOT NULL AND w.lease_until IS NULL AND w.credits_needed IS NULL)
-          AND (d.lease_until IS NULL OR d.lease_until < now())
-        ORDER BY d.document_id LIMIT :limit
-        FOR UPDATE OF d SKIP LOCKED
+        WHERE d.document_id = ANY(:ids)
     ) o
     WHERE p.document_id = o.document_id
     RETURNING p.document_id, p.dataset_id, '' AS filename, p.generation, p.live_generation, p.fence,
@@ -108,11 +115,21 @@ def take(tx: Connection, *, lease_seconds: float, age: float, limit: int) -> lis
     """Take over documents whose lease ran out, or that are parked with a charge open for more than `age` seconds.
 
     A take-over is this one transaction: the fence rises, the dead worker's job is closed; only then may the ledger be
-    touched. The lease taken belongs to no run, so that a sweep that dies counts as no worker that died.
+    touched. The lease taken belongs to no run, so that a sweep that dies counts as no worker that died. What somebody
+    holds locked, perhaps to delete it with its job, is left.
     """
-    rows = tx.execute(_TAKE, {"lease": lease_seconds, "age": age, "limit": limit}).mappings().all()
+    ids, after = list[str](), ""
+    while not ids and (found := _found(tx, age, after, limit)):
+        ids, after = lock_unheld(tx, found), found[-1]
+    if not ids:
+        return []
+    rows = tx.execute(_TAKE, {"lease": lease_seconds, "ids": ids}).mappings().all()
     close_jobs(tx, [r["job_id"] for r in rows if r["died"] and not r["decided"] and r["job_id"]], "failed")
     return [Taken(Claim(**{k: v for k, v in r.items() if k not in {"decided", "died"}}), r["decided"]) for r in rows]
+
+
+def _found(tx: Connection, age: float, after: str, limit: int) -> list[str]:
+    return list(tx.execute(_FOUND, {"age": age, "after": after, "limit": limit}).scalars())
 
 
 def delivered(tx: Connection, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Delivered]:

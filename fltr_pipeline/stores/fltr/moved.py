@@ -172,12 +172,13 @@ def put_off(tx: Connection, moves: Mapping[Move, str | None], *, seconds: float)
     tx.execute(_PUT_OFF, {"rows": rows, "ids": ids, "code": NOT_COPIED, "seconds": seconds})
 
 
-def follow(tx: Connection, moves: Sequence[Move], *, without_file: Mapping[Move, str] | None = None) -> int:
-    """Queue moved documents in their new dataset; returns how many.
+def follow(
+    tx: Connection, moves: Sequence[Move], *, without_file: Mapping[Move, str] | None = None
+) -> tuple[int, list[Move]]:
+    """Queue moved documents in their new dataset; returns how many, and those whose rows somebody holds locked.
 
-    Those that somebody works on by now or holds locked, or that were moved on or uploaded anew, are left. Of those
-    `without_file`, what is searchable stays so, and an upload fails, for that reason: in the new dataset there may be
-    an older file.
+    Those, and what somebody works on by now, or was moved on or uploaded anew, are left. Of those `without_file`, what
+    is searchable stays so, and an upload fails, for that reason: in the new dataset there may be an older file.
     """
     free = lock_unheld(tx, [m.document_id for m in moves])
     locked = {r.document_id: r for r in tx.execute(_LOCK, {"ids": free})}
@@ -198,7 +199,7 @@ def follow(tx: Connection, moves: Sequence[Move], *, without_file: Mapping[Move,
     anew = repair(tx, [i for i in ids if i not in unfinished])
     tx.execute(_NOT_LIVE, {"ids": ids})
     discard_others(tx, [i for i in ids if i not in anew])
-    return len(ids)
+    return len(ids), [m for m in moves if m.document_id not in free]
 
 
 def sources(tx: Connection, claims: Sequence[Claim]) -> dict[str, str]:

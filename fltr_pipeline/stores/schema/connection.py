@@ -68,6 +68,6 @@ def _connect(url: str) -> Connection:
 
 
 def _holds_password(parts: Mapping[str, Any]) -> bool:
-    """For libpq a password ends at its first `@` or `/`: what follows is the host or the database. A folder is none."""
+    """For libpq a password ends at its first `@` or `/`: what follows is host, port or database. A folder is none."""
     host = str(parts.get("host", ""))
-    return "@" in f"{'' if host.startswith('/') else host}{parts.get('dbname')}"
+    return "@" in f"{'' if host.startswith('/') else host}{parts.get('port')}{parts.get('dbname')}"
