@@ -61,9 +61,10 @@ _TAKE = text("""
                d.stage = 'embed' AND coalesce(g.state = 'indexed', false) AS decided
         FROM pipeline.documents d
         LEFT JOIN pipeline.generations g ON g.document_id = d.document_id AND g.generation = d.generation
+                                        AND g.document_id = ANY(:ids)
         WHERE d.document_id = ANY(:ids)
     ) o
-    WHERE p.document_id = o.document_id
+    WHERE p.document_id = o.document_id AND p.document_id = ANY(:ids)
     RETURNING p.document_id, p.dataset_id, '' AS filename, p.generation, p.live_generation, p.fence,
               coalesce(o.job_id, '') AS job_id, p.billable, p.attempts, p.api_key_id, o.decided, o.died
 """)
