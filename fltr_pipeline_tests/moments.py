@@ -6,6 +6,15 @@ from typing import Any
 import pytest
 
 
+class Killed(BaseException):
+    """Whoever is at work dies here."""
+
+
+def dies(*_: object, **__: object) -> None:
+    """For a function that is not come back from."""
+    raise Killed
+
+
 def before(patch: pytest.MonkeyPatch, nth: int, owner: object, name: str, act: Callable[[], object]) -> list[str]:
     """`act` right before the `nth` call of `owner`'s function of that name; the calls so far, as they come."""
     real, calls = getattr(owner, name), list[str]()

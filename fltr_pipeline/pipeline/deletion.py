@@ -166,9 +166,9 @@ def _withdraw_ownerless(services: Services, dataset_ids: list[str]) -> int:
         with transaction(services.fltr) as tx:
             found = deleted.withdrawable(tx, dataset_ids, _BATCH + len(in_use))
             some = [i for i in found if i not in in_use]
+            if not some:
+                break
             done = deleted.withdraw(tx, some, _OWNER_GONE)
-        if not some:
-            break
         withdrawn += len(done)
         in_use.update(i for i in some if i not in done)
     return withdrawn

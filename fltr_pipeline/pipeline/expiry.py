@@ -18,13 +18,13 @@ from fltr_pipeline.credits import pricing
 from fltr_pipeline.credits.holds import Close, CloseState, Hold, HoldState
 from fltr_pipeline.errors import CreditError, LedgerConflict
 from fltr_pipeline.models import Op
-from fltr_pipeline.pipeline.billing import Billing, Settlement
+from fltr_pipeline.pipeline.billing import Billing, Settled, Settlement
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.settings import Prices
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import charges, claims, expired, generations
 from fltr_pipeline.stores.fltr.charges import Abandoned, Charge
-from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
+from fltr_pipeline.stores.fltr.claims import Failure, Wait
 from fltr_pipeline.stores.fltr.expired import Delivered, Taken
 from fltr_pipeline.stores.fltr.locks import lock_unheld
 
@@ -98,14 +98,18 @@ def _end_documents(services: Services, billing: Billing, found: Sequence[tuple[T
     mine = [c for _, of_document in found for c in of_document]
     void = billing.void([c for c in mine if c.state == "open" and c.subject_id not in complete], "expired")
     owed = [c for c in mine if c.subject_id in complete and _is_owed(c)]
-    published, returned, held = _finish(services, billing, complete, owed)
+    settled = _settle(services, billing, owed, {i: claim.fence for i, claim in complete.items()})
+    poor = [r for r in settled.refused if r.state is HoldState.INSUFFICIENT]
+    waits = {r.subject_id: Wait(complete[r.subject_id], r.amount, r.pot.kind, r.pot.id) for r in poor}
     with transaction(services.fltr) as tx:
-        overtaken = lock_unheld(tx, [i for i in decided if i not in wanted])
-        generations.publish(tx, [decided[i] for i in overtaken])  # ends them
+        free = lock_unheld(tx, list(decided))
+        published = generations.publish(tx, [decided[i] for i in free if i not in settled.unpaid])
+        claims.wait_for_credits(tx, [waits[i] for i in free if i in waits])
+        held = decided.keys() - free  # left in the sweep's hands, for the pass behind its lease
         expired.park(tx, [t.claim for t, _ in found if t.claim.document_id not in held])
-    returned += sum(c.returned for c in void.values())
-    _LOG.info("took %d documents from dead workers, published %d of them", len(found), published)
-    return Swept(documents=len(found), published=published, credits_returned=returned)
+    returned = settled.returned + sum(c.returned for c in void.values())
+    _LOG.info("took %d documents from dead workers, published %d of them", len(found), len(published))
+    return Swept(documents=len(found), published=len(published), credits_returned=returned)
 
 
 def _is_owed(charge: Charge) -> bool:
@@ -149,26 +153,17 @@ def _set_document_aside(
             generations.discard_others(tx, list(ended))
 
 
-def _finish(
-    services: Services, billing: Billing, complete: Mapping[str, Claim], owed: Sequence[Charge]
-) -> tuple[int, int, set[str]]:
-    """Settle and publish what was decided; returns how many were published and the credits that came back.
+def _settle(services: Services, billing: Billing, owed: Sequence[Charge], fences: Mapping[str, int]) -> Settled:
+    """Settle what was decided. What can't be paid since its pot is gone is voided: a worker fails it.
 
-    And the documents whose rows somebody holds: they stay in the sweep's hands, for the pass behind its lease.
+    Left open, it were found by each sweep before that.
     """
-    if not complete:
-        return 0, 0, set()
-    settled = billing.settle(_settlements(services, owed, {i: c.fence for i, c in complete.items()}))
-    poor = [r for r in settled.refused if r.state is HoldState.INSUFFICIENT]
-    gone = [r.charge for r in settled.refused if r.state is not HoldState.INSUFFICIENT]
-    if gone:  # a worker fails them; left open, they were found by each sweep before it
+    if not owed:
+        return Settled((), frozenset(), 0, 0)
+    settled = billing.settle(_settlements(services, owed, fences))
+    if gone := [r.charge for r in settled.refused if r.state is not HoldState.INSUFFICIENT]:
         billing.void(gone, "unpaid")
-    waits = {r.subject_id: Wait(complete[r.subject_id], r.amount, r.pot.kind, r.pot.id) for r in poor}
-    with transaction(services.fltr) as tx:
-        free = lock_unheld(tx, list(complete))
-        published = generations.publish(tx, [complete[i] for i in free if i not in settled.unpaid])
-        claims.wait_for_credits(tx, [waits[i] for i in free if i in waits])
-    return len(published), settled.returned, complete.keys() - free
+    return settled
 
 
 def _charges(services: Services, billing: Billing) -> Swept | None:

@@ -22,6 +22,7 @@ from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, deleted, leases, manifest
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.stores.vectors import VectorStore
+from fltr_pipeline_tests.moments import Killed
 from fltr_pipeline_tests.world import World
 
 TREATY = b"The treaty of Westphalia ended the thirty years war in 1648."
@@ -264,10 +265,6 @@ def test_a_user_who_comes_back_finds_the_documents_again_free_of_charge(world: W
 
 
 # --- passes that die, and several at once -----------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """The pass dies here."""
 
 
 def _dying(call: Callable[..., object], *, after: bool) -> Callable[..., object]:

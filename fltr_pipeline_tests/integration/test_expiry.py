@@ -18,18 +18,11 @@ from fltr_pipeline.stores.fltr import charges, claims, expired
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim, Wait
 from fltr_pipeline_tests.bills import Desk
+from fltr_pipeline_tests.moments import Killed, dies
 from fltr_pipeline_tests.money import lines, unexplained
 from fltr_pipeline_tests.world import World
 
 NOTHING = Swept()
-
-
-class Killed(BaseException):
-    """The sweeper dies here."""
-
-
-def dies(*_: object, **__: object) -> None:
-    raise Killed
 
 
 def decided(desk: Desk, units: int) -> tuple[Claim, Charge]:

@@ -7,14 +7,16 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
-from fltr_pipeline.models import Stage
+from fltr_pipeline.models import Op, Stage
 from fltr_pipeline.pipeline import deletion, sweeper
-from fltr_pipeline.pipeline.billing import Billing
+from fltr_pipeline.pipeline.billing import Billing, hold_of
 from fltr_pipeline.pipeline.embed import Embed
+from fltr_pipeline.pipeline.expiry import Swept
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, leases
 from fltr_pipeline_tests.bills import Desk
+from fltr_pipeline_tests.moments import Killed, before, dies
 from fltr_pipeline_tests.shelves import Shelves, found, is_at_rest, move
 from fltr_pipeline_tests.world import World
 
@@ -23,14 +25,6 @@ HOW = {
     "deletes": b"DELETE FROM documents WHERE id = %s",
 }
 _PATIENCE = 30.0
-
-
-class Killed(BaseException):
-    """The worker dies here."""
-
-
-def dies(*_: object) -> None:
-    raise Killed
 
 
 @contextmanager
@@ -135,6 +129,30 @@ def test_a_pass_waits_for_nobody(
         assert found(world, shelves.other).keys() == {"a.txt"}
     else:
         assert found(world, shelves.books).keys() == {"a.txt", "b.txt"}
+
+
+@pytest.mark.parametrize("is_poor", [False, True])
+def test_what_is_locked_behind_the_take_over_is_ended_by_the_pass_behind_the_sweeps_lease(
+    world: World, monkeypatch: pytest.MonkeyPatch, is_poor: bool
+) -> None:
+    desk = Desk.of(world)
+    (first,) = desk.claim()
+    claim = desk.decide(first)
+    charge = desk.hold(claim, Op.DOCUMENT_EMBED)
+    if is_poor:
+        world.services.ledger.void([hold_of(charge)], reason="expired")
+        world.change_auth("UPDATE user_credits SET credits = 0")
+    desk.an_hour_passes()
+    with psycopg.connect(world.fltr_admin) as application:
+        before(
+            monkeypatch, 1, Billing, "settle", lambda: application.execute(HOW["writes"], (claim.document_id,))
+        )  # fmt: skip
+        assert sweep(world, list_keys=False).swept == Swept(documents=1, credits_returned=0 if is_poor else 2)
+        assert world.statuses(desk.dataset) == {"a": "processing"}
+        assert sweep(world, list_keys=False).nothing
+    desk.an_hour_passes()
+    assert sweep(world, list_keys=False).swept == Swept(documents=1, published=0 if is_poor else 1)
+    assert world.statuses(desk.dataset) == {"a": "awaiting_credits" if is_poor else "ready"}
 
 
 def test_a_document_in_use_keeps_no_other_of_its_owner_in_search(

@@ -42,6 +42,11 @@ def insert(world: World, dataset_id: str, document_id: str, keys: list[str]) -> 
     world.services.vectors.insert([VectorRow(key, dataset_id, document_id, BREAD, vector) for key in keys])
 
 
+def offered(world: World, mode: Mode) -> Mode:
+    """A server without words has dense search only."""
+    return mode if world.services.vectors.ensure().bm25 else "dense"
+
+
 def publish(world: World, dataset: Dataset, text: str) -> None:
     """A new version of its document, of which nothing is kept; what was there before is swept."""
     world.upload(dataset, {"bread.txt": text.encode()})
@@ -75,8 +80,7 @@ def test_better_hits_that_do_not_count_do_not_push_out_those_that_do(world: Worl
 def test_a_document_that_is_published_between_milvus_answer_and_the_look_at_the_manifest_is_found(
     world: World, books: Dataset, monkeypatch: pytest.MonkeyPatch, mode: Mode
 ) -> None:
-    if mode == "hybrid" and not world.services.vectors.ensure().bm25:
-        mode = "dense"
+    mode = offered(world, mode)
     questions = before(monkeypatch, 0, VectorStore, "search", lambda: None)
     before(monkeypatch, 1, manifest, "places", lambda: publish(world, books, OVEN))
     hits = search(world.services, books.id, "bread", mode=mode)
@@ -121,8 +125,7 @@ def test_however_many_rows_of_documents_that_are_gone_lie_nearer_the_live_ones_a
     world: World, books: Dataset, monkeypatch: pytest.MonkeyPatch, mode: Mode
 ) -> None:
     """More rows than Milvus gives at once, and so many documents that they fill a question."""
-    if mode == "hybrid" and not world.services.vectors.ensure().bm25:
-        mode = "dense"
+    mode = offered(world, mode)
     monkeypatch.setattr(finder, "MAX_HITS", 8)
     monkeypatch.setattr(finder, "_REFUSED", 3)
     strays = [f"stray-{books.id}-{n}" for n in range(60)]
