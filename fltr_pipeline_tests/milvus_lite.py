@@ -7,13 +7,12 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fltr_pipeline.embedded.milvus import MEMTABLE_BYTES
+from fltr_pipeline.embedded.milvus import ENVIRONMENT, command
 
 STARTUP_SECONDS = 60.0
 
@@ -40,14 +39,13 @@ class MilvusLite:
     def start(self) -> None:
         """Start the server and wait until it answers a call."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        command = [str(Path(sys.executable).with_name("milvus-lite")), "server", "--data-dir", str(self._folder)]
         with (self._folder.parent / f"{self._folder.name}.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, "--host", "127.0.0.1", "--port", str(self._port)],
+                command(self._folder, self._port),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=os.environ | {"MILVUS_LITE_MEMTABLE_MEMORY_LIMIT_BYTES": str(MEMTABLE_BYTES)},
+                env=os.environ | ENVIRONMENT,
             )
         self._wait_for_answer()
 

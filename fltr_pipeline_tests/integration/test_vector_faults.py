@@ -1,10 +1,13 @@
 """Servers that are killed, that refuse, and that are not there. The one fake is a server that refuses."""
 
 import socket
+import threading
+import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -35,6 +38,38 @@ def test_a_killed_server_loses_nothing_and_the_same_store_goes_on(tmp_path: Path
         assert dense(store, "ds", 1, 1, 0, 0, k=1) == ["k1"]
         assert len(list(store.keys("ds"))) == 99
         assert len(store.search("ds", vector=None, text="fox", k=200, mode="bm25")) == 99
+
+
+def test_a_server_that_comes_back_loses_nothing_of_writers_that_never_paused(tmp_path: Path) -> None:
+    """With threads, Milvus Lite opens a collection for each of the first calls, and keeps the rows of one of them."""
+    writers, over = 6, threading.Event()
+    with MilvusLite(tmp_path / "milvus") as server:
+        stores = [
+            VectorStore(server.uri, None, collection="c", dimension=DIMENSION, timeout=30) for _ in range(writers)
+        ]
+        stores[0].ensure()
+        stores[0].insert([row(f"before{n}") for n in range(3_000)])  # some time to open them
+
+        def write(writer: int) -> list[str]:
+            kept = list[str]()
+            while not over.is_set():
+                keys = [uuid.uuid4().hex for _ in range(5)]
+                with suppress(StoreUnavailable):
+                    stores[writer].insert([row(key) for key in keys])
+                    kept += stores[writer].present(keys, "ds")
+            return kept
+
+        with ThreadPoolExecutor(writers) as pool:
+            at_work = [pool.submit(write, writer) for writer in range(writers)]
+            for _ in range(2):
+                time.sleep(0.5)
+                server.stop(SIGKILL)
+                server.start()
+            time.sleep(1.5)
+            over.set()
+        written = {key for writer in at_work for key in writer.result()}
+        assert len(written) > writers
+        assert written - set(stores[0].keys("ds")) == set()
 
 
 def test_a_server_that_is_not_there_is_unavailable_and_no_secret_is_told() -> None:
