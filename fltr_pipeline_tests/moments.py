@@ -1,5 +1,6 @@
 """What happens in the middle of something else. Belongs here: at which moment. Does not: what happens."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,14 @@ class Killed(BaseException):
 def dies(*_: object, **__: object) -> None:
     """For a function that is not come back from."""
     raise Killed
+
+
+def wait_for(it: Callable[[], bool]) -> None:
+    """Until it is so; fails after a minute."""
+    deadline = time.monotonic() + 60
+    while not it():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def before(patch: pytest.MonkeyPatch, nth: int, owner: object, name: str, act: Callable[[], object]) -> list[str]:

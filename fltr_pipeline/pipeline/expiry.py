@@ -61,7 +61,7 @@ class Swept:
 def overdue(services: Services) -> bool:
     """Whether a sweep would find something, orphaned holds aside. Index-backed: for a probe by the minute."""
     with transaction(services.fltr) as tx:
-        return expired.overdue(tx, age=services.settings.lease_seconds)
+        return expired.overdue(tx, age=services.settings.lease_seconds, limit=_BATCH)
 
 
 def sweep(services: Services, billing: Billing, *, orphans: bool = False) -> Swept:
@@ -103,6 +103,7 @@ def _end_documents(services: Services, billing: Billing, found: Sequence[tuple[T
     waits = {r.subject_id: Wait(complete[r.subject_id], r.amount, r.pot.kind, r.pot.id) for r in poor}
     with transaction(services.fltr) as tx:
         free = lock_unheld(tx, list(decided))
+        generations.held(tx, [t.claim for t, _ in found])  # some end so, some so: all are locked in one order first
         published = generations.publish(tx, [decided[i] for i in free if i not in settled.unpaid])
         claims.wait_for_credits(tx, [waits[i] for i in free if i in waits])
         held = decided.keys() - free  # left in the sweep's hands, for the pass behind its lease

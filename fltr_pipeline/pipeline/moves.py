@@ -16,6 +16,7 @@ from fltr_pipeline.pipeline.sources import at_once
 from fltr_pipeline.stores.blobs import Blob
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import moved
+from fltr_pipeline.stores.fltr.locks import lock_unheld
 from fltr_pipeline.stores.fltr.moved import Move
 
 _LOG = logging.getLogger(__name__)
@@ -45,12 +46,13 @@ class _Held:
 
 
 def found(services: Services, document_ids: Sequence[str], *, put_off: bool = False) -> list[Move]:
-    """Those of them that were moved and not followed yet, on which nobody works. Primary keys alone, for a probe.
+    """Those of them that were moved and not followed yet, and nobody holds. Primary keys alone, for a probe.
 
     `put_off`: also those that were put off and are not yet due.
     """
     with transaction(services.fltr) as tx:
-        return [m for m in moved.among(tx, document_ids) if m.due or put_off]
+        due = {m.document_id: m for m in moved.among(tx, document_ids) if m.due or put_off}
+        return [due[i] for i in lock_unheld(tx, list(due))] if due else []
 
 
 def follow(services: Services, document_ids: Sequence[str], *, put_off: bool = False) -> Iterator[Followed]:
@@ -58,7 +60,7 @@ def follow(services: Services, document_ids: Sequence[str], *, put_off: bool = F
 
     The files first: a worker there looks for them under its id. A document whose file can't be copied is told of and
     put off; when that was refused too often, it follows without. Where it takes long to find that of a whole batch,
-    the blob store does not answer, and the rest is put off, too. So is a document whose row somebody holds locked.
+    the blob store does not answer, and the rest is put off, too.
     """
     for start in range(0, len(document_ids), _BATCH):
         begun = time.monotonic()
@@ -71,9 +73,9 @@ def follow(services: Services, document_ids: Sequence[str], *, put_off: bool = F
         if silent:
             left |= dict.fromkeys(found(services, document_ids[start + _BATCH :], put_off=put_off))
         with transaction(services.fltr) as tx:
-            documents, in_use = moved.follow(tx, [m for m in some if m not in left], without_file=lost)
-            if left or in_use:
-                moved.put_off(tx, left | dict.fromkeys(in_use), seconds=_PUT_OFF_SECONDS)
+            documents = moved.follow(tx, [m for m in some if m not in left], without_file=lost)
+            if left:
+                moved.put_off(tx, left, seconds=_PUT_OFF_SECONDS)
         yield Followed(documents, len(left))
         if silent:
             break

@@ -4,7 +4,7 @@ Belongs here: their order, and repairing vectors. Does not: how each finds what 
 
 Any number of passes may run beside workers and each other, and die anywhere: what was repaired stays so, the next pass
 goes on, and one behind a pass that came to its end finds nothing but what is for people: files that can't be copied,
-holds that were changed by hand. A document whose row somebody holds locked is the next pass's.
+holds that were changed by hand. A document whose row somebody holds locked is a later pass's.
 """
 
 import logging

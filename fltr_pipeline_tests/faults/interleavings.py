@@ -251,10 +251,13 @@ class Town:
         return {key for (key,) in rows}
 
     def _lapse(self) -> None:
-        self.world.change(
-            "UPDATE pipeline.documents SET lease_until = now() - interval '1 s' WHERE lease_until > now()"
+        self.world.change(  # in the order in which all lock them
+            "WITH mine AS MATERIALIZED (SELECT document_id FROM pipeline.documents"
+            "                           WHERE lease_until > now() OR retry_at IS NOT NULL ORDER BY 1 FOR UPDATE)"
+            " UPDATE pipeline.documents p SET retry_at = NULL,"
+            " lease_until = CASE WHEN lease_until > now() THEN now() - interval '1 s' ELSE lease_until END"
+            " FROM mine m WHERE p.document_id = m.document_id"
         )
-        self.world.change("UPDATE pipeline.documents SET retry_at = NULL")
         self.world.change("UPDATE pipeline.charges SET created_at = created_at - interval '1 hour'")
         self.world.change_auth("UPDATE credit_transactions SET created_at = created_at - interval '1 hour'")
 

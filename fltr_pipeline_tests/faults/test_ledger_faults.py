@@ -26,6 +26,7 @@ from fltr_pipeline_tests.faults.own_server import OwnServer
 from fltr_pipeline_tests.faults.own_server import own_server as own_server_in
 from fltr_pipeline_tests.faults.storm import prepare, run, until_answered
 from fltr_pipeline_tests.faults.storm_checks import check
+from fltr_pipeline_tests.moments import wait_for
 from fltr_pipeline_tests.money import available, hold, lines, release, settle
 from fltr_pipeline_tests.seed import SEED
 from fltr_pipeline_tests.world import World
@@ -229,13 +230,6 @@ def test_workers_that_fight_for_one_connection_are_told_the_truth(world: World) 
     assert {row.id for row in lines(world, "reserve")} == {i for i, state in told.items() if state}
     assert available(world, payer) == 1_000 - 2 * len(lines(world, "reserve"))
     engine.dispose()
-
-
-def wait_for(it: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not it():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def blocked_backends(world: World) -> int:

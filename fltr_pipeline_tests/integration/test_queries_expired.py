@@ -31,7 +31,7 @@ def take(fltr: Fltr, *, limit: int = 100) -> list[Taken]:
 
 def overdue(fltr: Fltr) -> bool:
     with fltr.transaction() as tx:
-        return expired.overdue(tx, age=AGE)
+        return expired.overdue(tx, age=AGE, limit=100)
 
 
 def charge(fltr: Fltr, claim: Claim, *, amount: int = 3, op: Op = Op.DOCUMENT_EXTRACT, age: float = 2 * AGE) -> Charge:

@@ -229,7 +229,7 @@ def test_a_new_input_is_a_new_generation_where_nothing_is_staged_or_the_attempt_
             assert fltr.claim(dataset) == [], "not before it was followed"
             with fltr.transaction() as tx:
                 assert moved.arrived(tx, dataset.id) == [claim.document_id]
-                assert moved.follow(tx, moved.among(tx, [claim.document_id])) == (1, [])
+                assert moved.follow(tx, moved.among(tx, [claim.document_id])) == 1
         (again,) = fltr.claim(dataset)
         assert (again.generation, again.billable) == (claim.generation + 1, True), what
 

@@ -247,7 +247,7 @@ EXPIRED: dict[str, tuple[set[str], Call]] = {
         {"documents_leased", "charges_open", "documents_pkey", "processing_jobs_pkey"},
         lambda _, tx: (leases.expire_runs(tx, ["run 0"]), expired.take(tx, lease_seconds=60, age=-60, limit=2000)),
     ),
-    "overdue": ({"documents_leased", "charges_open"}, lambda _, tx: expired.overdue(tx, age=60)),
+    "overdue": ({"documents_leased", "charges_open"}, lambda _, tx: expired.overdue(tx, age=60, limit=100)),
     "awaiting_credits": ({"documents_pkey"}, lambda large, tx: expired.awaiting_credits(tx, large.ids)),
     "deliverable": ({"documents_pkey"}, lambda large, tx: expired.deliverable(tx, large.claims(2))),
     "delivered": (

@@ -1,7 +1,7 @@
 """A row that the application holds locked keeps a pass from nothing but that document, which the next one ends."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import psycopg
@@ -14,9 +14,9 @@ from fltr_pipeline.pipeline.embed import Embed
 from fltr_pipeline.pipeline.expiry import Swept
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims, leases
+from fltr_pipeline.stores.fltr import claims, expired, leases, manifest
 from fltr_pipeline_tests.bills import Desk
-from fltr_pipeline_tests.moments import Killed, before, dies
+from fltr_pipeline_tests.moments import Killed, before, dies, wait_for
 from fltr_pipeline_tests.shelves import Shelves, found, is_at_rest, move
 from fltr_pipeline_tests.world import World
 
@@ -25,6 +25,7 @@ HOW = {
     "deletes": b"DELETE FROM documents WHERE id = %s",
 }
 _PATIENCE = 30.0
+_BLOCKED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 @contextmanager
@@ -44,23 +45,33 @@ def sweep(world: World, *, list_keys: bool) -> sweeper.Report:
     return pass_.result(_PATIENCE)
 
 
-def is_decided(world: World, shelves: Shelves) -> str:
-    world.upload(shelves.books, {"a.txt": b"Another text."})
+def is_decided(world: World, shelves: Shelves, name: str = "a.txt") -> str:
+    world.upload(shelves.books, {name: b"Another text."})
     world.extract(shelves.books)
     world.stage(Plan(world.services), shelves.books)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Billing, "settle", dies)
         with pytest.raises(Killed):
             world.stage(Embed(world.services), shelves.books)
-    return shelves.ids["a.txt"]
+    return shelves.ids[name]
 
 
-def is_in_dead_hands(world: World, shelves: Shelves) -> str:
-    world.upload(shelves.books, {"a.txt": b"Another text."})
+def is_in_dead_hands(world: World, shelves: Shelves, name: str = "a.txt") -> str:
+    world.upload(shelves.books, {name: b"Another text."})
     with transaction(world.services.fltr) as tx:
         claims.claim(tx, dataset_id=shelves.books.id, stage=Stage.EXTRACT, run_id="dead", limit=9, lease_seconds=600)
         leases.expire_runs(tx, ["dead"])
-    return shelves.ids["a.txt"]
+    return shelves.ids[name]
+
+
+def has_an_open_charge(world: World, shelves: Shelves) -> str:
+    """And is in nobody's hands."""
+    desk = Desk(world, shelves.payer, shelves.books)
+    (claim,) = desk.claim("c.txt")
+    desk.hold(claim)
+    with transaction(world.services.fltr) as tx:
+        expired.park(tx, [claim])
+    return claim.document_id
 
 
 def is_decided_and_uploaded_anew(world: World, shelves: Shelves) -> str:
@@ -166,9 +177,57 @@ def test_a_document_in_use_keeps_no_other_of_its_owner_in_search(
     assert world.rows("SELECT count(*) FROM pipeline.documents WHERE live_generation IS NOT NULL") == [(0,)]
 
 
-def test_a_moved_document_in_use_is_looked_for_again_in_some_minutes(world: World, shelves: Shelves) -> None:
-    with in_use(world, was_moved(world, shelves), "writes"):
-        assert sweeper.probe(world.services, "").found == "a document was moved to another dataset"
-        assert sweep(world, list_keys=False).nothing
-        assert sweeper.probe(world.services, "").found == ""
-    assert sweep(world, list_keys=True).withdrawn.documents_moved == 1
+@pytest.mark.parametrize("scene", [is_in_dead_hands, is_decided, has_an_open_charge, was_moved])
+def test_the_probe_sees_what_a_pass_would_end(
+    world: World, shelves: Shelves, scene: Callable[[World, Shelves], str]
+) -> None:
+    """Else it would launch a pass each minute for as long as the application holds the row."""
+    document_id = scene(world, shelves)
+    Desk(world, shelves.payer, shelves.books).an_hour_passes()
+    with in_use(world, document_id, "writes"):
+        for _ in range(2):
+            assert sweeper.probe(world.services, "").found == ""
+            assert sweep(world, list_keys=False).nothing
+    assert sweeper.probe(world.services, "").found
+    assert not sweep(world, list_keys=False).nothing
+    assert sweeper.probe(world.services, "").found == ""
+
+
+def test_what_is_in_use_makes_no_batch_smaller(world: World) -> None:
+    desk = Desk.of(world)
+    claims_ = sorted(desk.claim(*[f"{n}.txt" for n in range(30)]), key=lambda c: c.document_id)
+    desk.an_hour_passes()
+    with psycopg.connect(world.fltr_admin) as application:
+        application.execute(
+            "SELECT FROM documents WHERE id::text = ANY(%s) FOR UPDATE", ([c.document_id for c in claims_[:9]],)
+        )
+        with transaction(world.services.fltr) as tx:
+            taken = [t.claim.document_id for t in expired.take(tx, lease_seconds=60, age=60, limit=10)]
+    assert taken == [c.document_id for c in claims_[9:19]]
+
+
+def test_a_sweep_locks_what_it_ends_in_one_order(
+    world: World, shelves: Shelves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is published and one is put back: a full pass that finds vectors of both lost waits, and neither fails."""
+    first, second = sorted(shelves.ids, key=shelves.ids.__getitem__)
+    live = sorted(world.keys(shelves.books))
+    is_decided(world, shelves, second)
+    is_in_dead_hands(world, shelves, first)
+    Desk(world, shelves.payer, shelves.books).an_hour_passes()
+    beside = ThreadPoolExecutor(1)
+
+    def lose() -> int:
+        with transaction(world.services.fltr) as tx:
+            return manifest.lose(tx, live, world.services.fingerprint)
+
+    lost: list[Future[int]] = []
+
+    def and_lose() -> None:
+        lost.append(beside.submit(lose))
+        wait_for(lambda: lost[0].done() or world.rows(_BLOCKED) != [(0,)])
+
+    before(monkeypatch, 1, expired, "park", and_lose)
+    assert sweep(world, list_keys=False).swept.published == 1
+    assert lost[0].result(_PATIENCE) > 0
+    beside.shutdown()

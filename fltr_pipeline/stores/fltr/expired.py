@@ -45,7 +45,7 @@ _FOUND = text("""
         JOIN pipeline.documents w ON w.document_id = c.subject_id AND w.generation = c.generation
         WHERE c.state = 'open' AND c.amount > 0 AND c.created_at < now() - make_interval(secs => :age)
           AND w.stage IS NOT NULL AND w.lease_until IS NULL AND w.credits_needed IS NULL)
-      AND (d.lease_until IS NULL OR d.lease_until < now()) AND d.document_id > :after
+      AND d.stage IS NOT NULL AND (d.lease_until IS NULL OR d.lease_until < now()) AND d.document_id > :after
     ORDER BY d.document_id LIMIT :limit
     FOR UPDATE OF d SKIP LOCKED
 """)
@@ -99,14 +99,12 @@ _PARK = text("""
     WHERE p.document_id = r.document_id AND p.fence = r.fence
 """)
 
-# The same indexes.
-_OVERDUE = text("""
-    SELECT EXISTS (SELECT FROM pipeline.documents WHERE lease_until < now() AND stage IS NOT NULL)
-        OR EXISTS (
+# Index: pipeline.charges_open.
+_CHARGES_OVERDUE = text("""
+    SELECT EXISTS (
             SELECT FROM pipeline.charges c LEFT JOIN pipeline.documents d ON d.document_id = c.subject_id
             WHERE c.state = 'open' AND c.created_at < now() - make_interval(secs => :age)
-              AND (d.document_id IS NULL OR d.stage IS NULL OR d.generation <> c.generation
-                   OR (d.lease_until IS NULL AND d.credits_needed IS NULL AND c.amount > 0)))
+              AND (d.document_id IS NULL OR d.stage IS NULL OR d.generation <> c.generation))
         OR EXISTS (SELECT FROM pipeline.charges
                    WHERE state = 'refunding' AND closed_at < now() - make_interval(secs => :age))
 """)
@@ -119,18 +117,25 @@ def take(tx: Connection, *, lease_seconds: float, age: float, limit: int) -> lis
     touched. The lease taken belongs to no run, so that a sweep that dies counts as no worker that died. What somebody
     holds locked, perhaps to delete it with its job, is left.
     """
-    ids, after = list[str](), ""
-    while not ids and (found := _found(tx, age, after, limit)):
-        ids, after = lock_unheld(tx, found), found[-1]
+    ids = _lock_free(tx, age, limit)
     if not ids:
         return []
     rows = tx.execute(_TAKE, {"lease": lease_seconds, "ids": ids}).mappings().all()
     close_jobs(tx, [r["job_id"] for r in rows if r["died"] and not r["decided"] and r["job_id"]], "failed")
-    return [Taken(Claim(**{k: v for k, v in r.items() if k not in {"decided", "died"}}), r["decided"]) for r in rows]
+    taken = [Taken(Claim(**{k: v for k, v in r.items() if k not in {"decided", "died"}}), r["decided"]) for r in rows]
+    return sorted(taken, key=lambda t: t.claim.document_id)
 
 
-def _found(tx: Connection, age: float, after: str, limit: int) -> list[str]:
-    return list(tx.execute(_FOUND, {"age": age, "after": after, "limit": limit}).scalars())
+def _lock_free(tx: Connection, age: float, limit: int) -> list[str]:
+    """Up to `limit` documents that a sweep may take; nobody holds them but this transaction."""
+    free, after = list[str](), ""
+    while len(free) < limit:
+        found = list(tx.execute(_FOUND, {"age": age, "after": after, "limit": limit}).scalars())
+        if not found:
+            break
+        free += lock_unheld(tx, found)
+        after = found[-1]
+    return free[:limit]
 
 
 def delivered(tx: Connection, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Delivered]:
@@ -155,9 +160,12 @@ def awaiting_credits(tx: Connection, document_ids: Sequence[str]) -> set[tuple[s
     return {(r.document_id, r.generation) for r in tx.execute(_AWAITING, {"ids": list(document_ids)})}
 
 
-def overdue(tx: Connection, *, age: float) -> bool:
-    """Whether there is anything to sweep: a lease that ran out, or a charge open for more than `age` seconds."""
-    return bool(tx.execute(_OVERDUE, {"age": age}).scalar_one())
+def overdue(tx: Connection, *, age: float, limit: int) -> bool:
+    """Whether a sweep would end anything: a lease that ran out, or a charge open for more than `age` seconds.
+
+    It locks as the sweep does, up to `limit` documents: what that would leave for being held counts for nothing.
+    """
+    return bool(_lock_free(tx, age, limit)) or bool(tx.execute(_CHARGES_OVERDUE, {"age": age}).scalar_one())
 
 
 def park(tx: Connection, claims: Sequence[Claim]) -> None:

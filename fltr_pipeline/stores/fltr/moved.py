@@ -172,16 +172,14 @@ def put_off(tx: Connection, moves: Mapping[Move, str | None], *, seconds: float)
     tx.execute(_PUT_OFF, {"rows": rows, "ids": ids, "code": NOT_COPIED, "seconds": seconds})
 
 
-def follow(
-    tx: Connection, moves: Sequence[Move], *, without_file: Mapping[Move, str] | None = None
-) -> tuple[int, list[Move]]:
-    """Queue moved documents in their new dataset; returns how many, and those whose rows somebody holds locked.
+def follow(tx: Connection, moves: Sequence[Move], *, without_file: Mapping[Move, str] | None = None) -> int:
+    """Queue moved documents in their new dataset; returns how many.
 
-    Those, and what somebody works on by now, or was moved on or uploaded anew, are left. Of those `without_file`, what
-    is searchable stays so, and an upload fails, for that reason: in the new dataset there may be an older file.
+    What somebody works on by now, or was moved on or uploaded anew, or somebody holds locked, is left. Of those
+    `without_file`, what is searchable stays so, and an upload fails, for that reason: in the new dataset there may be
+    an older file.
     """
-    free = lock_unheld(tx, [m.document_id for m in moves])
-    locked = {r.document_id: r for r in tx.execute(_LOCK, {"ids": free})}
+    locked = {r.document_id: r for r in tx.execute(_LOCK, {"ids": lock_unheld(tx, [m.document_id for m in moves])})}
     still = set(among(tx, list(locked)))
     found = [locked[m.document_id] for m in moves if m in still]
     ids = [r.document_id for r in found]
@@ -199,7 +197,7 @@ def follow(
     anew = repair(tx, [i for i in ids if i not in unfinished])
     tx.execute(_NOT_LIVE, {"ids": ids})
     discard_others(tx, [i for i in ids if i not in anew])
-    return len(ids), [m for m in moves if m.document_id not in free]
+    return len(ids)
 
 
 def sources(tx: Connection, claims: Sequence[Claim]) -> dict[str, str]:
