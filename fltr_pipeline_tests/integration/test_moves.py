@@ -169,18 +169,45 @@ def test_an_upload_that_fails_where_it_was_moved_to_leaves_nothing_to_search_unt
     assert is_at_rest(world)
 
 
-def test_a_document_in_a_workers_hands_is_left_to_them_and_then_follows(world: World, shelves: Shelves) -> None:
-    ids = world.upload(shelves.books, {"c.txt": b"A third text."})
-    world.extract(shelves.books)
-    world.change("UPDATE pipeline.documents SET lease_until = now() + interval '1 h' WHERE stage IS NOT NULL")
-    move(world, ids["c.txt"], shelves.other)
-    assert world.sweep_all(list_keys=False).withdrawn.documents_moved == 0
-    world.change("UPDATE pipeline.documents SET lease_until = NULL")
-    world.process(shelves.books)  # found there before the pass: it is finished there
+def test_a_document_in_a_workers_hands_is_left_to_them_and_then_follows(
+    world: World, shelves: Shelves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, perform = world.upload(shelves.books, {"c.txt": b"A third text."}), Embed.perform
+
+    def and_is_moved(self: Embed, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
+        move(world, ids["c.txt"], shelves.other)
+        assert world.sweep_all(list_keys=False).withdrawn.documents_moved == 0
+        return perform(self, claimed, charges)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Embed, "perform", and_is_moved)
+        world.process(shelves.books)
+    assert world.statuses(shelves.other) == {"c.txt": "ready"}
     assert world.sweep_all(list_keys=False).withdrawn.documents_moved == 1
     world.process(shelves.other)
     assert found(world, shelves.other).keys() == {"c.txt"}
     assert world.statement(shelves.other_payer).charged == 0
+    assert is_at_rest(world)
+
+
+def test_what_a_worker_has_brought_to_its_next_step_is_not_taken_up_where_it_was(
+    world: World, shelves: Shelves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent = world.statement(shelves.payer).charged
+    ids, perform = world.upload(shelves.books, {"c.txt": b"A third text."}), Extract.perform
+
+    def and_is_moved(self: Extract, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
+        move(world, ids["c.txt"], shelves.other)
+        return perform(self, claimed, charges)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Extract, "perform", and_is_moved)
+        assert [r.claimed for r in world.process(shelves.books)] == [1, 1, 0, 0]
+    assert world.sweep_all(list_keys=False).withdrawn.documents_moved == 1
+    world.process(shelves.other)
+    assert found(world, shelves.other).keys() == {"c.txt"}
+    assert (world.statement(shelves.payer).charged, world.statement(shelves.payer).held) == (spent, 0)
+    assert world.statement(shelves.other_payer).charged == 2
     assert is_at_rest(world)
 
 

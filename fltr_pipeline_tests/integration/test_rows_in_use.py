@@ -166,6 +166,30 @@ def test_a_document_in_use_keeps_no_other_of_its_owner_in_search(
     assert world.rows("SELECT count(*) FROM pipeline.documents WHERE live_generation IS NOT NULL") == [(0,)]
 
 
+def test_no_pass_is_launched_for_what_one_would_leave(
+    world: World, shelves: Shelves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probe and a pass ask the same question: what is in use hides nothing from the one, and launches none."""
+    monkeypatch.setattr(deletion, "PAGE", 1)
+    has_no_owner(world, shelves)
+    with in_use(world, min(shelves.ids.values()), "writes"):
+        assert sweeper.probe(world.services, "~").found == "a dataset or its owner was deleted"
+        assert sweep(world, list_keys=False).withdrawn.documents_ownerless == 1
+        assert sweeper.probe(world.services, "~").found == ""
+        assert sweep(world, list_keys=False).nothing
+    assert sweeper.probe(world.services, "~").found == "a dataset or its owner was deleted"
+    assert sweep(world, list_keys=False).withdrawn.documents_ownerless == 1
+    assert sweeper.probe(world.services, "~").found == ""
+
+
+def test_the_probe_lets_go_of_what_it_looked_at(world: World, shelves: Shelves) -> None:
+    has_no_owner(world, shelves)
+    assert deletion.waiting(world.services)
+    for how in HOW:
+        with in_use(world, shelves.ids["a.txt"], how):
+            pass
+
+
 def test_a_moved_document_in_use_is_looked_for_again_in_some_minutes(world: World, shelves: Shelves) -> None:
     with in_use(world, was_moved(world, shelves), "writes"):
         assert sweeper.probe(world.services, "").found == "a document was moved to another dataset"
