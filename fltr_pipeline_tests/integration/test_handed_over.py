@@ -1,11 +1,13 @@
 """What an owner gives to somebody else before their account is deleted is not lost with them."""
 
+from collections.abc import Callable
+
 import pytest
 
 from fltr_pipeline.credits.ledger import Ledger
 from fltr_pipeline.pipeline import deletion
 from fltr_pipeline.pipeline.deletion import Withdrawn
-from fltr_pipeline.stores.fltr import deleted
+from fltr_pipeline.stores.fltr import claims, deleted
 from fltr_pipeline_tests.moments import before
 from fltr_pipeline_tests.shelves import Encoded, Shelves, found, is_at_rest, move
 from fltr_pipeline_tests.world import World
@@ -133,3 +135,26 @@ def test_a_dataset_that_is_given_an_owner_while_it_is_withdrawn_keeps_the_rest(
     world.process(shelves.books)
     assert found(world, shelves.books).keys() == shelves.ids.keys()
     assert is_at_rest(world)
+
+
+@pytest.mark.parametrize("and_then", [lambda *_: None, leave], ids=["the old owner stays", "the old owner leaves"])
+def test_what_a_run_claims_behind_the_hand_over_is_the_new_owners(
+    world: World, shelves: Shelves, monkeypatch: pytest.MonkeyPatch, and_then: Callable[[World, Shelves], None]
+) -> None:
+    """Who pays is asked with each batch, not once for an op of hours."""
+    monkeypatch.setenv("FLTR_BATCH_SIZE", "1")
+    del world.services
+    spent = world.statement(shelves.payer).charged
+    world.upload(shelves.books, {"c.txt": b"A third text.", "d.txt": b"A fourth text."})
+
+    def hand_over() -> None:
+        give_the_dataset_away(world, shelves)
+        and_then(world, shelves)
+
+    before(monkeypatch, 2, claims, "claim", hand_over)
+    reports = world.process(shelves.books)
+    assert [f for r in reports for f in r.failures] == []
+    assert set(world.statuses(shelves.books).values()) == {"ready"}
+    assert world.statement(shelves.other_payer).charged == 3
+    if and_then is not leave:
+        assert world.statement(shelves.payer).charged == spent + 1
