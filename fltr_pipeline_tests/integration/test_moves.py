@@ -16,7 +16,7 @@ from fltr_pipeline.stores.fltr import charges as store
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.datasets import Dataset
-from fltr_pipeline_tests.money import add_key
+from fltr_pipeline_tests.money import add_key, available
 from fltr_pipeline_tests.shelves import TEXTS, Encoded, Shelves, found, is_at_rest, move
 from fltr_pipeline_tests.world import World
 
@@ -261,6 +261,46 @@ def test_an_api_key_of_the_old_owner_pays_for_nothing_of_a_new_one(world: World,
     assert kept == [(key.payer.api_key_id if owner == "the same" else None,)]
     world.process(target)
     assert world.statuses(target) == {"a.txt": "ready"}
+
+
+@pytest.mark.parametrize("seen_by", ["a pass", "a run"])
+@pytest.mark.parametrize(
+    ("named", "pays"),
+    [("the old owner's", "the new owner"), ("the new owner's", "the key"), ("both owners'", "the key"),
+     ("a stranger's", "nobody")],
+)  # fmt: skip
+def test_an_upload_that_was_moved_leaves_the_old_owners_api_key_behind(
+    world: World, shelves: Shelves, named: str, pays: str, seen_by: str
+) -> None:
+    target = shelves.other if named.endswith("owner's") else world.dataset(shelves.payer, "target")
+    is_new_owners = named in {"the new owner's", "a stranger's"}
+    key = add_key(world, shelves.other_payer if is_new_owners else shelves.payer, credits=10)
+    payers = {"the key": key.payer, "the old owner": shelves.payer, "the new owner": shelves.other_payer}
+    before = {name: available(world, payer) for name, payer in payers.items()}
+    world.upload(shelves.books, {"a.txt": b"Another text."})
+    move(world, shelves.ids["a.txt"], target)
+    if named == "the new owner's":  # before anybody has seen the move
+        world.upload(target, {"a.txt": b"Another text."})
+    world.change("INSERT INTO pipeline.upload_keys VALUES (%s, %s)", shelves.ids["a.txt"], key.digest)
+    if seen_by == "a pass":
+        world.sweep_all(list_keys=False)
+    world.process(target)
+    assert world.statuses(target) == {"a.txt": "failed" if pays == "nobody" else "ready"}
+    spent = {name: before[name] - available(world, payer) for name, payer in payers.items()}
+    assert {name: credits for name, credits in spent.items() if credits} == ({} if pays == "nobody" else {pays: 2})
+
+
+def test_where_the_new_owner_has_no_account_no_api_key_is_taken_for_the_old_owners(
+    world: World, shelves: Shelves
+) -> None:
+    """It may be another deployment's `fltr_auth` that was asked."""
+    key = add_key(world, shelves.payer)
+    world.upload(shelves.books, {"a.txt": b"Another text."})
+    world.change("INSERT INTO pipeline.upload_keys VALUES (%s, %s)", shelves.ids["a.txt"], key.digest)
+    move(world, shelves.ids["a.txt"], shelves.other)
+    world.change("UPDATE datasets SET user_id = 'nobody' WHERE id = %s", shelves.other.id)
+    assert world.sweep_all(list_keys=False).withdrawn.documents_moved == 1
+    assert world.rows("SELECT api_key_id FROM pipeline.upload_keys") == [(key.digest,)]
 
 
 def test_a_failed_document_and_one_that_was_moved_twice_end_where_they_were_moved_to(

@@ -292,6 +292,10 @@ DELETED: dict[str, tuple[set[str], Call]] = {
         {"documents_waiting_idx", "documents_pkey"}, lambda large, tx: moved.arrived(tx, large.afternoon)
     ),
     "dataset_now": ({"documents_pkey"}, lambda large, tx: moved.dataset_now(tx, large.ids[0])),
+    "upload_keys": (
+        {"documents_pkey", "upload_keys_pkey"},
+        lambda large, tx: moved.upload_keys(tx, [Move(i, large.dataset.id, "to", "1", True) for i in large.ids]),
+    ),
     "put_off": (
         {"documents_pkey"},
         lambda large, tx: moved.put_off(
@@ -302,7 +306,10 @@ DELETED: dict[str, tuple[set[str], Call]] = {
         {"documents_pkey", "generations_pkey", "processing_jobs_pkey"},
         lambda large, tx: [
             large.move(tx),
-            moved.follow(tx, (them := moved.among(tx, large.ids)), without_file=dict.fromkeys(them, "403")),
+            moved.follow(
+                tx, (them := moved.among(tx, large.ids)), without_file=dict.fromkeys(them, "403"),
+                without_key=dict.fromkeys(large.ids, "1" * 64),
+            ),
         ],
     ),
     "sources": ({"generations_pkey", "chunks_pkey"}, lambda large, tx: moved.sources(tx, large.free_claims())),
