@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import ClassVar
@@ -129,8 +129,7 @@ def ingest(
                 billing,
                 work,
                 worker,
-                base.dataset,
-                base.payer,
+                partial(ground, services, base.dataset.id),
                 settings.batch_size,
                 settings.max_attempts,
             )

@@ -146,12 +146,13 @@ def loaded(fltr: Fltr) -> Large:
     fltr.change(LOAD)
     with fltr.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE"))
-    small, afternoon, ids = fltr.one(
-        "SELECT md5('s0')::uuid::text, md5('s5000')::uuid::text, array_agg(md5('d' || n)::uuid::text)"
+    small, owner, afternoon, ids = fltr.one(
+        "SELECT md5('s0')::uuid::text, md5('u0')::uuid::text, md5('s5000')::uuid::text,"
+        " array_agg(md5('d' || n)::uuid::text)"
         " FROM generate_series(25000, 99999, 5000) n"
     )
     keys = [key for (key,) in fltr.rows("SELECT key FROM pipeline.chunks ORDER BY key LIMIT 100")]
-    return Large(fltr, Dataset(small, "u", "dataset 0"), afternoon, tuple(ids), tuple(keys))
+    return Large(fltr, Dataset(small, owner, "dataset 0"), afternoon, tuple(ids), tuple(keys))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Belongs here: what several test files need to set a scene and to look at what be
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +101,14 @@ class World:
         return Worker(self.services.fltr, uuid.uuid4().hex, settings.lease_seconds, settings.stall_seconds)
 
     def stage(self, work: StageWork, dataset: Dataset, worker: Worker | None = None, limit: int = 10_000) -> Report:
-        base = ground(self.services, dataset.id)
         worker = worker or self.worker()
         with transaction(self.services.fltr) as tx:
             ready = datasets.is_set_up(tx, dataset.id)
         if not ready:
-            set_up(self.services, self.billing, worker, base)
+            set_up(self.services, self.billing, worker, ground(self.services, dataset.id))
         return StageRun(
             fltr=self.services.fltr, billing=self.billing, work=work, worker=worker,
-            dataset=base.dataset, payer=base.payer, batch_size=self.services.settings.batch_size,
+            ground=partial(ground, self.services, dataset.id), batch_size=self.services.settings.batch_size,
             max_attempts=self.services.settings.max_attempts,
             charge_user_errors=self.services.settings.charge_user_errors,
         ).run(limit)  # fmt: skip

@@ -6,7 +6,7 @@ Belongs here: the step from a Dagster context to a `pipeline` use case and back.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import dagster as dg
 
@@ -67,11 +67,10 @@ def run_stage(
     context: dg.AssetExecutionContext, services: Services, billing: Billing, work: StageWork, max_documents: int
 ) -> Report:
     """Work on the partition's dataset at one stage, through reserve and settle."""
-    base = ground(services, context.partition_key)
     return StageRun(
-        fltr=services.fltr, billing=billing, work=work, worker=worker_of(context, services), dataset=base.dataset,
-        payer=base.payer, batch_size=services.settings.batch_size, max_attempts=services.settings.max_attempts,
-        charge_user_errors=services.settings.charge_user_errors,
+        fltr=services.fltr, billing=billing, work=work, worker=worker_of(context, services),
+        ground=partial(ground, services, context.partition_key), batch_size=services.settings.batch_size,
+        max_attempts=services.settings.max_attempts, charge_user_errors=services.settings.charge_user_errors,
     ).run(max_documents)  # fmt: skip
 
 

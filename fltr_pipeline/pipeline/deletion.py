@@ -9,7 +9,7 @@ that names the keys to sweep, and a receipt is given only when the last of them 
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fltr_pipeline.errors import ConfigurationError
@@ -99,16 +99,20 @@ def receipts(services: Services) -> list[Receipt]:
 
 
 def waiting(services: Services) -> bool:
-    """Whether a dataset is deleted, or has lost its owner and is not withdrawn. Indexed reads, for a probe."""
+    """Whether a dataset is deleted, or has lost its owner and is not withdrawn. Indexed reads, for a probe.
+
+    Of the latter it asks as a pass does, under the same locks: what that would leave is nothing to launch one for.
+    """
     if gone := _gone_datasets(services):
         with transaction(services.fltr) as tx:
-            if set(gone) - deleted.in_hand(tx, gone) or deleted.withdrawable(tx, gone, 1):
+            if set(gone) - deleted.in_hand(tx, gone) or deleted.not_empty(tx, gone):
                 return True
     ownerless = datasets_without_owner(services)
-    if not ownerless:
-        return False
-    with transaction(services.fltr) as tx:
-        return bool(deleted.withdrawable(tx, ownerless, 1))
+    for some in _documents_of(services, ownerless):
+        with transaction(services.fltr) as tx:
+            if deleted.withdrawable(tx, some, set(ownerless.values())):
+                return True
+    return False
 
 
 def page(services: Services, after: str) -> Page:
@@ -141,8 +145,8 @@ def _pages_of(services: Services, dataset_id: str) -> Iterator[Page]:
         after = found.last
 
 
-def datasets_without_owner(services: Services) -> list[str]:
-    """Datasets whose owner has no account.
+def datasets_without_owner(services: Services) -> dict[str, str]:
+    """Datasets whose owner has no account, by id, and that owner. By now it may be another: `fltr` was asked first.
 
     Raises:
         ConfigurationError: none of several owners has one, so `fltr_auth` is rather that of another deployment.
@@ -157,35 +161,39 @@ def datasets_without_owner(services: Services) -> list[str]:
             "that FLTR_AUTH_DATABASE_URL and FLTR_DATABASE_URL belong together; if all of them are gone, delete "
             "their datasets"
         )
-    return [d.id for d in found if d.user_id in gone]
+    return {d.id: d.user_id for d in found if d.user_id in gone}
 
 
-def _withdraw_ownerless(services: Services, dataset_ids: list[str]) -> int:
-    withdrawn, in_use = 0, set[str]()
-    while dataset_ids:
+def _documents_of(services: Services, ownerless: Mapping[str, str]) -> Iterator[Sequence[str]]:
+    """What is to be withdrawn of these datasets, batch by batch, and what somebody works on, holds or has moved."""
+    if ownerless:
         with transaction(services.fltr) as tx:
-            found = deleted.withdrawable(tx, dataset_ids, _BATCH + len(in_use))
-            some = [i for i in found if i not in in_use]
-            if not some:
-                break
-            done = deleted.withdraw(tx, some, _OWNER_GONE)
-        withdrawn += len(done)
-        in_use.update(i for i in some if i not in done)
+            found = deleted.not_empty(tx, ownerless)
+        for dataset_id in found:
+            for page in _pages_of(services, dataset_id):
+                yield from _batches(page.document_ids)
+
+
+def _withdraw_ownerless(services: Services, ownerless: Mapping[str, str]) -> int:
+    withdrawn = 0
+    for some in _documents_of(services, ownerless):
+        with transaction(services.fltr) as tx:
+            withdrawn += deleted.withdraw(tx, some, set(ownerless.values()), _OWNER_GONE)
     return withdrawn
 
 
-def _end(services: Services, page: Page, ownerless: list[str], *, whole: bool) -> _Ended:
+def _end(services: Services, page: Page, ownerless: Mapping[str, str], *, whole: bool) -> _Ended:
     gone = sum(_forget(services, some) for some in _batches(sorted(page.gone)))
     with transaction(services.fltr) as tx:
-        back = requeue.restore(tx, page.document_ids, but_of=ownerless)
+        back = requeue.restore(tx, page.document_ids, but_of=list(ownerless))
     moved = moves.found(services, page.document_ids, put_off=whole)
     return _Ended(gone, back, frozenset(m.document_id for m in moved), len(page.gone) - gone)
 
 
-def _forget(services: Services, document_ids: list[str]) -> int:
+def _forget(services: Services, document_ids: Sequence[str]) -> int:
     with transaction(services.fltr) as tx:
         return deleted.forget(tx, document_ids)
 
 
-def _batches(ids: list[str]) -> Iterator[list[str]]:
+def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
     return (ids[start : start + _BATCH] for start in range(0, len(ids), _BATCH))

@@ -72,8 +72,10 @@ def follow(services: Services, document_ids: Sequence[str], *, put_off: bool = F
         silent = bool(left) and len(left) == len(some) and time.monotonic() - begun > _PATIENCE_SECONDS
         if silent:
             left |= dict.fromkeys(found(services, document_ids[start + _BATCH :], put_off=put_off))
+        useless = _useless_keys(services, some)
         with transaction(services.fltr) as tx:
-            documents = moved.follow(tx, [m for m in some if m not in left], without_file=lost)
+            here = [m for m in some if m not in left]
+            documents = moved.follow(tx, here, without_file=lost, without_key=useless)
             if left:
                 moved.put_off(tx, left, seconds=_PUT_OFF_SECONDS)
         yield Followed(documents, len(left))
@@ -87,6 +89,19 @@ def follow_arrivals(services: Services, dataset_id: str) -> None:
         arrived = moved.arrived(tx, dataset_id)
     for _ in follow(services, arrived):
         pass
+
+
+def _useless_keys(services: Services, moves: Sequence[Move]) -> dict[str, str]:
+    """Document id → digest of the API key that its upload names and that is none of its new owner's.
+
+    It is the old one's, and pays for nothing there. One of the new owner's was named when it was uploaded there. Where
+    that owner has no account, nothing can be said of any key.
+    """
+    with transaction(services.fltr) as tx:
+        named = moved.upload_keys(tx, moves)
+    owners = {owner for _, _, owner in named}
+    usable = {o: services.ledger.payers(o, {key for _, key, owner in named if owner == o}) for o in owners}
+    return {document_id: key for document_id, key, owner in named if usable[owner] and key not in usable[owner]}
 
 
 def _copy_file(services: Services, move: Move) -> _Held | None:

@@ -5,6 +5,7 @@ from datetime import datetime
 from fltr_pipeline.failures import RETRYABLE
 from fltr_pipeline.models import ReprocessMode, Stage
 from fltr_pipeline.pipeline import moves
+from fltr_pipeline.pipeline.deletion import datasets_without_owner
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets
@@ -51,9 +52,15 @@ def remaining(services: Services, dataset_id: str) -> int:
 
 
 def datasets_to_backfill(services: Services) -> list[str]:
-    """Datasets with stale or retryable documents."""
+    """Datasets with stale or retryable documents, but for those whose owner is gone: nobody would pay, any night.
+
+    Raises:
+        ConfigurationError: as `datasets_without_owner`.
+    """
     with transaction(services.fltr) as tx:
-        return queue.backfill_candidates(
+        found = queue.backfill_candidates(
             tx, fingerprint=services.fingerprint, extractor=services.extractor, tried_with=services.tried_with,
             retryable=RETRYABLE,
         )  # fmt: skip
+    ownerless = datasets_without_owner(services) if found else {}
+    return [i for i in found if i not in ownerless]

@@ -31,6 +31,7 @@ from fltr_pipeline.failures import RETRYABLE
 from fltr_pipeline.models import Op, Stage
 from fltr_pipeline.pipeline.billing import Billing, Quote, Refusal, Settlement
 from fltr_pipeline.pipeline.quarantine import GAVE_UP, Quarantine
+from fltr_pipeline.pipeline.setup import Ground
 from fltr_pipeline.pipeline.worker import Report, Worker, progressed
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, datasets, generations, leases
@@ -96,9 +97,8 @@ class StageRun:
     billing: Billing
     work: StageWork
     worker: Worker
-    dataset: Dataset
-    payer: Payer | None
-    """None: the dataset's owner no longer exists."""
+    ground: Callable[[], Ground]
+    """The dataset and who pays for it, asked anew for each batch: an op may take hours."""
     batch_size: int
     max_attempts: int
     charge_user_errors: bool = False
@@ -106,17 +106,19 @@ class StageRun:
     def run(self, max_documents: int) -> Report:
         """Work until nothing waits at this stage, or `max_documents` were taken in hand."""
         report = Report(counts=Counter(dict.fromkeys(self.work.counters, 0)))
+        base = self.ground()
+        dataset = base.dataset
         with transaction(self.fltr) as tx:
             # The ops of a run follow one another: what it still holds, an earlier try of this op left behind.
             leases.expire_runs(tx, [self.worker.run_id])
-            ready = datasets.is_set_up(tx, self.dataset.id)
-            report.expected = min(max_documents, datasets.waiting_at(tx, self.dataset.id, self.work.stage))
-        if not ready and self.payer is not None:
-            _LOG.warning("dataset %r is not set up, or that is not paid for: nothing is done in it", self.dataset.name)
+            ready = datasets.is_set_up(tx, dataset.id)
+            report.expected = min(max_documents, datasets.waiting_at(tx, dataset.id, self.work.stage))
+        if not ready and base.payer is not None:
+            _LOG.warning("dataset %r is not set up, or that is not paid for: nothing is done in it", dataset.name)
             return report
         with self.worker.heartbeat():
             while (left := max_documents - report.claimed) > 0:
-                claimed = self._claim(min(left, self.batch_size))
+                claimed = self._claim(dataset, min(left, self.batch_size))
                 if not claimed:
                     break
                 before = report.claimed
@@ -124,10 +126,10 @@ class StageRun:
                 report.lost += len(claimed) - (report.claimed - before)
         return report
 
-    def _claim(self, limit: int) -> list[Claim]:
+    def _claim(self, dataset: Dataset, limit: int) -> list[Claim]:
         with transaction(self.fltr) as tx:
             claimed = claims.claim(
-                tx, dataset_id=self.dataset.id, stage=self.work.stage, run_id=self.worker.run_id,
+                tx, dataset_id=dataset.id, stage=self.work.stage, run_id=self.worker.run_id,
                 limit=limit, lease_seconds=self.worker.lease_seconds,
             )  # fmt: skip
             if self.work.stage is Stage.EXTRACT and claimed:
@@ -137,13 +139,14 @@ class StageRun:
     def _batch(self, claimed: Sequence[Claim], report: Report) -> None:
         rest = {c.document_id: c for c in claimed}
         try:
+            base = self.ground()
             claimed = self._turn_away(self._give_up(claimed, report), report)
-            if self.payer is None:
-                self._fail_unpayable(claimed, report)
+            if base.payer is None:
+                self._fail_unpayable(claimed, base, report)
                 return
             for group in self.work.groups(claimed):
                 progressed()
-                self._group(group, report)
+                self._group(group, base, report)
                 _LOG.info("%s: %s", self.work.op, report.summary())
                 for claim in group:
                     del rest[claim.document_id]
@@ -152,11 +155,11 @@ class StageRun:
                 claims.retry_later(tx, list(rest.values()), str(error) or type(error).__name__, self.worker.run_id)
             raise
 
-    def _group(self, group: Sequence[Claim], report: Report) -> None:
+    def _group(self, group: Sequence[Claim], base: Ground, report: Report) -> None:
         """One document that breaks our own code must not take the others along: then each is tried by itself."""
         try:
-            if paid := self._with_payer(group, report):
-                self._pay_and_perform(paid, report)
+            if paid := self._with_payer(group, base, report):
+                self._pay_and_perform(paid, base.dataset, report)
         except _NOT_THE_DOCUMENTS:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told with the document's name
@@ -170,23 +173,23 @@ class StageRun:
                 with transaction(self.fltr) as tx:
                     again = claims.refence(tx, group)
                 for claim in again:
-                    self._group([claim], report)
+                    self._group([claim], base, report)
 
-    def _with_payer(self, claimed: Sequence[Claim], report: Report) -> list[tuple[Claim, Payer]]:
+    def _with_payer(self, claimed: Sequence[Claim], base: Ground, report: Report) -> list[tuple[Claim, Payer]]:
         """Who pays for each: the pool of the API key that it was uploaded with, else the dataset's owner or team."""
         keys = {c.api_key_id for c in claimed if c.api_key_id is not None}
-        payers: Mapping[str | None, Payer | None] = {None: self.payer}
+        payers: Mapping[str | None, Payer | None] = {None: base.payer}
         if keys:
-            payers = self.billing.ledger.payers(self.dataset.user_id, keys)
+            payers = self.billing.ledger.payers(base.dataset.user_id, keys)
         if not payers:
-            self._fail_unpayable(claimed, report)
+            self._fail_unpayable(claimed, base, report)
             return []
         paid = [(c, payer) for c in claimed if (payer := payers.get(c.api_key_id)) is not None]
         foreign = [c for c in claimed if payers.get(c.api_key_id) is None]
-        self._fail([Failure(c, ForeignPayer.code, _foreign_key(c, self.dataset)) for c in foreign], report)
+        self._fail([Failure(c, ForeignPayer.code, _foreign_key(c, base.dataset)) for c in foreign], report)
         return paid
 
-    def _pay_and_perform(self, paid: Sequence[tuple[Claim, Payer]], report: Report) -> None:
+    def _pay_and_perform(self, paid: Sequence[tuple[Claim, Payer]], dataset: Dataset, report: Report) -> None:
         claimed = [claim for claim, _ in paid]
         units = self.work.quote(claimed)
         quotes = [
@@ -194,15 +197,17 @@ class StageRun:
             for c, payer in paid if isinstance(most := units.get(c.document_id), int)
         ]  # fmt: skip
         self._end([(c, e) for c in claimed if isinstance(e := units.get(c.document_id), DocumentError)], report)
-        reservation = self.billing.reserve(self.work.op, self.dataset.id, quotes)
+        reservation = self.billing.reserve(self.work.op, dataset.id, quotes)
         report.credits_reserved += reservation.reserved
-        self._refuse(claimed, reservation.refused, report)
+        self._refuse(claimed, reservation.refused, dataset, report)
         granted = [c for c in claimed if c.document_id in reservation.granted]
         if granted:
             results = self.work.perform(granted, reservation.granted)
-            self._settle(results, reservation.granted, report)
+            self._settle(results, reservation.granted, dataset, report)
 
-    def _settle(self, results: Sequence[Result], charges: Mapping[str, Charge], report: Report) -> None:
+    def _settle(
+        self, results: Sequence[Result], charges: Mapping[str, Charge], dataset: Dataset, report: Report
+    ) -> None:
         settled = self.billing.settle(
             [
                 Settlement(
@@ -217,7 +222,7 @@ class StageRun:
         )
         report.credits_charged += settled.charged
         report.credits_returned += settled.returned
-        self._refuse([r.claim for r in results], settled.refused, report)
+        self._refuse([r.claim for r in results], settled.refused, dataset, report)
         done = [r for r in results if r.error is None and r.claim.document_id not in settled.unpaid]
         ours = self.work.finish(done) if done else set()
         report.done += len(ours)
@@ -275,7 +280,7 @@ class StageRun:
         self._fail_for_our_fault(failures, report)
         return [c for c in claimed if c.document_id not in poison]
 
-    def _refuse(self, claimed: Sequence[Claim], refused: Sequence[Refusal], report: Report) -> None:
+    def _refuse(self, claimed: Sequence[Claim], refused: Sequence[Refusal], dataset: Dataset, report: Report) -> None:
         """Let documents wait for credits; without a payer there is nothing to wait for, and earlier steps go back."""
         by_id = {c.document_id: c for c in claimed}
         poor = [r for r in refused if r.state is HoldState.INSUFFICIENT]
@@ -287,11 +292,11 @@ class StageRun:
                 "%s: %d documents await credits of %s %s", self.work.op, len(poor), poor[0].pot.kind, poor[0].pot.id
             )
         gone = [r for r in refused if r.state is not HoldState.INSUFFICIENT]
-        self._fail_for_our_fault([Failure(by_id[r.subject_id], r.state, _gone(r, self.dataset)) for r in gone], report)
+        self._fail_for_our_fault([Failure(by_id[r.subject_id], r.state, _gone(r, dataset)) for r in gone], report)
 
-    def _fail_unpayable(self, claimed: Sequence[Claim], report: Report) -> None:
+    def _fail_unpayable(self, claimed: Sequence[Claim], base: Ground, report: Report) -> None:
         """Its owner is gone; whoever paid for earlier steps may be another, and has nothing from them."""
-        failures = [Failure(c, HoldState.PAYER_GONE, _owner_gone(self.dataset)) for c in claimed]
+        failures = [Failure(c, HoldState.PAYER_GONE, _owner_gone(base.dataset)) for c in claimed]
         self._fail_for_our_fault(failures, report)
 
     def _fail_for_our_fault(self, failures: Sequence[Failure], report: Report) -> None:

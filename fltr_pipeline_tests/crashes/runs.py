@@ -4,6 +4,7 @@ Belongs here: whole use cases, as functions that travel to another process. Does
 """
 
 import uuid
+from functools import partial
 
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline.embed import Embed, sweep
@@ -36,11 +37,11 @@ def run(hands: Hands, dataset: Dataset, mode: ReprocessMode = ReprocessMode.pend
 
 
 def _stage(hands: Hands, dataset: Dataset, worker: Worker, work: StageWork) -> None:
-    base, settings = ground(hands.services, dataset.id), hands.services.settings
+    settings = hands.services.settings
     StageRun(
-        fltr=hands.services.fltr, billing=hands.billing, work=work, worker=worker, dataset=base.dataset,
-        payer=base.payer, batch_size=settings.batch_size, max_attempts=settings.max_attempts,
-        charge_user_errors=settings.charge_user_errors,
+        fltr=hands.services.fltr, billing=hands.billing, work=work, worker=worker,
+        ground=partial(ground, hands.services, dataset.id), batch_size=settings.batch_size,
+        max_attempts=settings.max_attempts, charge_user_errors=settings.charge_user_errors,
     ).run(max_documents=100)  # fmt: skip
 
 

@@ -151,6 +151,33 @@ def test_the_nightly_backfill_has_nothing_to_do_where_the_owner_is_gone(world: W
     assert datasets_to_backfill(world.services) == []
 
 
+def test_the_nightly_backfill_leaves_failures_that_nobody_would_pay_for_until_somebody_does(
+    world: World, books: Dataset
+) -> None:
+    world.dataset(world.user(), "kept")
+    world.upload(books, {"new.txt": TREATY})
+    world.change_auth("DELETE FROM users WHERE id = %s", books.user_id)
+    world.process(books)
+    assert world.statuses(books) == {"bread.txt": "ready", "new.txt": "failed"}
+    for _ in range(2):
+        assert datasets_to_backfill(world.services) == []
+        world.sweep_all(list_keys=False)
+    world.change("UPDATE datasets SET user_id = %s WHERE id = %s", world.user().user_id, books.id)
+    assert datasets_to_backfill(world.services) == [books.id]
+
+
+def test_the_nightly_backfill_does_not_hide_a_fltr_auth_that_knows_none_of_the_owners(
+    world: World, books: Dataset
+) -> None:
+    world.dataset(world.user(), "other")
+    world.change_auth("DELETE FROM users")
+    assert datasets_to_backfill(world.services) == []
+    world.change("UPDATE documents SET status = 'failed'")
+    world.change("UPDATE pipeline.documents SET error_code = 'internal_error'")
+    with pytest.raises(ConfigurationError, match="FLTR_AUTH_DATABASE_URL"):
+        datasets_to_backfill(world.services)
+
+
 def test_touching_a_document_that_has_lost_its_vectors_is_free(world: World, books: Dataset) -> None:
     """The same bytes: what is made anew is what we lost."""
     before = paid(world, books)

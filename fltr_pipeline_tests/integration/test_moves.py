@@ -16,7 +16,7 @@ from fltr_pipeline.stores.fltr import charges as store
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.datasets import Dataset
-from fltr_pipeline_tests.money import add_key
+from fltr_pipeline_tests.money import add_key, available
 from fltr_pipeline_tests.shelves import TEXTS, Encoded, Shelves, found, is_at_rest, move
 from fltr_pipeline_tests.world import World
 
@@ -169,18 +169,45 @@ def test_an_upload_that_fails_where_it_was_moved_to_leaves_nothing_to_search_unt
     assert is_at_rest(world)
 
 
-def test_a_document_in_a_workers_hands_is_left_to_them_and_then_follows(world: World, shelves: Shelves) -> None:
-    ids = world.upload(shelves.books, {"c.txt": b"A third text."})
-    world.extract(shelves.books)
-    world.change("UPDATE pipeline.documents SET lease_until = now() + interval '1 h' WHERE stage IS NOT NULL")
-    move(world, ids["c.txt"], shelves.other)
-    assert world.sweep_all(list_keys=False).withdrawn.documents_moved == 0
-    world.change("UPDATE pipeline.documents SET lease_until = NULL")
-    world.process(shelves.books)  # found there before the pass: it is finished there
+def test_a_document_in_a_workers_hands_is_left_to_them_and_then_follows(
+    world: World, shelves: Shelves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, perform = world.upload(shelves.books, {"c.txt": b"A third text."}), Embed.perform
+
+    def and_is_moved(self: Embed, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
+        move(world, ids["c.txt"], shelves.other)
+        assert world.sweep_all(list_keys=False).withdrawn.documents_moved == 0
+        return perform(self, claimed, charges)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Embed, "perform", and_is_moved)
+        world.process(shelves.books)
+    assert world.statuses(shelves.other) == {"c.txt": "ready"}
     assert world.sweep_all(list_keys=False).withdrawn.documents_moved == 1
     world.process(shelves.other)
     assert found(world, shelves.other).keys() == {"c.txt"}
     assert world.statement(shelves.other_payer).charged == 0
+    assert is_at_rest(world)
+
+
+def test_what_a_worker_has_brought_to_its_next_step_is_not_taken_up_where_it_was(
+    world: World, shelves: Shelves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent = world.statement(shelves.payer).charged
+    ids, perform = world.upload(shelves.books, {"c.txt": b"A third text."}), Extract.perform
+
+    def and_is_moved(self: Extract, claimed: Sequence[Claim], charges: Mapping[str, Charge]) -> Sequence[Result]:
+        move(world, ids["c.txt"], shelves.other)
+        return perform(self, claimed, charges)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Extract, "perform", and_is_moved)
+        assert [r.claimed for r in world.process(shelves.books)] == [1, 1, 0, 0]
+    assert world.sweep_all(list_keys=False).withdrawn.documents_moved == 1
+    world.process(shelves.other)
+    assert found(world, shelves.other).keys() == {"c.txt"}
+    assert (world.statement(shelves.payer).charged, world.statement(shelves.payer).held) == (spent, 0)
+    assert world.statement(shelves.other_payer).charged == 2
     assert is_at_rest(world)
 
 
@@ -234,6 +261,46 @@ def test_an_api_key_of_the_old_owner_pays_for_nothing_of_a_new_one(world: World,
     assert kept == [(key.payer.api_key_id if owner == "the same" else None,)]
     world.process(target)
     assert world.statuses(target) == {"a.txt": "ready"}
+
+
+@pytest.mark.parametrize("seen_by", ["a pass", "a run"])
+@pytest.mark.parametrize(
+    ("named", "pays"),
+    [("the old owner's", "the new owner"), ("the new owner's", "the key"), ("both owners'", "the key"),
+     ("a stranger's", "nobody")],
+)  # fmt: skip
+def test_an_upload_that_was_moved_leaves_the_old_owners_api_key_behind(
+    world: World, shelves: Shelves, named: str, pays: str, seen_by: str
+) -> None:
+    target = shelves.other if named.endswith("owner's") else world.dataset(shelves.payer, "target")
+    is_new_owners = named in {"the new owner's", "a stranger's"}
+    key = add_key(world, shelves.other_payer if is_new_owners else shelves.payer, credits=10)
+    payers = {"the key": key.payer, "the old owner": shelves.payer, "the new owner": shelves.other_payer}
+    before = {name: available(world, payer) for name, payer in payers.items()}
+    world.upload(shelves.books, {"a.txt": b"Another text."})
+    move(world, shelves.ids["a.txt"], target)
+    if named == "the new owner's":  # before anybody has seen the move
+        world.upload(target, {"a.txt": b"Another text."})
+    world.change("INSERT INTO pipeline.upload_keys VALUES (%s, %s)", shelves.ids["a.txt"], key.digest)
+    if seen_by == "a pass":
+        world.sweep_all(list_keys=False)
+    world.process(target)
+    assert world.statuses(target) == {"a.txt": "failed" if pays == "nobody" else "ready"}
+    spent = {name: before[name] - available(world, payer) for name, payer in payers.items()}
+    assert {name: credits for name, credits in spent.items() if credits} == ({} if pays == "nobody" else {pays: 2})
+
+
+def test_where_the_new_owner_has_no_account_no_api_key_is_taken_for_the_old_owners(
+    world: World, shelves: Shelves
+) -> None:
+    """It may be another deployment's `fltr_auth` that was asked."""
+    key = add_key(world, shelves.payer)
+    world.upload(shelves.books, {"a.txt": b"Another text."})
+    world.change("INSERT INTO pipeline.upload_keys VALUES (%s, %s)", shelves.ids["a.txt"], key.digest)
+    move(world, shelves.ids["a.txt"], shelves.other)
+    world.change("UPDATE datasets SET user_id = 'nobody' WHERE id = %s", shelves.other.id)
+    assert world.sweep_all(list_keys=False).withdrawn.documents_moved == 1
+    assert world.rows("SELECT api_key_id FROM pipeline.upload_keys") == [(key.digest,)]
 
 
 def test_a_failed_document_and_one_that_was_moved_twice_end_where_they_were_moved_to(

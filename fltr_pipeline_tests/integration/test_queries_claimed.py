@@ -150,7 +150,7 @@ def test_what_somebody_holds_is_left_and_what_is_gone_is_not(fltr: Fltr) -> None
     with fltr.transaction() as application, fltr.transaction() as tx:
         locks.lock_documents(application, [one])
         assert locks.lock_unheld(tx, [two, gone, one]) == [two, gone]
-        assert locks.lock_free(application, [one, two, gone]) == {one: locks.Locked("a", "uploaded")}
+        assert locks.lock_free(application, [one, two, gone]) == {one: locks.Locked("a", "uploaded", dataset.id)}
     with fltr.transaction() as tx:
         assert locks.lock_unheld(tx, [two, one]) == [two, one]
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
 from fltr_pipeline.models import ReprocessMode, Stage
-from fltr_pipeline.stores.fltr import claims, datasets, deleted, requeue
+from fltr_pipeline.stores.fltr import claims, datasets, deleted, locks, requeue
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline_tests.queries import Fltr, redoing
@@ -276,6 +276,29 @@ def test_a_parked_document_that_is_uploaded_anew_goes_on_as_an_upload_only(fltr:
     assert fltr.state(claim.document_id, "stage") == (None,)
     (new,) = fltr.claim(dataset)
     assert new.generation == claim.generation + 1
+
+
+@pytest.mark.parametrize("how", ["parked", "in dead hands"])
+def test_what_was_moved_to_another_dataset_is_left_to_be_followed_and_hides_nothing(fltr: Fltr, how: str) -> None:
+    here, there = fltr.dataset(), fltr.dataset("there")
+    *moved, stays = sorted(c.document_id for c in parked(fltr, here, *"abcde"))
+    if how == "in dead hands":
+        fltr.claim(here, Stage.PLAN, run="dead")
+        fltr.let_leases_run_out()
+    for document in moved:
+        fltr.change("UPDATE documents SET dataset_id = :d WHERE id = :i", d=there.id, i=document)
+    before = [fltr.state(document, "stage, lease_until, fence, run_id") for document in moved]
+    assert [c.document_id for c in fltr.claim(here, Stage.PLAN, limit=2)] == [stays]
+    assert fltr.claim(here, Stage.PLAN) == fltr.claim(there, Stage.PLAN) == []
+    assert [fltr.state(document, "stage, lease_until, fence, run_id") for document in moved] == before
+
+
+def test_what_somebody_writes_in_hides_nothing(fltr: Fltr) -> None:
+    dataset = fltr.dataset()
+    *written, free = sorted(c.document_id for c in parked(fltr, dataset, *"abcde"))
+    with fltr.transaction() as application:
+        locks.lock_documents(application, written)
+        assert [c.document_id for c in fltr.claim(dataset, Stage.PLAN, limit=2)] == [free]
 
 
 def test_backoff_is_waited_for(fltr: Fltr) -> None:

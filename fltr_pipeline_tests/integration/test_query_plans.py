@@ -62,6 +62,12 @@ def discarding(large: Large, tx: Connection) -> None:
     generations.discard_others(tx, large.ids)
 
 
+def withdrawing(large: Large, tx: Connection) -> int:
+    withdrawn = deleted.withdraw(tx, large.ids, [large.dataset.user_id], "gone")
+    assert withdrawn == len(large.ids)
+    return withdrawn
+
+
 def requeueing(mode: ReprocessMode, retryable: list[str] | None = None) -> Call:
     def call(large: Large, tx: Connection) -> None:
         redo = redoing(large.dataset.id, mode, fingerprint="new", retryable=retryable)
@@ -264,24 +270,32 @@ DELETED: dict[str, tuple[set[str], Call]] = {
         lambda large, tx: deleted.page_of(tx, large.dataset.id, large.ids[0], PAGE),
     ),
     "datasets_of": ({"documents_pkey"}, lambda large, tx: deleted.datasets_of(tx, large.ids)),
+    "not_empty": (
+        {"documents_live", "documents_by_stage"}, lambda large, tx: deleted.not_empty(tx, [large.dataset.id])
+    ),
+    "not_empty of a large dataset": (
+        {"documents_live", "documents_by_stage"}, lambda large, tx: deleted.not_empty(tx, [large.afternoon])
+    ),
     "withdrawable": (
-        {"documents_live", "documents_by_stage"}, lambda large, tx: deleted.withdrawable(tx, [large.dataset.id], 100)
+        {"documents_pkey"}, lambda large, tx: deleted.withdrawable(tx, large.ids, [large.dataset.user_id])
     ),
     "in_hand": ({"documents_by_stage"}, lambda large, tx: deleted.in_hand(tx, [large.dataset.id])),
     "forget": (
         {"documents_pkey", "chunks_pkey", "generations_pkey", "retired_keys_by_document"},
         lambda large, tx: [large.delete(tx), deleted.forget(tx, large.ids)],
     ),
-    "withdraw": ({"documents_pkey", "chunks_pkey"}, lambda large, tx: deleted.withdraw(tx, large.ids, "gone")),
-    "verify": (
-        {"retired_keys_by_document"}, lambda large, tx: (deleted.withdraw(tx, large.ids, "gone"), deleted.verify(tx))
-    ),
+    "withdraw": ({"documents_pkey", "chunks_pkey"}, withdrawing),
+    "verify": ({"retired_keys_by_document"}, lambda large, tx: (withdrawing(large, tx), deleted.verify(tx))),
     "deleted.overdue": ({"retired_keys_by_age"}, lambda _, tx: deleted.overdue(tx, age=60)),
     "among": ({"documents_pkey"}, lambda large, tx: moved.among(tx, large.ids)),
     "arrived": (
         {"documents_waiting_idx", "documents_pkey"}, lambda large, tx: moved.arrived(tx, large.afternoon)
     ),
     "dataset_now": ({"documents_pkey"}, lambda large, tx: moved.dataset_now(tx, large.ids[0])),
+    "upload_keys": (
+        {"documents_pkey", "upload_keys_pkey"},
+        lambda large, tx: moved.upload_keys(tx, [Move(i, large.dataset.id, "to", "1", True) for i in large.ids]),
+    ),
     "put_off": (
         {"documents_pkey"},
         lambda large, tx: moved.put_off(
@@ -292,7 +306,10 @@ DELETED: dict[str, tuple[set[str], Call]] = {
         {"documents_pkey", "generations_pkey", "processing_jobs_pkey"},
         lambda large, tx: [
             large.move(tx),
-            moved.follow(tx, (them := moved.among(tx, large.ids)), without_file=dict.fromkeys(them, "403")),
+            moved.follow(
+                tx, (them := moved.among(tx, large.ids)), without_file=dict.fromkeys(them, "403"),
+                without_key=dict.fromkeys(large.ids, "1" * 64),
+            ),
         ],
     ),
     "sources": ({"generations_pkey", "chunks_pkey"}, lambda large, tx: moved.sources(tx, large.free_claims())),
@@ -305,7 +322,7 @@ DELETED: dict[str, tuple[set[str], Call]] = {
     "make_free": ({"documents_pkey"}, lambda large, tx: requeue.make_free(tx, large.claims(2))),
     "restore": (
         {"documents_pkey"},
-        lambda large, tx: (deleted.withdraw(tx, large.ids, "gone"), requeue.restore(tx, large.ids, but_of=[])),
+        lambda large, tx: (withdrawing(large, tx), requeue.restore(tx, large.ids, but_of=[])),
     ),
 }  # fmt: skip
 

@@ -231,3 +231,27 @@ def test_a_sweep_locks_what_it_ends_in_one_order(
     assert sweep(world, list_keys=False).swept.published == 1
     assert lost[0].result(_PATIENCE) > 0
     beside.shutdown()
+
+
+def test_no_pass_is_launched_for_what_one_would_leave(
+    world: World, shelves: Shelves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probe and a pass ask the same question: what is in use hides nothing from the one, and launches none."""
+    monkeypatch.setattr(deletion, "PAGE", 1)
+    has_no_owner(world, shelves)
+    with in_use(world, min(shelves.ids.values()), "writes"):
+        assert sweeper.probe(world.services, "~").found == "a dataset or its owner was deleted"
+        assert sweep(world, list_keys=False).withdrawn.documents_ownerless == 1
+        assert sweeper.probe(world.services, "~").found == ""
+        assert sweep(world, list_keys=False).nothing
+    assert sweeper.probe(world.services, "~").found == "a dataset or its owner was deleted"
+    assert sweep(world, list_keys=False).withdrawn.documents_ownerless == 1
+    assert sweeper.probe(world.services, "~").found == ""
+
+
+def test_the_probe_lets_go_of_what_it_looked_at(world: World, shelves: Shelves) -> None:
+    has_no_owner(world, shelves)
+    assert deletion.waiting(world.services)
+    for how in HOW:
+        with in_use(world, shelves.ids["a.txt"], how):
+            pass

@@ -96,7 +96,7 @@ def test_what_comes_back_without_its_file_is_made_of_what_was_published_and_is_n
     remove_files(world)
     ids = [document for (document,) in world.rows("SELECT id::text FROM documents")]
     with transaction(world.services.fltr) as tx:
-        deleted.withdraw(tx, ids, "the owner is gone")
+        deleted.withdraw(tx, ids, [dataset.user_id], "the owner is gone")
         requeue.restore(tx, ids, but_of=[])
     world.process(dataset)
     assert (content(world), charged(world)) == (published, spent)

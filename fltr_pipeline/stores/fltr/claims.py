@@ -113,13 +113,13 @@ _TAKE_UPLOADED = text("""
 # taking these rows first can't deadlock. The limit is hidden from the planner: where a dataset was queued a moment ago,
 # it takes what waits for little, and would rather sort all of it than follow the index.
 _PARKED = """
-    SELECT document_id, lease_until IS NOT NULL AS taken_over
+    SELECT document_id, {order} AS rank, lease_until IS NOT NULL AS taken_over
     FROM pipeline.documents
     WHERE dataset_id = :dataset_id AND stage = :stage
       AND (lease_until IS NULL OR lease_until < now())
       AND (retry_at IS NULL OR retry_at <= now())
       AND NOT (credits_needed IS NOT NULL AND run_id = :run_id)
-      AND {which}
+      AND {which} AND ({order}, document_id) > (:rank, :after)
     ORDER BY {order}, document_id
     LIMIT (SELECT CAST(:limit AS integer))
     FOR UPDATE SKIP LOCKED
@@ -272,20 +272,25 @@ def _claim_uploaded(tx: Connection, dataset_id: str, run_id: str, limit: int, le
 def _lock_parked(
     tx: Connection, parked: TextClause, parameters: Mapping[str, object]
 ) -> tuple[dict[str, bool], dict[str, str]]:
-    """What waits at a stage and nobody holds: id → whether its worker died, and id → filename, both rows locked."""
-    while True:
-        waiting = {r.document_id: r.taken_over for r in tx.execute(parked, parameters)}
-        if not waiting:
-            return {}, {}
+    """What waits at a stage and nobody holds: id → whether its worker died, and id → filename, both rows locked.
+
+    What was moved to another dataset is left to be followed there (`moved`): here it may be that nobody pays any more.
+    """
+    rank, after = -1, ""
+    while found := tx.execute(parked, {**parameters, "rank": rank, "after": after}).all():
+        waiting = {r.document_id: r.taken_over for r in found}
         free = lock_free(tx, list(waiting))
-        names = {i: d.filename for i, d in free.items() if d.status != "uploaded"}
         known = existing(tx, list(waiting)) if len(free) < len(waiting) else free.keys()
-        left = {i for i in free if i not in names and parameters["stage"] != Stage.EXTRACT}
+        uploaded = {i for i, d in free.items() if d.status == "uploaded"}
+        left = uploaded if parameters["stage"] != Stage.EXTRACT else set[str]()
         lost = [i for i in waiting if i in left or i not in known]
         if lost:
             tx.execute(_DEQUEUE, {"ids": lost})
-        if names or not lost:
+        here = [i for i, d in free.items() if d.dataset_id == parameters["dataset_id"]]
+        if names := {i: free[i].filename for i in here if i not in uploaded}:
             return waiting, names
+        rank, after = found[-1].rank, found[-1].document_id
+    return {}, {}
 
 
 def _claim_parked(tx: Connection, parked: TextClause, parameters: Mapping[str, object]) -> list[Claim]:

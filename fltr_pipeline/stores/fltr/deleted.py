@@ -96,15 +96,16 @@ _IN_HAND = text("""
     WHERE dataset_id = ANY(:dataset_ids) AND stage IS NOT NULL AND lease_until >= now()
 """)
 
-# Indexes: pipeline.documents_live, pipeline.documents_by_stage.
-_AT_WORK_OR_LIVE = text("""
-    SELECT document_id FROM pipeline.documents
-    WHERE dataset_id = ANY(:dataset_ids) AND live_generation IS NOT NULL
-      AND (lease_until IS NULL OR lease_until < now())
-    UNION
-    SELECT document_id FROM pipeline.documents
-    WHERE dataset_id = ANY(:dataset_ids) AND stage IS NOT NULL AND (lease_until IS NULL OR lease_until < now())
-    LIMIT :limit
+# Indexes: pipeline.documents_live, pipeline.documents_by_stage, each in its own order to the first find.
+_NOT_EMPTY = text("""
+    SELECT x FROM unnest(CAST(:dataset_ids AS text[])) AS x
+    WHERE coalesce(
+        (SELECT true FROM pipeline.documents
+         WHERE dataset_id = x AND live_generation IS NOT NULL AND (lease_until IS NULL OR lease_until < now())
+         ORDER BY document_id LIMIT 1),
+        (SELECT true FROM pipeline.documents
+         WHERE dataset_id = x AND stage IS NOT NULL AND (lease_until IS NULL OR lease_until < now())
+         ORDER BY stage LIMIT 1))
 """)
 
 # Primary key. Who writes in a row has a hand on the document: it is left for the next pass.
@@ -113,6 +114,18 @@ _LOCK = text("""
     WHERE document_id = ANY(:ids) AND (lease_until IS NULL OR lease_until < now())
     ORDER BY document_id
     FOR UPDATE SKIP LOCKED
+""")
+
+# Primary keys; datasets are few. Under the locks on their public rows: what was moved to another dataset is perhaps
+# somebody else's, and so is a dataset that has got another owner.
+_LOCK_OWNERLESS = text("""
+    SELECT p.document_id
+    FROM pipeline.documents p LEFT JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = p.document_id
+    WHERE p.document_id = ANY(:ids_text) AND (p.lease_until IS NULL OR p.lease_until < now())
+      AND (d.dataset_id::text = p.dataset_id) IS NOT FALSE
+      AND EXISTS (SELECT FROM public.datasets s WHERE s.id::text = p.dataset_id AND s.user_id::text = ANY(:owners))
+    ORDER BY p.document_id
+    FOR UPDATE OF p SKIP LOCKED
 """)
 
 # What was free was so for the sake of what was live: what is tried again is to be paid for, but for a `restore`, and
@@ -215,9 +228,19 @@ def in_hand(tx: Connection, dataset_ids: Sequence[str]) -> set[str]:
     return set(tx.execute(_IN_HAND, {"dataset_ids": list(dataset_ids)}).scalars())
 
 
-def withdrawable(tx: Connection, dataset_ids: Sequence[str], limit: int) -> list[str]:
-    """Documents of these datasets that are searchable or wait for work, and on which nobody works."""
-    return list(tx.execute(_AT_WORK_OR_LIVE, {"dataset_ids": list(dataset_ids), "limit": limit}).scalars())
+def not_empty(tx: Connection, dataset_ids: Collection[str]) -> list[str]:
+    """Those of these datasets of which a document is searchable or waits for work, and nobody works on that."""
+    return list(tx.execute(_NOT_EMPTY, {"dataset_ids": list(dataset_ids)}).scalars())
+
+
+def withdrawable(tx: Connection, document_ids: Sequence[str], owners: Collection[str]) -> list[str]:
+    """Those of these documents whose dataset's owner is one of `owners`, locked until the transaction ends.
+
+    Not what somebody works on or holds locked, nor what is in another dataset by now.
+    """
+    free = lock_unheld(tx, document_ids)
+    parameters = {"ids": id_array(free), "ids_text": free, "owners": list(owners)}
+    return list(tx.execute(_LOCK_OWNERLESS, parameters).scalars())
 
 
 def forget(tx: Connection, document_ids: Sequence[str]) -> int:
@@ -234,18 +257,18 @@ def forget(tx: Connection, document_ids: Sequence[str]) -> int:
     return len(mine)
 
 
-def withdraw(tx: Connection, document_ids: Sequence[str], message: str) -> set[str]:
-    """Take documents whose dataset's owner is gone out of search and of work; returns which.
+def withdraw(tx: Connection, document_ids: Sequence[str], owners: Collection[str], message: str) -> int:
+    """Take what is `withdrawable`, since the `owners` are gone, out of search and of work; returns how many documents.
 
     Their rows stay as long as those in `public`: should the owner come back, they can be done again. What an attempt
-    under way was charged goes back to whom it was taken from, if they are there. What somebody holds locked is left.
+    under way was charged goes back to whom it was taken from, if they are there.
     """
-    ids = sorted(tx.execute(_LOCK, {"ids": lock_unheld(tx, document_ids)}).scalars())
+    ids = withdrawable(tx, document_ids, owners)
     mark_refunding(tx, undelivered(tx, ids))
     _withdraw(tx, ids, "failed", owner_gone=True)
     tx.execute(_TELL, {"ids": ids, "code": OWNER_GONE, "message": message})
     tx.execute(_FAIL, {"ids": id_array(ids), "before": ["processing", "awaiting_credits"]})
-    return set(ids)
+    return len(ids)
 
 
 def _withdraw(tx: Connection, ids: Sequence[str], job_status: str, *, owner_gone: bool) -> None:

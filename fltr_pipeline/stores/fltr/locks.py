@@ -20,11 +20,13 @@ class Locked:
 
     filename: str
     status: str
+    dataset_id: str
 
 
 # Primary key.
 _LOCK = text("""
-    SELECT id::text AS document_id, filename, status FROM public.documents WHERE id = ANY(:ids) ORDER BY id FOR UPDATE
+    SELECT id::text AS document_id, filename, status, dataset_id::text AS dataset_id
+    FROM public.documents WHERE id = ANY(:ids) ORDER BY id FOR UPDATE
 """)
 
 _LOCK_FREE = text(f"{_LOCK.text} SKIP LOCKED")
@@ -41,7 +43,7 @@ def lock_documents(tx: Connection, document_ids: Sequence[str]) -> dict[str, str
 def lock_free(tx: Connection, document_ids: Sequence[str]) -> dict[str, Locked]:
     """Lock those of the documents' rows that nobody holds; waits for nobody."""
     free = tx.execute(_LOCK_FREE, {"ids": id_array(document_ids)})
-    return {r.document_id: Locked(r.filename, r.status) for r in free}
+    return {r.document_id: Locked(r.filename, r.status, r.dataset_id) for r in free}
 
 
 def lock_unheld(tx: Connection, document_ids: Sequence[str]) -> list[str]:

@@ -112,6 +112,23 @@ _MOVE = text("""
     WHERE d.id = ANY(:ids) AND d.id::text = p.document_id AND p.document_id = ANY(:ids_text)
 """)
 
+# Primary keys; datasets are few.
+_KEYS = text("""
+    SELECT k.document_id, k.api_key_id, s.user_id::text AS owner
+    FROM pipeline.upload_keys k
+    JOIN pipeline.documents p USING (document_id)
+    JOIN public.documents d ON d.id = ANY(:ids) AND d.id::text = k.document_id
+    JOIN public.datasets s ON s.id::text = d.dataset_id::text
+    LEFT JOIN public.datasets b ON b.id::text = p.dataset_id
+    WHERE k.document_id = ANY(:ids_text) AND s.user_id IS DISTINCT FROM b.user_id
+""")
+
+# Primary key. One that was named anew meanwhile is another upload's.
+_FORGET_KEYS = text("""
+    DELETE FROM pipeline.upload_keys k USING json_to_recordset(:rows) AS r(document_id text, api_key_id text)
+    WHERE k.document_id = r.document_id AND k.api_key_id = r.api_key_id
+""")
+
 # Primary key. `updated_at` is the uploader's.
 _UPLOAD = text("""
     UPDATE public.documents SET status = :status
@@ -165,6 +182,13 @@ def arrived(tx: Connection, dataset_id: str) -> list[str]:
     return list(tx.execute(_ARRIVED, {"dataset_id": dataset_id}).scalars())
 
 
+def upload_keys(tx: Connection, moves: Sequence[Move]) -> list[tuple[str, str, str]]:
+    """(document id, API key's digest, its dataset's owner now) of the unclaimed uploads that went to another owner."""
+    ids = [m.document_id for m in moves]
+    found = tx.execute(_KEYS, {"ids": id_array(ids), "ids_text": ids})
+    return [(r.document_id, r.api_key_id, r.owner) for r in found]
+
+
 def put_off(tx: Connection, moves: Mapping[Move, str | None], *, seconds: float) -> None:
     """Have those that can't be followed now tried again later; those with a reason are told of, and counted."""
     rows = recordset({"document_id": m.document_id, "before": m.before, "refusal": why} for m, why in moves.items())
@@ -172,12 +196,18 @@ def put_off(tx: Connection, moves: Mapping[Move, str | None], *, seconds: float)
     tx.execute(_PUT_OFF, {"rows": rows, "ids": ids, "code": NOT_COPIED, "seconds": seconds})
 
 
-def follow(tx: Connection, moves: Sequence[Move], *, without_file: Mapping[Move, str] | None = None) -> int:
+def follow(
+    tx: Connection,
+    moves: Sequence[Move],
+    *,
+    without_file: Mapping[Move, str] | None = None,
+    without_key: Mapping[str, str] | None = None,
+) -> int:
     """Queue moved documents in their new dataset; returns how many.
 
     What somebody works on by now, or was moved on or uploaded anew, or somebody holds locked, is left. Of those
     `without_file`, what is searchable stays so, and an upload fails, for that reason: in the new dataset there may be
-    an older file.
+    an older file. `without_key`: document id → digest of the API key that its upload named and that is of no use there.
     """
     locked = {r.document_id: r for r in tx.execute(_LOCK, {"ids": lock_unheld(tx, [m.document_id for m in moves])})}
     still = set(among(tx, list(locked)))
@@ -185,6 +215,9 @@ def follow(tx: Connection, moves: Sequence[Move], *, without_file: Mapping[Move,
     ids = [r.document_id for r in found]
     mark_refunding(tx, undelivered(tx, ids))
     tx.execute(_MOVE, {"ids": id_array(ids), "ids_text": ids})
+    if useless := {i: key for i, key in (without_key or {}).items() if i in ids}:
+        rows = recordset({"document_id": i, "api_key_id": key} for i, key in useless.items())
+        tx.execute(_FORGET_KEYS, {"rows": rows})
     close_jobs(tx, [r.job_id for r in found if r.job_id], "canceled")
     lost = {m.document_id: why for m, why in (without_file or {}).items() if m in still}
     unfinished = set[str]()
