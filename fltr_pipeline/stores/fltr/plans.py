@@ -6,12 +6,16 @@ publishing (generations).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from sqlalchemy import Connection, text
 
 from fltr_pipeline.stores.database import recordset
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.generations import held, keyed, retire_attempts
+
+_SLICE = 50_000
+"""Chunks in one statement: four million, which a text may have, are a gigabyte, and PostgreSQL cuts the connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,7 @@ def store_plan(tx: Connection, plans: Sequence[tuple[Claim, Sequence[PlannedChun
     claimed = keyed([claim for claim, _ in mine])
     retire_attempts(tx, [claim for claim, _ in mine])
     tx.execute(_CLEAR_CHUNKS, {"rows": claimed})
-    rows = recordset(
+    rows = (
         {
             "document_id": claim.document_id, "generation": claim.generation, "ordinal": c.ordinal, "key": c.key,
             "digest": c.digest, "page": c.page, "start_offset": c.start, "end_offset": c.end, "tokens": c.tokens,
@@ -112,7 +116,8 @@ def store_plan(tx: Connection, plans: Sequence[tuple[Claim, Sequence[PlannedChun
         }
         for claim, chunks in mine for c in chunks
     )  # fmt: skip
-    tx.execute(_INSERT_CHUNKS, {"rows": rows})
+    while part := list(islice(rows, _SLICE)):
+        tx.execute(_INSERT_CHUNKS, {"rows": recordset(part)})
     tx.execute(_SET_PLANNED, {"rows": claimed, "fingerprint": fingerprint})
     return ours
 
