@@ -29,6 +29,7 @@ _FIRST_SLICE = 16  # and at least: a slow model, too, is to finish one well with
 _INSERTS = 2  # at a time: the next slice is embedded, and put into a request, while Milvus works on the one before
 _GROUP_SECONDS = 10  # of work between two publishes, and of a slice, at the pace of what was before
 _GROUP_TOKENS = 20_000  # of the first group, and at least: some ten seconds of a small model on two cores
+_GROUP_CHARACTERS = 4_000_000
 _SWEEP = 1000  # keys deleted from Milvus at a time
 
 
@@ -46,10 +47,15 @@ class Embed:
         self._slice = _FIRST_SLICE
 
     def groups(self, claimed: Sequence[Claim]) -> Iterable[Sequence[Claim]]:
-        """By tokens: a document is published when it and a few others are done, not when a whole slow batch is."""
+        """By tokens: a document is published when it and a few others are done, not when a whole slow batch is.
+
+        And by length, for the whole text is in memory, however little of it is new, with the keys of what is kept.
+        """
         with transaction(self._services.fltr) as tx:
             tokens = generations.tokens_to_embed(tx, claimed)
-        return grouped(claimed, tokens, lambda: self._group_tokens)
+            characters = texts.staged_sizes(tx, claimed)
+        for group in grouped(claimed, tokens, lambda: self._group_tokens):
+            yield from grouped(group, characters, lambda: _GROUP_CHARACTERS)
 
     def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
         """By the tokens of what is new, known exactly; a vector that was lost is made anew free of charge."""

@@ -10,7 +10,7 @@ from itertools import islice
 
 from sqlalchemy import Connection, text
 
-from fltr_pipeline.stores.database import recordset
+from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.generations import held, keyed, retire_attempts
 
@@ -32,6 +32,15 @@ class PlannedChunk:
     lost: bool = False
     """It is in the live generation and has lost its vector, which is made anew free of charge."""
 
+
+# Primary keys. PostgreSQL knows a text's bytes without reading it, unlike its characters.
+_TEXT_SIZES = text("""
+    SELECT g.document_id, octet_length(g.text) + coalesce(octet_length(d.content), 0) AS bytes
+    FROM json_to_recordset(:rows) AS r(document_id text, generation int)
+    JOIN pipeline.generations g USING (document_id, generation)
+    LEFT JOIN public.documents d ON d.id = ANY(:public_ids) AND d.id::text = g.document_id
+    WHERE g.text IS NOT NULL
+""")
 
 _LIVE_CHUNKS = text("""
     SELECT c.document_id, c.digest, c.key
@@ -88,6 +97,12 @@ _SET_PLANNED = text("""
     ) s
     WHERE g.document_id = s.document_id AND g.generation = s.generation
 """)
+
+
+def text_sizes(tx: Connection, claims: Sequence[Claim]) -> dict[str, int]:
+    """How long each claimed generation's text and its document's `content` are together, in bytes."""
+    parameters = {"rows": keyed(claims), "public_ids": id_array(c.document_id for c in claims)}
+    return {r.document_id: r.bytes for r in tx.execute(_TEXT_SIZES, parameters)}
 
 
 def live_keys(tx: Connection, document_ids: Sequence[str], fingerprint: str) -> dict[str, dict[str, list[str | None]]]:
