@@ -18,7 +18,7 @@ from fltr_pipeline.pipeline.stage import Result, grouped
 from fltr_pipeline.pipeline.vector_collections import everywhere, note, remove
 from fltr_pipeline.pipeline.worker import progressed
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import expired, generations, manifest, moved, texts
+from fltr_pipeline.stores.fltr import claims, expired, generations, manifest, moved, plans, texts
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.generations import FreshChunk
@@ -51,6 +51,7 @@ class Embed:
 
         And by length, for the whole text is in memory, however little of it is new, with the keys of what is kept.
         """
+        claimed = self._planned_here(claimed)
         with transaction(self._services.fltr) as tx:
             tokens = generations.tokens_to_embed(tx, claimed)
             characters = texts.staged_sizes(tx, claimed)
@@ -105,6 +106,18 @@ class Embed:
         """Publish."""
         with transaction(self._services.fltr) as tx:
             return generations.publish(tx, [r.claim for r in results])
+
+    def _planned_here(self, claimed: Sequence[Claim]) -> Sequence[Claim]:
+        """Without what a worker with another setting planned: this model may not read its chunks, and its label would
+        be wrong. It goes back, before anything is reserved; what its plan was charged holds for the new one.
+        """
+        with transaction(self._services.fltr) as tx:
+            others = plans.of_another(tx, claimed, self._services.fingerprint)
+            if others:
+                claims.advance(tx, [c for c in claimed if c.document_id in others], Stage.PLAN)
+        if others:
+            _LOG.info("%d documents were planned under another configuration: they are planned anew", len(others))
+        return [c for c in claimed if c.document_id not in others]
 
     def _lost(self, kept: set[str], dataset_id: str) -> set[str]:
         """Those of the keys to be kept under which Milvus has nothing."""

@@ -98,6 +98,13 @@ _SET_PLANNED = text("""
     WHERE g.document_id = s.document_id AND g.generation = s.generation
 """)
 
+# Primary key. What is decided has its vectors, whatever made them.
+_OF_ANOTHER = text("""
+    SELECT g.document_id FROM pipeline.generations g
+    JOIN json_to_recordset(:rows) AS r(document_id text, generation int) USING (document_id, generation)
+    WHERE g.state = 'planned' AND g.fingerprint <> :fingerprint
+""")
+
 
 def text_sizes(tx: Connection, claims: Sequence[Claim]) -> dict[str, int]:
     """How long each claimed generation's text and its document's `content` are together, in bytes."""
@@ -152,3 +159,8 @@ def copy_plans(tx: Connection, claims: Sequence[Claim], fingerprint: str) -> dic
     planned = [c for c in mine if c.document_id in copied]
     tx.execute(_SET_PLANNED, {"rows": keyed(planned), "fingerprint": fingerprint})
     return copied
+
+
+def of_another(tx: Connection, claims: Sequence[Claim], fingerprint: str) -> set[str]:
+    """Undecided documents whose plan was made under another configuration."""
+    return set(tx.execute(_OF_ANOTHER, {"rows": keyed(claims), "fingerprint": fingerprint}).scalars())
