@@ -11,7 +11,7 @@ from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RETRY_NUMBER_TAG
 from fltr_pipeline.defs.datasets import datasets
 from fltr_pipeline.defs.op import ReprocessConfig, ingesting, metadata_of, run_stage, services_of, table
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
-from fltr_pipeline.pipeline.extract import Extract, Gap, Reading
+from fltr_pipeline.pipeline.extract import Extract, Gap, Gaps, Reading
 from fltr_pipeline.pipeline.reprocess import requeue
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 
@@ -85,15 +85,15 @@ def _first_try(context: dg.AssetExecutionContext) -> datetime | None:
     return first.create_timestamp if first.start_time is None else datetime.fromtimestamp(first.start_time, UTC)
 
 
-def _check(gaps: Sequence[Gap]) -> dg.AssetCheckResult:
-    shown = [(gap.filename, str(gap.pages), _ranges(gap.without_text)) for gap in gaps[:_SHOWN]]
+def _check(gaps: Gaps) -> dg.AssetCheckResult:
+    shown = [(gap.filename, str(gap.pages), _without_text(gap)) for gap in gaps.first]
     return dg.AssetCheckResult(
         check_name=PAGES_CHECK,
-        passed=not gaps,
+        passed=not gaps.documents,
         severity=dg.AssetCheckSeverity.WARN,
         metadata={
-            "documents": len(gaps),
-            "pages": sum(len(gap.without_text) for gap in gaps),
+            "documents": gaps.documents,
+            "pages": gaps.pages,
             "without_text": table(("document", "pages", "without text"), shown),
         },
     )
@@ -115,6 +115,11 @@ def _ocr_check(readings: Sequence[Reading]) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         check_name=OCR_CHECK, passed=not shown, severity=dg.AssetCheckSeverity.WARN, metadata=metadata
     )
+
+
+def _without_text(gap: Gap) -> str:
+    more = gap.blank - len(gap.without_text)
+    return _ranges(gap.without_text) + (f" and {more:,} more" if more else "")
 
 
 def _ranges(numbers: Sequence[int]) -> str:

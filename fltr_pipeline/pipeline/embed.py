@@ -19,7 +19,7 @@ from fltr_pipeline.pipeline.stage import Result, grouped
 from fltr_pipeline.pipeline.vector_collections import everywhere, note, remove, tell_of
 from fltr_pipeline.pipeline.worker import progressed
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import expired, generations, manifest, moved, texts
+from fltr_pipeline.stores.fltr import claims, expired, generations, manifest, moved, plans, texts
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.generations import FreshChunk
@@ -30,6 +30,7 @@ _FIRST_SLICE = 16  # and at least: a slow model, too, is to finish one well with
 _INSERTS = 2  # at a time: the next slice is embedded, and put into a request, while Milvus works on the one before
 _GROUP_SECONDS = 10  # of work between two publishes, and of a slice, at the pace of what was before
 _GROUP_TOKENS = 20_000  # of the first group, and at least: some ten seconds of a small model on two cores
+_GROUP_CHARACTERS = 4_000_000
 _SWEEP = 1000  # keys deleted from Milvus at a time
 
 
@@ -47,10 +48,16 @@ class Embed:
         self._slice = _FIRST_SLICE
 
     def groups(self, claimed: Sequence[Claim]) -> Iterable[Sequence[Claim]]:
-        """By tokens: a document is published when it and a few others are done, not when a whole slow batch is."""
+        """By tokens: a document is published when it and a few others are done, not when a whole slow batch is.
+
+        And by length, for the whole text is in memory, however little of it is new, with the keys of what is kept.
+        """
+        claimed = self._planned_here(claimed)
         with transaction(self._services.fltr) as tx:
             tokens = generations.tokens_to_embed(tx, claimed)
-        return grouped(claimed, tokens, lambda: self._group_tokens)
+            characters = texts.staged_sizes(tx, claimed)
+        for group in grouped(claimed, tokens, lambda: self._group_tokens):
+            yield from grouped(group, characters, lambda: _GROUP_CHARACTERS)
 
     def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
         """By the tokens of what is new, known exactly; a vector that was lost is made anew free of charge."""
@@ -100,6 +107,18 @@ class Embed:
         """Publish."""
         with transaction(self._services.fltr) as tx:
             return generations.publish(tx, [r.claim for r in results])
+
+    def _planned_here(self, claimed: Sequence[Claim]) -> Sequence[Claim]:
+        """Without what a worker with another setting planned: this model may not read its chunks, and its label would
+        be wrong. It goes back, before anything is reserved; what its plan was charged holds for the new one.
+        """
+        with transaction(self._services.fltr) as tx:
+            others = plans.of_another(tx, claimed, self._services.fingerprint)
+            if others:
+                claims.advance(tx, [c for c in claimed if c.document_id in others], Stage.PLAN)
+        if others:
+            _LOG.info("%d documents were planned under another configuration: they are planned anew", len(others))
+        return [c for c in claimed if c.document_id not in others]
 
     def _lost(self, kept: set[str], dataset_id: str) -> set[str]:
         """Those of the keys to be kept under which Milvus has nothing."""

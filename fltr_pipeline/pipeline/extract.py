@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -26,6 +26,7 @@ from fltr_pipeline.text.parse.pool import ParserPool
 
 _LOG = logging.getLogger(__name__)
 _FLUSH, _FLUSH_CHARACTERS = 50, 4_000_000  # texts kept in memory before they are staged
+_KEPT = 200  # documents with pages that have no text, and such pages of each, that a run remembers
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,27 @@ class Gap:
 
     filename: str
     pages: int
+    blank: int
+    """How many of them have no text."""
     without_text: tuple[int, ...]
-    """Their numbers, from 1."""
+    """Their numbers, from 1; of very many the first."""
+
+
+@dataclass(slots=True)
+class Gaps:
+    """All such documents of a run: how many they are, and the first of them."""
+
+    documents: int = 0
+    pages: int = 0
+    """Those without text."""
+    first: list[Gap] = field(default_factory=list)
+
+    def note(self, filename: str, pages: int, without_text: tuple[int, ...]) -> None:
+        """One more document; only so much is kept of it as somebody will read."""
+        self.documents += 1
+        self.pages += len(without_text)
+        if len(self.first) < _KEPT:
+            self.first.append(Gap(filename, pages, len(without_text), without_text[:_KEPT]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +88,7 @@ class Extract:
         self._uploads: Mapping[str, Upload] = {}
         self._known: Mapping[str, Known] = {}
         self._begun: Mapping[str, StagedSource] = {}
-        self.gaps: list[Gap] = []
+        self.gaps = Gaps()
         self.readings: list[Reading] = []
         self._pool = ParserPool(
             workers=settings.parse_workers, seconds=settings.parse_seconds, memory_mb=settings.parse_memory_mb,
@@ -267,7 +287,7 @@ class Extract:
             if staged.claim.document_id not in held:
                 continue
             if staged.blank_pages:
-                self.gaps.append(Gap(staged.claim.filename, staged.pages, staged.blank_pages))
+                self.gaps.note(staged.claim.filename, staged.pages, staged.blank_pages)
             if staged.recognised:
                 self.readings.append(Reading(staged.claim.filename, staged.recognised))
             counts = {

@@ -18,7 +18,7 @@ from fltr_pipeline.stores.fltr.plans import PlannedChunk
 from fltr_pipeline.text.chunk import chunk_text
 from fltr_pipeline.text.tokenizer import Tokenizer
 
-_GROUP_CHARACTERS = 4_000_000
+_GROUP_BYTES = 4_000_000
 
 
 class Plan:
@@ -33,10 +33,10 @@ class Plan:
         self._services = services
 
     def groups(self, claimed: Sequence[Claim]) -> Iterable[Sequence[Claim]]:
-        """By length, so that only so much text is in memory."""
+        """By length, so that only so much text is in memory: what is staged, and what is live, or the keys of that."""
         with transaction(self._services.fltr) as tx:
-            sizes = texts.staged_sizes(tx, claimed)
-        return grouped(claimed, sizes, lambda: _GROUP_CHARACTERS)
+            sizes = plans.text_sizes(tx, claimed)
+        return grouped(claimed, sizes, lambda: _GROUP_BYTES)
 
     def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
         """One unit each."""

@@ -105,7 +105,8 @@ class Report:
     done: int = 0
     awaiting_credits: int = 0
     lost: int = 0
-    """Documents that another worker took over, or whose input changed, while we worked on them."""
+    """Documents that another worker took over, or whose input changed, while we worked on them; or that another
+    configuration had planned, and that wait to be planned anew."""
     put_back: int = 0
     """Documents that are tried again later, each by itself: their blobs can't be read at present."""
     credits_reserved: int = 0

@@ -185,16 +185,21 @@ def test_what_failed_stands_in_the_metadata_as_a_table(world: World, instance: d
 
 def test_pages_without_text_are_named_and_warned_of(world: World, instance: dg.DagsterInstance) -> None:
     dataset = world.dataset(world.user(credits=20))
-    world.upload(dataset, {"gaps.pdf": pdf(["words", "", "more", "", "", ""]), "whole.pdf": pdf(["words"])})
+    files = {"gaps.pdf": pdf(["words", "", "more", "", "", ""]), "whole.pdf": pdf(["words"])}
+    world.upload(dataset, files | {"feeds.txt": b"words" + b"\f" * 1000})
     result = run(instance, "ingest", dataset)
     assert result.success
-    assert world.statuses(dataset) == {"gaps.pdf": "ready", "whole.pdf": "ready"}
-    assert metadata(result, "documents")["blank_pages"] == 4
+    assert set(world.statuses(dataset).values()) == {"ready"}
+    assert metadata(result, "documents")["blank_pages"] == 1004
     (check,) = [c for c in result.get_asset_check_evaluations() if c.check_name == "pages_have_text"]
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
     pages = check.metadata["without_text"]
     assert isinstance(pages, dg.TableMetadataValue)
-    assert [r.data for r in pages.records] == [{"document": "gaps.pdf", "pages": "6", "without text": "2, 4-6"}]
+    assert sorted((r.data for r in pages.records), key=str) == [
+        {"document": "feeds.txt", "pages": "1001", "without text": "2-201 and 800 more"},
+        {"document": "gaps.pdf", "pages": "6", "without text": "2, 4-6"},
+    ]
+    assert (check.metadata["documents"].value, check.metadata["pages"].value) == (2, 1004)
 
 
 def test_harmful_drift_stops_ingest_and_says_so(world: World, instance: dg.DagsterInstance) -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from fltr_pipeline.errors import FltrError, SchemaDrift, StoreUnavailable, UnsupportedCapability
 from fltr_pipeline.models import ReprocessMode, Stage, VectorRow
-from fltr_pipeline.pipeline.embed import Embed
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import compare, compare_all
 from fltr_pipeline.pipeline.reprocess import datasets_to_backfill, requeue
@@ -377,17 +376,15 @@ def test_behind_an_alias_todays_collection_is_not_taken_for_an_earlier_one(
     milvus.drop_alias(alias)
 
 
-def test_what_was_planned_for_one_model_and_embedded_by_another_is_mended_by_a_pass(
+def test_what_is_said_to_be_of_one_model_and_was_embedded_by_another_is_mended_by_a_pass(
     world: World, books: Dataset, old: VectorStore, changed: VectorStore, another: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a worker with the old setting is still at work."""
     world.process(books, ReprocessMode.stale)
+    todays = world.services.fingerprint
     world.upload(books, {"new.txt": b"Something else."})
-    world.extract(books)
-    world.stage(Plan(world.services), books)
     use(world, monkeypatch, DEFAULT_MODEL)
-    world.services.vectors.ensure()
-    world.stage(Embed(world.services), books)
+    world.process(books)
+    world.change("UPDATE pipeline.generations SET fingerprint = %s", todays)
     assert len(set(old.keys(books.id))) == 1
     use(world, monkeypatch, str(another))
     assert found(world, books) == {"bread.txt", "new.txt", "treaty.txt"}

@@ -139,6 +139,10 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "tokens_to_embed": ({"chunks_pkey"}, lambda large, tx: generations.tokens_to_embed(tx, large.claims(2))),
     "kept_keys": ({"chunks_pkey"}, lambda large, tx: generations.kept_keys(tx, large.claims(2))),
     "without_keys": ({"chunks_pkey"}, lambda large, tx: generations.without_keys(tx, large.claims(2))),
+    "text_sizes": (
+        {"documents_pkey", "generations_pkey"}, lambda large, tx: plans.text_sizes(tx, large.claims(10))
+    ),
+    "of_another": ({"generations_pkey"}, lambda large, tx: plans.of_another(tx, large.claims(2), "f")),
     "live_keys": ({"chunks_pkey"}, lambda large, tx: plans.live_keys(tx, large.ids, "f")),
     "copy_plans": (
         {"chunks_pkey", "generations_pkey"}, lambda large, tx: plans.copy_plans(tx, large.claims(10), "f")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fltr_pipeline.errors import Corrupt, DocumentError, Empty, Unsupported
+from fltr_pipeline.errors import Corrupt, DocumentError, Empty, TooLarge, Unsupported
 from fltr_pipeline.text.parse import parse
 from fltr_pipeline.text.parse.formats import formats
 from fltr_pipeline.text.parse.sample import OLE
@@ -98,6 +98,12 @@ def test_nothing_but_white_space_in_any_encoding_is_empty(data: bytes) -> None:
 def test_a_page_without_text_is_empty() -> None:
     with pytest.raises(Empty):
         parse(b"<html><body><script>var a = 1;</script></body></html>", "a.html")
+
+
+def test_no_format_has_more_pages_than_a_document_may_have() -> None:
+    assert parse(b"a\f" * 99_999 + b"a", "a.txt").pages == 100_000
+    with pytest.raises(TooLarge, match="has 100,001 pages, the most is 100,000"):
+        parse(b"a\f" * 100_000, "a.txt")
 
 
 RUSSIAN = "Люди рождаются свободными и равными в своем достоинстве и правах. "

@@ -6,12 +6,16 @@ publishing (generations).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from sqlalchemy import Connection, text
 
-from fltr_pipeline.stores.database import recordset
+from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.generations import held, keyed, retire_attempts
+
+_SLICE = 50_000
+"""Chunks in one statement: four million, which a text may have, are a gigabyte, and PostgreSQL cuts the connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,15 @@ class PlannedChunk:
     lost: bool = False
     """It is in the live generation and has lost its vector, which is made anew free of charge."""
 
+
+# Primary keys. PostgreSQL knows a text's bytes without reading it, unlike its characters.
+_TEXT_SIZES = text("""
+    SELECT g.document_id, octet_length(g.text) + coalesce(octet_length(d.content), 0) AS bytes
+    FROM json_to_recordset(:rows) AS r(document_id text, generation int)
+    JOIN pipeline.generations g USING (document_id, generation)
+    LEFT JOIN public.documents d ON d.id = ANY(:public_ids) AND d.id::text = g.document_id
+    WHERE g.text IS NOT NULL
+""")
 
 _LIVE_CHUNKS = text("""
     SELECT c.document_id, c.digest, c.key
@@ -85,6 +98,19 @@ _SET_PLANNED = text("""
     WHERE g.document_id = s.document_id AND g.generation = s.generation
 """)
 
+# Primary key. What is decided has its vectors, whatever made them.
+_OF_ANOTHER = text("""
+    SELECT g.document_id FROM pipeline.generations g
+    JOIN json_to_recordset(:rows) AS r(document_id text, generation int) USING (document_id, generation)
+    WHERE g.state = 'planned' AND g.fingerprint <> :fingerprint
+""")
+
+
+def text_sizes(tx: Connection, claims: Sequence[Claim]) -> dict[str, int]:
+    """How long each claimed generation's text and its document's `content` are together, in bytes."""
+    parameters = {"rows": keyed(claims), "public_ids": id_array(c.document_id for c in claims)}
+    return {r.document_id: r.bytes for r in tx.execute(_TEXT_SIZES, parameters)}
+
 
 def live_keys(tx: Connection, document_ids: Sequence[str], fingerprint: str) -> dict[str, dict[str, list[str | None]]]:
     """Keys that can be kept: document id → digest → keys, of live generations of the same configuration.
@@ -104,7 +130,7 @@ def store_plan(tx: Connection, plans: Sequence[tuple[Claim, Sequence[PlannedChun
     claimed = keyed([claim for claim, _ in mine])
     retire_attempts(tx, [claim for claim, _ in mine])
     tx.execute(_CLEAR_CHUNKS, {"rows": claimed})
-    rows = recordset(
+    rows = (
         {
             "document_id": claim.document_id, "generation": claim.generation, "ordinal": c.ordinal, "key": c.key,
             "digest": c.digest, "page": c.page, "start_offset": c.start, "end_offset": c.end, "tokens": c.tokens,
@@ -112,7 +138,8 @@ def store_plan(tx: Connection, plans: Sequence[tuple[Claim, Sequence[PlannedChun
         }
         for claim, chunks in mine for c in chunks
     )  # fmt: skip
-    tx.execute(_INSERT_CHUNKS, {"rows": rows})
+    while part := list(islice(rows, _SLICE)):
+        tx.execute(_INSERT_CHUNKS, {"rows": recordset(part)})
     tx.execute(_SET_PLANNED, {"rows": claimed, "fingerprint": fingerprint})
     return ours
 
@@ -132,3 +159,8 @@ def copy_plans(tx: Connection, claims: Sequence[Claim], fingerprint: str) -> dic
     planned = [c for c in mine if c.document_id in copied]
     tx.execute(_SET_PLANNED, {"rows": keyed(planned), "fingerprint": fingerprint})
     return copied
+
+
+def of_another(tx: Connection, claims: Sequence[Claim], fingerprint: str) -> set[str]:
+    """Undecided documents whose plan was made under another configuration."""
+    return set(tx.execute(_OF_ANOTHER, {"rows": keyed(claims), "fingerprint": fingerprint}).scalars())

@@ -10,7 +10,7 @@ from fltr_pipeline.errors import Corrupt, Empty
 from fltr_pipeline.models import PAGE_BREAK, ParsedDocument
 from fltr_pipeline.text.clean import clean
 from fltr_pipeline.text.parse.detect import format_of
-from fltr_pipeline.text.parse.extraction import Extraction, Extractor, Format
+from fltr_pipeline.text.parse.extraction import Extraction, Extractor, Format, check_pages
 from fltr_pipeline.text.parse.formats import image, pdf
 from fltr_pipeline.text.parse.ocr import Recogniser
 
@@ -50,6 +50,7 @@ def _extractor(form: Format, pdf_engine: str, recogniser: Recogniser | None) -> 
 
 
 def _document(extraction: Extraction, kind: str, filename: str) -> ParsedDocument:
+    check_pages(len(extraction.pages), filename)
     pages = [clean(page.replace(PAGE_BREAK, "\n")) for page in extraction.pages]
     blank = tuple(number for number, page in enumerate(pages, start=1) if not page.strip())
     if len(blank) == len(pages):

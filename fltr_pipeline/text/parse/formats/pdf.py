@@ -7,10 +7,10 @@ Belongs here: which engine's page is believed, and that OCR reads the pages that
 import re
 from collections.abc import Collection, Sequence
 
-from fltr_pipeline.errors import Corrupt, Empty, Encrypted, NoTextLayer, TooLarge
+from fltr_pipeline.errors import Corrupt, Empty, Encrypted, NoTextLayer
 from fltr_pipeline.text.clean import clean
 from fltr_pipeline.text.parse import page_images
-from fltr_pipeline.text.parse.extraction import Extraction, Format
+from fltr_pipeline.text.parse.extraction import Extraction, Format, check_pages
 from fltr_pipeline.text.parse.garbage import badness, is_doubtful
 from fltr_pipeline.text.parse.ocr import Recogniser
 from fltr_pipeline.text.parse.pdf_engines import Engine, Pages, Pypdf, Pypdfium2, versioned
@@ -19,8 +19,6 @@ from fltr_pipeline.text.parse.sample import Sample
 
 _HEAD = 1024
 """Bytes in which `%PDF-` stands, by the specification."""
-
-_MOST_PAGES = 100_000
 
 _DIVISION = re.compile("([\ufffe\u2010-])(?:(?<=\ufffe)\\s*|(?<!\ufffe)\r?\n)(?=(\\w+))")
 """Within a word at the end of a line: pdfium puts U+FFFE there, into hyphenated and compound words alike."""
@@ -99,8 +97,7 @@ def _judged(data: bytes, filename: str) -> tuple[Pypdf | None, Exception | None]
         raise _encrypted(filename)
     if count == 0:
         raise Empty(f"{filename}: the PDF has no pages")
-    if count > _MOST_PAGES:
-        raise TooLarge(f"{filename}: says that it has {count:,} pages, the most is {_MOST_PAGES:,}; split the file")
+    check_pages(count, filename)  # before they are read
     return pypdf, None
 
 
