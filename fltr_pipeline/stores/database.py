@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 from pydantic import SecretStr
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
@@ -51,15 +52,26 @@ def _engine(url: str, pre_ping: bool) -> Engine:
         pool_timeout=30,
         pool_pre_ping=pre_ping,
         hide_parameters=True,  # an error's message must not carry a customer's text
-        # UTC, whatever the server's zone: `timestamp` columns of the web application hold UTC.
+        # A pooler may give each transaction another server's session: there a prepared statement is not known.
         connect_args={
-            "options": "-c timezone=UTC -c application_name=fltr_pipeline",
+            "prepare_threshold": None,
+            "fallback_application_name": "fltr_pipeline",
             "connect_timeout": 10,
             **_KEEPALIVES,
         },
     )
+    event.listen(engine, "connect", _to_utc)
     event.listen(engine, "handle_error", _leave_a_demoted_server)
     return engine
+
+
+def _to_utc(connection: psycopg.Connection[Any], _record: object) -> None:
+    """Whatever the server's zone: `timestamp` columns of the web application hold UTC.
+
+    Said in SQL, it is what PgBouncer restores in each session; the connection parameter `options` it may refuse.
+    """
+    connection.execute("SET TIME ZONE 'UTC'")
+    connection.commit()
 
 
 def _leave_a_demoted_server(context: ExceptionContext) -> None:

@@ -1,7 +1,9 @@
 """Engines, transactions, and how ids and rows travel as one parameter."""
 
 import hashlib
+from collections.abc import Callable
 
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from fltr_pipeline.errors import ConfigurationError, InvalidValue, SchemaDrift, StoreUnavailable
 from fltr_pipeline.stores.database import engine_for, id_array, recordset, transaction
+from fltr_pipeline.stores.schema.connection import transaction as alone
 
 OUTAGES = {
     "08006": "connection failure",
@@ -52,10 +55,15 @@ def test_a_process_has_one_engine_per_url(postgres_server: str, engine: Engine) 
     assert engine_for(SecretStr(postgres_server)) is engine
 
 
-def test_a_session_is_in_utc_and_read_committed(engine: Engine) -> None:
-    with transaction(engine) as tx:
-        query = "SELECT current_setting('timezone'), current_setting('transaction_isolation')"
+def test_a_session_is_in_utc_and_read_committed(new_database: Callable[[], str]) -> None:
+    """Whatever zone the database has."""
+    url, query = new_database(), "SELECT current_setting('timezone'), current_setting('transaction_isolation')"
+    with psycopg.connect(url) as connection:
+        connection.execute(f"ALTER DATABASE {connection.info.dbname} SET timezone = 'America/New_York'".encode())
+    with transaction(engine_for(SecretStr(url))) as tx:
         assert tx.execute(text(query)).one() == ("UTC", "read committed")
+    with alone(url) as session:
+        assert session.execute(query.encode()).fetchone() == ("UTC", "read committed")
 
 
 def test_a_host_that_vanishes_is_noticed_within_a_minute(engine: Engine) -> None:
@@ -159,6 +167,22 @@ def test_a_server_that_takes_no_writes_any_more_is_unavailable_and_no_connection
     with pytest.raises(StoreUnavailable, match="read-only"):
         write()
     assert before & backends(engine) == set()
+
+
+def test_nothing_is_left_in_a_session_that_the_next_transaction_may_not_have(engine: Engine) -> None:
+    """A pooler gives it another server's session."""
+    with transaction(engine) as tx:
+        for _ in range(20):
+            tx.execute(text("SELECT 1"))
+        assert tx.execute(text("SELECT count(*) FROM pg_prepared_statements")).scalar() == 0
+
+
+def test_a_connection_has_no_parameter_that_a_pooler_refuses(engine: Engine, postgres_server: str) -> None:
+    with transaction(engine) as tx, alone(postgres_server) as session:
+        driver = tx.connection.driver_connection
+        assert driver is not None
+        assert "options" not in {**driver.info.get_parameters(), **session.info.get_parameters()}
+        assert tx.execute(text("SHOW application_name")).scalar() == "fltr_pipeline"
 
 
 def test_a_server_that_does_not_answer_is_unavailable_and_no_secret_is_told() -> None:
