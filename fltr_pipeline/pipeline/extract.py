@@ -20,8 +20,9 @@ from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, datasets, generations, requeue, texts
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
+from fltr_pipeline.stores.fltr.generations import INLINE
 from fltr_pipeline.stores.fltr.quarantine import Content
-from fltr_pipeline.stores.fltr.texts import INLINE, StagedSource, StagedText
+from fltr_pipeline.stores.fltr.texts import StagedSource, StagedText
 from fltr_pipeline.text.parse.pool import ParserPool
 
 _LOG = logging.getLogger(__name__)
@@ -214,6 +215,7 @@ class Extract:
         reused: set[str] = set()
         if reusable or free:
             with transaction(self._services.fltr) as tx:
+                generations.held(tx, stale)  # some are reused, some made free: all are locked in one order first
                 reused = texts.reuse_texts(tx, reusable, self._extractor)
                 requeue.make_free(tx, free)
         return [

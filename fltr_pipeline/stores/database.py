@@ -13,16 +13,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 from pydantic import SecretStr
-from sqlalchemy import URL, Connection, Engine, create_engine, make_url
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from fltr_pipeline.errors import ConfigurationError, SchemaDrift, StoreUnavailable
+from fltr_pipeline.errors import ConfigurationError, FltrError, InvalidValue, SchemaDrift, StoreUnavailable
 
-_DRIFT = {"3F000", "42P01", "42703", "42501"}
-"""SQLSTATE of: no such schema, no such table, no such column, not allowed."""
-
+_READ_ONLY = "25006"
+"""SQLSTATE of a write on a server that was demoted, or in a transaction that was begun to read only."""
 
 _JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
@@ -45,20 +45,39 @@ def _engine(url: str, pre_ping: bool) -> Engine:
     scheme, _, rest = url.partition("://")
     if scheme not in {"postgresql", "postgres", "postgresql+psycopg"}:
         raise ConfigurationError("a database URL must start with postgresql://")  # it may hold a password: not repeated
-    return create_engine(
+    engine = create_engine(
         parsed(f"postgresql+psycopg://{rest}"),
         pool_size=4,
         max_overflow=4,
         pool_timeout=30,
         pool_pre_ping=pre_ping,
         hide_parameters=True,  # an error's message must not carry a customer's text
-        # UTC, whatever the server's zone: `timestamp` columns of the web application hold UTC.
+        # A pooler may give each transaction another server's session: there a prepared statement is not known.
         connect_args={
-            "options": "-c timezone=UTC -c application_name=fltr_pipeline",
+            "prepare_threshold": None,
+            "fallback_application_name": "fltr_pipeline",
             "connect_timeout": 10,
             **_KEEPALIVES,
         },
     )
+    event.listen(engine, "connect", _to_utc)
+    event.listen(engine, "handle_error", _leave_a_demoted_server)
+    return engine
+
+
+def _to_utc(connection: psycopg.Connection[Any], _record: object) -> None:
+    """Whatever the server's zone: `timestamp` columns of the web application hold UTC.
+
+    Said in SQL, it is what PgBouncer restores in each session; the connection parameter `options` it may refuse.
+    """
+    connection.execute("SET TIME ZONE 'UTC'")
+    connection.commit()
+
+
+def _leave_a_demoted_server(context: ExceptionContext) -> None:
+    """The pool's connections are all to the server that is read-only by now; new ones may lead to its successor."""
+    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+        context.is_disconnect = True
 
 
 def parsed(url: str) -> URL:
@@ -99,25 +118,50 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     """One READ COMMITTED transaction.
 
     Raises:
-        StoreUnavailable: the server does not answer, went away, or the pool is exhausted.
-        SchemaDrift: a table or column is not there, or not for this role.
+        StoreUnavailable: the server does not answer, went away, takes no writes, or can't work at present; or the pool
+            is exhausted.
+        SchemaDrift: a table, column, function or index is not there, or not for this role.
+        InvalidValue: a value is larger than an index or a function takes.
+        DBAPIError: a column, a constraint or a trigger refuses a row.
     """
     try:
         with engine.begin() as connection:
             yield connection
-    except (OperationalError, InterfaceError, PoolTimeout) as error:
-        # Class 40 (deadlock, serialization) means that the server is well; the caller may simply run it again.
-        name = engine.url.database
-        raise StoreUnavailable(f"database {name} did not complete a transaction ({_reason(error)})") from error
+    except PoolTimeout as error:
+        raise _outage(error, engine.url.database) from error
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) in _DRIFT:
-            raise SchemaDrift(
-                f"database {engine.url.database} is not as specified ({_reason(error)}): "
+        if (meaning := _meaning(error, engine.url.database)) is None:
+            raise
+        raise meaning from error
+
+
+def _meaning(error: DBAPIError, name: str | None) -> FltrError | None:
+    """What every caller is told, by the class of the SQLSTATE; None: the rows that were sent may be the cause.
+
+    A class that is not named here is the server's trouble, which every document would meet: it is better that one
+    waits in vain, which is seen, than that healthy ones fail.
+    """
+    match (getattr(error.orig, "sqlstate", None) or "")[:2]:
+        case "" if not (isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated):
+            return None  # the driver itself refuses what it was given
+        case "21" | "22" | "23" | "44" | "P0":  # cardinality, data, constraint, check of a view, raised by a trigger
+            return None
+        case "54":  # a limit of the program, which another try would meet, too
+            return InvalidValue(
+                f"database {name} can't hold a value of that size ({_reason(error)}): if an index of the application "
+                "is in its way, make it one on md5(...) or left(...) of the column"
+            )
+        case "3F" | "42":  # no such schema; no such table, column, function or index, or not for this role
+            return SchemaDrift(
+                f"database {name} is not as specified ({_reason(error)}): "
                 "`fltr-pipeline db verify` lists the differences, `db init` creates what is absent"
-            ) from error
-        if error.connection_invalidated:
-            raise StoreUnavailable(f"the connection to database {engine.url.database} was cut") from error
-        raise
+            )
+        case _:  # class 40 (deadlock, serialization) means that the server is well; the caller may simply run it again
+            return _outage(error, name)
+
+
+def _outage(error: DBAPIError | PoolTimeout, name: str | None) -> StoreUnavailable:
+    return StoreUnavailable(f"database {name} did not complete a transaction ({_reason(error)})")
 
 
 def _reason(error: Exception) -> str:

@@ -8,11 +8,11 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import InternalError
 
 from fltr_pipeline.credits.audit import Audit, run_audit
 from fltr_pipeline.credits.holds import Close, CloseState, Hold, Payer, Pot
 from fltr_pipeline.credits.invariants import Finding, Severity
+from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.models import Op
 from fltr_pipeline.pipeline.audit import audit_ledger
 from fltr_pipeline.pipeline.billing import hold_of
@@ -349,7 +349,7 @@ def test_a_snapshot_sees_nothing_that_comes_later_and_changes_nothing(world: Wor
         assert scan.balances(tx) == {payer.pot.name: 100}
         assert [row.row.amount for together in scan.by_hold(tx) for row in together] == [100]
         assert scan.openings(tx) == []
-    with pytest.raises(InternalError, match="read-only"), scan.snapshot(ledger.engine) as tx:
+    with pytest.raises(StoreUnavailable, match="read-only"), scan.snapshot(ledger.engine) as tx:
         tx.execute(text("UPDATE user_credits SET credits = 0"))
     assert available(world, payer) == 105
 

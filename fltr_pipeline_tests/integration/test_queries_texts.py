@@ -1,14 +1,17 @@
 """Staged texts: what an attempt read, what it takes over from the live version, and an input that is live already."""
 
+import threading
 import uuid
 from hashlib import sha256
 
 import pytest
+from sqlalchemy import text
 
 from fltr_pipeline.stores.fltr import generations, texts
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.stores.fltr.texts import InlineText, LiveSource
+from fltr_pipeline_tests.moments import wait_for
 from fltr_pipeline_tests.queries import FINGERPRINT, Fltr, claimed, published, staged, steal, words
 
 UNKNOWN = str(uuid.uuid4())
@@ -114,6 +117,33 @@ def test_unchanged_bytes_take_over_the_live_text(fltr: Fltr) -> None:
         assert texts.staged_texts(tx, [again]) == {again.document_id: "alpha beta"}
         assert texts.live_sources(tx, [again.document_id])[again.document_id].extractor == "extractor-1"
         assert texts.staged_sources(tx, [again])[again.document_id].extractor == "extractor-2"
+
+
+@pytest.mark.parametrize("how", ["read", "reused"])
+def test_nobody_takes_a_document_over_while_its_text_is_staged(fltr: Fltr, how: str) -> None:
+    """Whoever does works on the same generation, and would find a text there that it knows nothing of."""
+    dataset, claim = again(fltr)
+    fltr.stage_text(claim, "what an earlier worker read")
+    fltr.let_leases_run_out()
+    held: set[str] = set()
+
+    def stage() -> None:
+        with fltr.transaction() as tx:
+            staging = [staged(claim, "alpha beta")]
+            held.update(texts.stage_texts(tx, staging) if how == "read" else texts.reuse_texts(tx, [claim], "e"))
+
+    staging = threading.Thread(target=stage)
+    with fltr.transaction() as tx:
+        tx.execute(text("SELECT FROM pipeline.generations WHERE generation = :g FOR UPDATE"), {"g": claim.generation})
+        staging.start()
+        wait_for(lambda: fltr.one("SELECT count(*) FROM pg_locks WHERE NOT granted") > (0,))
+        assert fltr.claim(dataset, run="other") == []
+    staging.join()
+    assert held == {claim.document_id}
+    (taken,) = fltr.claim(dataset, run="other")
+    with fltr.transaction() as tx:
+        assert texts.staged_texts(tx, [taken]) == {claim.document_id: "alpha beta"}
+        assert texts.stage_texts(tx, [staged(claim, "late")]) == texts.reuse_texts(tx, [claim], "e") == set()
 
 
 @pytest.mark.parametrize("case", ["fence lost", "deleted", "never published", "replaced inline"])

@@ -1,7 +1,7 @@
 """On 100,000 documents, no named query reads a whole table that grows with the documents.
 
 Each public function is called as the pipeline calls it. Before PostgreSQL runs one of its statements, it is asked for
-its plan, with the very parameters and, since the driver prepares what runs often, without them.
+its plan, with the very parameters and, as for a driver that prepares what runs often, without them.
 """
 
 import inspect

@@ -13,7 +13,9 @@ from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.jobs import close_jobs
 from fltr_pipeline.stores.fltr.locks import lock_documents
-from fltr_pipeline.stores.fltr.texts import INLINE
+
+INLINE = "inline"
+"""The engine of a generation whose bytes were uploaded as `content`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Staged texts: the results of extraction, kept in `pipeline.generations` until they are published.
 
-Belongs here: writing and reading a generation's text. Does not: its chunks (generations).
+Belongs here: writing and reading a generation's text. Does not: its chunks (plans), who holds it (generations).
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,7 @@ from sqlalchemy import Connection, text
 from fltr_pipeline.models import Recognition
 from fltr_pipeline.stores.database import id_array, recordset
 from fltr_pipeline.stores.fltr.claims import Claim
-
-INLINE = "inline"
-"""The engine of a generation whose bytes were uploaded as `content`."""
+from fltr_pipeline.stores.fltr.generations import held
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +219,7 @@ def reuse_texts(tx: Connection, claims: Sequence[Claim], extractor: str) -> set[
     """
     if not claims:
         return set()
+    held(tx, claims)  # none of them changes hands from here on; whose fence was lost is left out below
     rows = recordset({"document_id": c.document_id, "fence": c.fence} for c in claims)
     ids = id_array(c.document_id for c in claims)
     return set(tx.execute(_REUSE_TEXTS, {"rows": rows, "ids": ids, "extractor": extractor}).scalars())
@@ -228,6 +227,7 @@ def reuse_texts(tx: Connection, claims: Sequence[Claim], extractor: str) -> set[
 
 def stage_texts(tx: Connection, staged: Sequence[StagedText]) -> set[str]:
     """Store extracted texts under the claims' fences; returns the documents whose fence held."""
+    held(tx, [s.claim for s in staged])  # as above
     rows = recordset(
         {
             "ordinal": n, "document_id": s.claim.document_id, "fence": s.claim.fence, "extractor": s.extractor,

@@ -49,6 +49,8 @@ def transaction(
     """
     try:
         with _connect(url) as connection:
+            connection.execute("SET TIME ZONE 'UTC'")  # PgBouncer may refuse it as a parameter of the connection
+            connection.commit()
             connection.isolation_level = isolation
             connection.read_only = read_only
             yield connection
@@ -64,7 +66,7 @@ def _connect(url: str) -> Connection:
         parts = None
     if parts is None or _holds_password(parts):
         raise ConfigurationError("a database URL can't be parsed; %-encode special characters in it")
-    return psycopg.connect(libpq_url(url), connect_timeout=10, options="-c timezone=UTC")
+    return psycopg.connect(libpq_url(url), connect_timeout=10, prepare_threshold=None)
 
 
 def _holds_password(parts: Mapping[str, Any]) -> bool:

@@ -1,0 +1,76 @@
+"""A database that answers and refuses: what all would meet is no document's fault, what one alone brings is its own."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+
+from fltr_pipeline.errors import StoreUnavailable
+from fltr_pipeline.models import ReprocessMode
+from fltr_pipeline.pipeline.reconcile import compare
+from fltr_pipeline.text.model import EmbeddingModel
+from fltr_pipeline_tests.world import BREAD, TREATY, World
+
+
+@pytest.fixture(autouse=True)
+def _without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        EmbeddingModel, "encode", lambda self, texts: [[1.0] + [0.0] * (self.dimension - 1)] * len(texts)
+    )
+
+
+@contextmanager
+def demoted(world: World, url: str) -> Iterator[None]:
+    """As a primary after a failover: it lets in and reads, and takes no writes."""
+    with psycopg.connect(url, autocommit=True) as admin:
+        name = admin.info.dbname
+        admin.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
+        world.close()  # the pooled connections: the failover has cut them
+        yield
+        admin.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only".encode())
+
+
+@pytest.mark.parametrize("which", ["fltr", "fltr_auth"])
+def test_a_database_that_takes_no_writes_costs_no_document_and_no_credit(world: World, which: str) -> None:
+    payer = world.user(credits=20)
+    dataset = world.dataset(payer)
+    world.upload(dataset, {"first.txt": TREATY})
+    world.process(dataset)
+    world.upload(dataset, {"a.txt": TREATY + b"!", "b.txt": BREAD})
+    url = world.fltr_admin if which == "fltr" else world.auth_admin
+    with demoted(world, url), pytest.raises(StoreUnavailable, match="read-only"):
+        world.extract(dataset)
+    assert "failed" not in world.statuses(dataset).values()
+    assert {code for (code,) in world.rows("SELECT error_code FROM pipeline.documents")} <= {None, "transient"}
+
+    world.change("UPDATE pipeline.documents SET retry_at = NULL")
+    world.process(dataset)  # on new connections: those that met the refusal were left
+    assert set(world.statuses(dataset).values()) == {"ready"}
+    statement = world.statement(payer)
+    assert (statement.charged, statement.held) == (6, 0)
+    assert compare(world.services, dataset.id).none
+
+
+def test_a_text_that_an_index_of_the_application_cannot_hold_fails_alone(world: World) -> None:
+    noise = random.Random(1)
+    large = " ".join(f"{noise.getrandbits(64):016x}" for _ in range(1_200)).encode()
+    payer = world.user(credits=50)
+    dataset = world.dataset(payer)
+    world.change("CREATE INDEX by_content ON documents (content)")
+    world.upload(dataset, {"a.txt": TREATY, "large.txt": large, "b.txt": BREAD})
+    *_, embedded = world.process(dataset)
+    assert world.statuses(dataset) == {"a.txt": "ready", "large.txt": "failed", "b.txt": "ready"}
+    (failure,) = embedded.failures
+    assert failure.code == "internal_error"
+    assert failure.message.startswith("large.txt: ")
+    for said in ("index row requires", "can't hold a value of that size", "md5("):
+        assert said in failure.message
+    statement = world.statement(payer)
+    assert (statement.charged, statement.held) == (4, 0), "what fails by our fault is given back"
+
+    world.change("DROP INDEX by_content")
+    world.process(dataset, ReprocessMode.failed)
+    assert set(world.statuses(dataset).values()) == {"ready"}
+    assert compare(world.services, dataset.id).none
