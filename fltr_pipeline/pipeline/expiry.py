@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from fltr_pipeline.credits import pricing
 from fltr_pipeline.credits.holds import Close, CloseState, Hold, HoldState
-from fltr_pipeline.errors import CreditError, LedgerConflict
+from fltr_pipeline.errors import CreditError, InvalidValue, LedgerConflict
 from fltr_pipeline.models import Op
 from fltr_pipeline.pipeline.billing import Billing, Settled, Settlement
 from fltr_pipeline.pipeline.services import Services
@@ -120,24 +120,30 @@ def _is_owed(charge: Charge) -> bool:
 
 
 def _each_if_need_be(
-    end: Callable[[Sequence[_T]], Swept], found: Sequence[_T], set_aside: Callable[[_T, CreditError], None]
+    end: Callable[[Sequence[_T]], Swept],
+    found: Sequence[_T],
+    set_aside: Callable[[_T, CreditError | InvalidValue], None],
 ) -> Swept:
-    """End them together. Where the ledger's row of one was changed by hand, that one is set aside for people, alone."""
+    """End them together. Where the ledger's row of one was changed by hand, that one is set aside for people, alone.
+
+    So is one whose text the database refuses: an index of the application can't hold it.
+    """
     try:
         return end(found)
-    except CreditError as error:
+    except (CreditError, InvalidValue) as error:
         if len(found) == 1:
             set_aside(found[0], error)
-            return Swept(conflicts=1)
+            return Swept(conflicts=1) if isinstance(error, CreditError) else Swept(documents=1)
         return sum((_each_if_need_be(end, [one], set_aside) for one in found), Swept())
 
 
-def _set_aside(billing: Billing, found: Sequence[Charge], error: CreditError) -> None:
-    billing.set_aside([c for c in found if c.state == "open"], error)
+def _set_aside(billing: Billing, found: Sequence[Charge], error: CreditError | InvalidValue) -> None:
+    if isinstance(error, CreditError):
+        billing.set_aside([c for c in found if c.state == "open"], error)
 
 
 def _set_document_aside(
-    services: Services, billing: Billing, found: tuple[Taken, Sequence[Charge]], error: CreditError
+    services: Services, billing: Billing, found: tuple[Taken, Sequence[Charge]], error: CreditError | InvalidValue
 ) -> None:
     """One that was decided can only go forward, and not unpaid: it fails, and what it was charged goes back.
 
@@ -149,7 +155,8 @@ def _set_document_aside(
         if not taken.decided:
             expired.park(tx, [taken.claim])
         elif lock_unheld(tx, [taken.claim.document_id]):
-            ended = claims.fail(tx, [Failure(taken.claim, LedgerConflict.code, str(error))])
+            code = LedgerConflict.code if isinstance(error, CreditError) else "internal_error"
+            ended = claims.fail(tx, [Failure(taken.claim, code, str(error))])
             charges.mark_refunding(tx, [(i, taken.claim.generation) for i in ended])
             generations.discard_others(tx, list(ended))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
 from fltr_pipeline.credits.holds import HoldState, Payer
 from fltr_pipeline.errors import NotFound
@@ -11,7 +12,7 @@ from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.vector_collections import note
 from fltr_pipeline.pipeline.worker import Report, Worker
 from fltr_pipeline.stores.database import transaction
-from fltr_pipeline.stores.fltr import claims, datasets, generations
+from fltr_pipeline.stores.fltr import claims, datasets, generations, leases
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.datasets import Dataset, FailedDocument
 
@@ -99,16 +100,18 @@ def _refuse(
 
 def _claims(services: Services, worker: Worker, dataset: Dataset) -> Iterator[list[Claim]]:
     """Everything that waits in the dataset: what was moved to it may be at a later stage."""
+    with transaction(services.fltr) as tx:
+        since = leases.clock(tx)
     for stage in Stage:
-        while claimed := _claim(services, worker, dataset, stage):
+        while claimed := _claim(services, worker, dataset, stage, since):
             yield claimed
 
 
-def _claim(services: Services, worker: Worker, dataset: Dataset, stage: Stage) -> list[Claim]:
+def _claim(services: Services, worker: Worker, dataset: Dataset, stage: Stage, since: datetime) -> list[Claim]:
     with transaction(services.fltr) as tx:
         return claims.claim(
             tx, dataset_id=dataset.id, stage=stage, run_id=worker.run_id,
-            limit=services.settings.batch_size, lease_seconds=worker.lease_seconds,
+            limit=services.settings.batch_size, lease_seconds=worker.lease_seconds, since=since,
         )  # fmt: skip
 
 

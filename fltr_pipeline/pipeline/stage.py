@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol
 
 from sqlalchemy import Engine
@@ -111,6 +112,7 @@ class StageRun:
         with transaction(self.fltr) as tx:
             # The ops of a run follow one another: what it still holds, an earlier try of this op left behind.
             leases.expire_runs(tx, [self.worker.run_id])
+            since = leases.clock(tx)
             ready = datasets.is_set_up(tx, dataset.id)
             report.expected = min(max_documents, datasets.waiting_at(tx, dataset.id, self.work.stage))
         if not ready and base.payer is not None:
@@ -118,7 +120,7 @@ class StageRun:
             return report
         with self.worker.heartbeat():
             while (left := max_documents - report.claimed) > 0:
-                claimed = self._claim(dataset, min(left, self.batch_size))
+                claimed = self._claim(dataset, min(left, self.batch_size), since)
                 if not claimed:
                     break
                 before = report.claimed
@@ -126,11 +128,11 @@ class StageRun:
                 report.lost += len(claimed) - (report.claimed - before)
         return report
 
-    def _claim(self, dataset: Dataset, limit: int) -> list[Claim]:
+    def _claim(self, dataset: Dataset, limit: int, since: datetime) -> list[Claim]:
         with transaction(self.fltr) as tx:
             claimed = claims.claim(
                 tx, dataset_id=dataset.id, stage=self.work.stage, run_id=self.worker.run_id,
-                limit=limit, lease_seconds=self.worker.lease_seconds,
+                limit=limit, lease_seconds=self.worker.lease_seconds, since=since,
             )  # fmt: skip
             if self.work.stage is Stage.EXTRACT and claimed:
                 generations.discard_others(tx, [c.document_id for c in claimed])

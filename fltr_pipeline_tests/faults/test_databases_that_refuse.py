@@ -9,9 +9,18 @@ import pytest
 
 from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.models import ReprocessMode
+from fltr_pipeline.pipeline.billing import Billing
+from fltr_pipeline.pipeline.embed import Embed
+from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import compare
 from fltr_pipeline.text.model import EmbeddingModel
+from fltr_pipeline_tests.bills import Desk
+from fltr_pipeline_tests.moments import Killed, dies
 from fltr_pipeline_tests.world import BREAD, TREATY, World
+
+_NOISE = random.Random(1)
+LARGE = " ".join(f"{_NOISE.getrandbits(64):016x}" for _ in range(1_200)).encode()
+_BY_CONTENT = "CREATE INDEX by_content ON documents (content)"
 
 
 @pytest.fixture(autouse=True)
@@ -54,12 +63,10 @@ def test_a_database_that_takes_no_writes_costs_no_document_and_no_credit(world: 
 
 
 def test_a_text_that_an_index_of_the_application_cannot_hold_fails_alone(world: World) -> None:
-    noise = random.Random(1)
-    large = " ".join(f"{noise.getrandbits(64):016x}" for _ in range(1_200)).encode()
     payer = world.user(credits=50)
     dataset = world.dataset(payer)
-    world.change("CREATE INDEX by_content ON documents (content)")
-    world.upload(dataset, {"a.txt": TREATY, "large.txt": large, "b.txt": BREAD})
+    world.change(_BY_CONTENT)
+    world.upload(dataset, {"a.txt": TREATY, "large.txt": LARGE, "b.txt": BREAD})
     *_, embedded = world.process(dataset)
     assert world.statuses(dataset) == {"a.txt": "ready", "large.txt": "failed", "b.txt": "ready"}
     (failure,) = embedded.failures
@@ -73,4 +80,27 @@ def test_a_text_that_an_index_of_the_application_cannot_hold_fails_alone(world: 
     world.change("DROP INDEX by_content")
     world.process(dataset, ReprocessMode.failed)
     assert set(world.statuses(dataset).values()) == {"ready"}
+    assert compare(world.services, dataset.id).none
+
+
+def test_where_the_worker_died_behind_the_decision_a_sweep_fails_that_one_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payer = world.user(credits=50)
+    dataset = world.dataset(payer)
+    world.change(_BY_CONTENT)
+    world.upload(dataset, {"a.txt": TREATY, "large.txt": LARGE, "b.txt": BREAD})
+    world.extract(dataset)
+    world.stage(Plan(world.services), dataset)
+    with monkeypatch.context() as patch:
+        patch.setattr(Billing, "settle", dies)
+        with pytest.raises(Killed):
+            world.stage(Embed(world.services), dataset)
+    Desk(world, payer, dataset).an_hour_passes()
+    swept = world.sweep_all(list_keys=False).swept
+    assert (swept.documents, swept.published, swept.conflicts) == (3, 2, 0)
+    assert world.statuses(dataset) == {"a.txt": "ready", "large.txt": "failed", "b.txt": "ready"}
+    statement = world.statement(payer)
+    assert (statement.charged, statement.held) == (4, 0)
+    assert world.sweep_all(list_keys=False).nothing
     assert compare(world.services, dataset.id).none

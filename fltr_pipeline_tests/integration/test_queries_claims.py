@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
 from fltr_pipeline.models import ReprocessMode, Stage
-from fltr_pipeline.stores.fltr import claims, datasets, deleted, locks, requeue
+from fltr_pipeline.stores.fltr import claims, datasets, deleted, leases, locks, requeue
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline_tests.queries import Fltr, redoing
@@ -322,6 +322,22 @@ def test_documents_that_await_credits_are_offered_once_per_run(fltr: Fltr) -> No
     assert names(fltr.claim(dataset, run="two")) == ["a"]
     assert fltr.statuses(dataset) == {"a": "processing"}
     assert fltr.state(claimed[0].document_id, "credits_needed, attempts") == (None, 0)
+
+
+def test_two_runs_do_not_hand_what_awaits_credits_to_and_fro(fltr: Fltr) -> None:
+    dataset, offered = fltr.dataset(), list[str]()
+    fltr.upload(dataset, "a", "b", "c")
+    with fltr.transaction() as tx:
+        began = leases.clock(tx)
+    for run in ["one", "two"] * 3:
+        with fltr.transaction() as tx:
+            claimed = claims.claim(
+                tx, dataset_id=dataset.id, stage=Stage.EXTRACT, run_id=run, limit=9, lease_seconds=60, since=began
+            )
+            claims.wait_for_credits(tx, [Wait(c, 5, "user", "u") for c in claimed])
+        offered += [f"{c.filename} {run}" for c in claimed]
+    assert sorted(offered) == ["a one", "b one", "c one"]
+    assert sorted(names(fltr.claim(dataset, run="later"))) == ["a", "b", "c"]
 
 
 # --- concurrency ------------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def test_who_awaits_credits_does_not_wait_for_anything_else(fltr: Fltr) -> None:
     fltr.let_leases_run_out()
     with fltr.transaction() as tx:
         claims.wait_for_credits(tx, [Wait(c, 3, "user", "u") for c in fltr.claim(dataset)])
-    assert fltr.state(document, "credits_needed, retry_at, attempts") == (3, None, 1)
+    assert fltr.state(document, "credits_needed, retry_at <= now(), attempts") == (3, True, 1)
     assert fltr.claim(dataset) == []
     assert [c.filename for c in fltr.claim(dataset, run="another")] == ["a"]
 

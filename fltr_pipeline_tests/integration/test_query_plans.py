@@ -120,6 +120,7 @@ CLAIMS: dict[str, tuple[set[str], Call]] = {
         {"generations_pkey"}, lambda large, tx: quarantine.staged_content(tx, large.claims(1)[0])
     ),
     "readmit": ({"documents_pkey"}, lambda large, tx: quarantine.readmit(tx, large.ids)),
+    "clock": (set(), lambda _, tx: leases.clock(tx)),
     "heartbeat": ({"documents_leased"}, lambda _, tx: leases.heartbeat(tx, run_id="run 0", lease_seconds=60)),
     "lock_unheld": ({"documents_pkey"}, lambda large, tx: locks.lock_unheld(tx, [*large.ids, str(uuid.uuid4())])),
     "expire_runs": ({"documents_leased"}, lambda _, tx: leases.expire_runs(tx, ["run 0", "run 7"])),
@@ -190,7 +191,7 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "still_live": ({"chunks_by_key"}, lambda large, tx: manifest.still_live(tx, large.keys)),
     "named": ({"chunks_by_key", "retired_keys_pkey"}, lambda large, tx: manifest.named(tx, large.keys)),
     "lose": ({"chunks_by_key"}, lambda large, tx: manifest.lose(tx, large.keys, "f")),
-    "keys_of": ({"documents_pkey", "chunks_pkey"}, lambda large, tx: manifest.keys_of(tx, large.dataset.id, large.ids)),
+    "keys_of": ({"chunks_pkey"}, lambda large, tx: manifest.keys_of(tx, large.dataset.id, large.ids)),
     "live_generations": (
         {"documents_pkey"}, lambda large, tx: manifest.live_generations(tx, large.dataset.id, large.ids)
     ),

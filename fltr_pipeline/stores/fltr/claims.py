@@ -6,6 +6,7 @@ amounts (charges).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, TextClause, text
 
@@ -118,7 +119,7 @@ _PARKED = """
     WHERE dataset_id = :dataset_id AND stage = :stage
       AND (lease_until IS NULL OR lease_until < now())
       AND (retry_at IS NULL OR retry_at <= now())
-      AND NOT (credits_needed IS NOT NULL AND run_id = :run_id)
+      AND NOT (credits_needed IS NOT NULL AND (run_id = :run_id OR coalesce(retry_at >= :since, false)))
       AND {which} AND ({order}, document_id) > (:rank, :after)
     ORDER BY {order}, document_id
     LIMIT (SELECT CAST(:limit AS integer))
@@ -196,9 +197,11 @@ _TOLD = f"""
 # Failures in a row that are alike: a store's hour of silence is none of a document's own.
 _RETRIES = f"CASE WHEN {_IS_REPAIR} OR p.error_code = r.code THEN p.retries ELSE 0 END"
 
+# Each at another time: one that can't be done would keep those from success that come back with it.
 _RETRY = text(f"""
     UPDATE pipeline.documents p
-    SET lease_until = NULL, retries = 1 + {_RETRIES}, retry_at = now() + {BACKOFF.format(failures=_RETRIES)}, {_TOLD}
+    SET lease_until = NULL, retries = 1 + {_RETRIES}, {_TOLD},
+        retry_at = now() + (0.5 + random()) * {BACKOFF.format(failures=_RETRIES)}
     FROM {_ENDED}
     WHERE p.document_id = r.document_id AND p.lease_until IS NOT NULL
       AND (p.fence = r.fence OR (p.fence > r.fence AND p.run_id = :run_id))
@@ -222,8 +225,8 @@ _SET_FAILED = text("""
 """)
 
 _WAIT = text("""
-    UPDATE pipeline.documents p
-    SET lease_until = NULL, retry_at = NULL, credits_needed = r.credits_needed, pot_kind = r.pot_kind, pot_id = r.pot_id
+    UPDATE pipeline.documents p SET credits_needed = r.credits_needed, pot_kind = r.pot_kind, pot_id = r.pot_id,
+        lease_until = NULL, retry_at = now()  -- when it was refused
     FROM json_to_recordset(:rows) AS r(document_id text, fence bigint, credits_needed int, pot_kind text, pot_id text)
     WHERE p.document_id = r.document_id AND p.fence = r.fence
     RETURNING p.document_id
@@ -231,15 +234,17 @@ _WAIT = text("""
 
 
 def claim(
-    tx: Connection, *, dataset_id: str, stage: Stage, run_id: str, limit: int, lease_seconds: float
-) -> list[Claim]:
+    tx: Connection, *, dataset_id: str, stage: Stage, run_id: str, limit: int, lease_seconds: float,
+    since: datetime | None = None,
+) -> list[Claim]:  # fmt: skip
     """Take up to `limit` documents that wait at `stage`; several workers may call this at once.
 
     What a dead worker left behind comes first and alone (its job is closed and a new one begun), so that the next death
     can be blamed on nothing else; then new uploads, at the first stage, and what was parked. Documents that await
-    credits are offered once per run.
+    credits are offered once per run, and not if refused after `since`: two runs would hand them to and fro.
     """
-    parameters = {"dataset_id": dataset_id, "stage": stage.value, "run_id": run_id, "lease": lease_seconds}
+    here: dict[str, object] = {"dataset_id": dataset_id, "stage": stage.value, "run_id": run_id}
+    parameters = here | {"lease": lease_seconds, "since": since}
     if suspect := _claim_parked(tx, _PARKED_SUSPECTS, parameters | {"limit": min(1, limit)}):
         return suspect
     claims: list[Claim] = []
@@ -354,7 +359,7 @@ def refence(tx: Connection, claims: Sequence[Claim]) -> list[Claim]:
 
 
 def retry_later(tx: Connection, claims: Sequence[Claim], message: str, run_id: str = "") -> set[str]:
-    """Park the documents where they are, to be tried again after a backoff of 5 s doubling to 10 min.
+    """Park the documents where they are, to be tried again after about 5 s, doubling to 10 min.
 
     `run_id`: of the worker, which may itself have claimed them again since.
     """

@@ -4,11 +4,14 @@ Belongs here: renewing and ending the leases of a run. Does not: who gets a docu
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from sqlalchemy import Connection, text
 
 BACKOFF = "make_interval(secs => least(600, 5 * power(2, least({failures}, 10))))"
 """5 s doubling to 10 min."""
+
+_CLOCK = text("SELECT now()")
 
 # Index: pipeline.documents_leased. A row that its worker is writing needs no renewal; waiting for it could deadlock.
 _HEARTBEAT = text(f"""
@@ -29,6 +32,11 @@ _EXPIRE_RUNS = text(f"""
     WHERE run_id = ANY(:run_ids) AND lease_until IS NOT NULL
     RETURNING document_id
 """)  # noqa: S608 - of constants
+
+
+def clock(tx: Connection) -> datetime:
+    """The time by which it is noted when a lease ends, or when credits were refused."""
+    return tx.execute(_CLOCK).scalar_one()  # type: ignore[no-any-return]
 
 
 def heartbeat(tx: Connection, *, run_id: str, lease_seconds: float) -> None:
