@@ -180,7 +180,7 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "still_live": ({"chunks_by_key"}, lambda large, tx: manifest.still_live(tx, large.keys)),
     "named": ({"chunks_by_key", "retired_keys_pkey"}, lambda large, tx: manifest.named(tx, large.keys)),
     "lose": ({"chunks_by_key"}, lambda large, tx: manifest.lose(tx, large.keys, "f")),
-    "keys_of": ({"documents_pkey", "chunks_pkey"}, lambda large, tx: manifest.keys_of(tx, large.dataset.id, large.ids)),
+    "keys_of": ({"documents_live", "chunks_pkey"}, lambda large, tx: manifest.keys_of(tx, large.dataset.id, large.ids)),
     "live_generations": (
         {"documents_pkey"}, lambda large, tx: manifest.live_generations(tx, large.dataset.id, large.ids)
     ),

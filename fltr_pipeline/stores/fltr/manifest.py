@@ -112,6 +112,7 @@ _RETIRE_LOST = text("""
 # Also in a generation under way that kept it. Not fresh, for what is still to be embedded has no key either.
 _CLEAR_LOST = text("UPDATE pipeline.chunks SET key = NULL, fresh = false WHERE key = ANY(:keys)")
 
+# Index: pipeline.documents_live, by both of its columns, then the primary key of chunks.
 _KEYS_OF = text("""
     SELECT c.key FROM pipeline.documents p
     JOIN pipeline.chunks c ON c.document_id = p.document_id AND c.generation = p.live_generation
