@@ -133,7 +133,8 @@ class World:
 
     def sweep_all(self, *, list_keys: bool = True, after: str = "") -> sweeper.Report:
         """One pass of every sweeper."""
-        return sweeper.sweep_all(self.services, self.billing, list_keys=list_keys, after=after)
+        passed = sweeper.sweep_all(self.services, self.billing, list_keys=list_keys, after=after)
+        return sum(passed, sweeper.Report())
 
     def keys(self, dataset: Dataset) -> set[str]:
         """What Milvus holds of the dataset."""

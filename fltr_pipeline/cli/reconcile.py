@@ -6,6 +6,7 @@ Belongs here: what is printed. Does not: what is ended, and how (`pipeline.sweep
 from dataclasses import asdict
 
 from fltr_pipeline.cli.output import AsJson, counted, out, print_json, read_settings
+from fltr_pipeline.errors import FltrError
 from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.pipeline.services import open_services
 from fltr_pipeline.pipeline.sweeper import Report, sweep_all
@@ -36,7 +37,18 @@ def reconcile(as_json: AsJson = False) -> None:
     settings = read_settings()
     services = open_services(settings)
     billing = Billing(services.fltr, services.ledger, settings.prices, settings.charging)
-    report = sweep_all(services, billing, list_keys=True)
+    report = Report()
+    try:
+        for ended in sweep_all(services, billing, list_keys=True):
+            report += ended
+    except FltrError:
+        if not report.nothing:
+            _tell(report, as_json=as_json)
+        raise
+    _tell(report, as_json=as_json)
+
+
+def _tell(report: Report, *, as_json: bool) -> None:
     if as_json:
         receipts = [asdict(r) | {"verified_at": r.verified_at.isoformat()} for r in report.receipts]
         print_json({**report.figures, "receipts": receipts})

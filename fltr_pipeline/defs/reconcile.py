@@ -10,6 +10,7 @@ import dagster as dg
 from fltr_pipeline.defs.coordinator import RECONCILE
 from fltr_pipeline.defs.op import services_of, table, typed_failures
 from fltr_pipeline.defs.pauses import paused
+from fltr_pipeline.errors import FltrError
 from fltr_pipeline.pipeline import sweeper
 from fltr_pipeline.pipeline.sweeper import Report
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
@@ -48,7 +49,13 @@ def sweep_all(
     with typed_failures(context):
         services = services_of(fltr, credits, milvus, embedder, blobs)
         billing = credits.billing(services.fltr)
-        report = sweeper.sweep_all(services, billing, list_keys=config.list_keys, after=config.after)
+        report = Report()
+        try:
+            for ended in sweeper.sweep_all(services, billing, list_keys=config.list_keys, after=config.after):
+                report += ended
+        except FltrError:  # a step that fails has no metadata
+            context.log.warning("what the pass ended before it failed: %s", _in_words(report))
+            raise
     context.add_output_metadata({**report.figures, **_receipts(report)})
 
 
@@ -105,6 +112,11 @@ nightly_reconcile = dg.ScheduleDefinition(
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Compares every key of the manifest with Milvus, and repairs what differs.",
 )
+
+
+def _in_words(report: Report) -> str:
+    figures = {**report.figures, "receipts": len(report.receipts)}
+    return ", ".join(f"{name}: {n}" for name, n in figures.items() if n) or "nothing"
 
 
 def _receipts(report: Report) -> dict[str, dg.MetadataValue]:

@@ -56,12 +56,18 @@ class _Ended:
     """Gone, but somebody works on them, or ends them, too."""
 
     @property
+    def withdrawn(self) -> Withdrawn:
+        return Withdrawn(documents_deleted=self.forgotten, documents_restored=self.restored)
+
+    @property
     def found(self) -> bool:
         return bool(self.forgotten or self.restored or self.moved)
 
 
-def withdraw(services: Services, *, after: str = "", patience: float = math.inf) -> tuple[Withdrawn, list[str]]:
-    """Withdraw what is gone and on which nobody works; also returns what was moved, which is for the caller to follow.
+def withdraw(
+    services: Services, *, after: str = "", patience: float = math.inf
+) -> Iterator[tuple[Withdrawn, frozenset[str]]]:
+    """Withdraw what is gone and on which nobody works, part by part; what was moved is the caller's to follow.
 
     Documents that are gone by themselves, or moved, are looked for behind the id `after`, until nothing was found for
     `patience` seconds; then what was put off counts for nothing. What is gone with its dataset or owner is found first;
@@ -72,24 +78,28 @@ def withdraw(services: Services, *, after: str = "", patience: float = math.inf)
         StoreUnavailable: a database does not answer; what was withdrawn stays so, the next pass goes on.
     """
     ownerless, whole = datasets_without_owner(services), patience == math.inf
-    withdrawn = _withdraw_ownerless(services, ownerless)
-    ended, emptied = [], []
+    for withdrawn in _withdraw_ownerless(services, ownerless):
+        yield Withdrawn(documents_ownerless=withdrawn), frozenset()
+    emptied = []
     for dataset_id in _gone_datasets(services):
-        of_dataset = [_end(services, p, ownerless, whole=whole) for p in _pages_of(services, dataset_id)]
-        ended += of_dataset
-        if not any(e.left for e in of_dataset):
+        left = 0
+        for some in _pages_of(services, dataset_id):
+            ended = _end(services, some, ownerless, whole=whole)
+            left += ended.left
+            yield ended.withdrawn, ended.moved
+        if not left:
             emptied.append(dataset_id)
     found_at = time.monotonic()
     for some in pages(services, after):
-        ended.append(_end(services, some, ownerless, whole=whole))
-        if ended[-1].found:
+        ended = _end(services, some, ownerless, whole=whole)
+        yield ended.withdrawn, ended.moved
+        if ended.found:
             found_at = time.monotonic()
         elif time.monotonic() - found_at >= patience:
             break
     with transaction(services.fltr) as tx:
         datasets_gone = deleted.forget_datasets(tx, emptied)
-    forgotten, restored = sum(e.forgotten for e in ended), sum(e.restored for e in ended)
-    return Withdrawn(forgotten, datasets_gone, withdrawn, restored), sorted({i for e in ended for i in e.moved})
+    yield Withdrawn(datasets_deleted=datasets_gone), frozenset()
 
 
 def receipts(services: Services) -> list[Receipt]:
@@ -160,8 +170,8 @@ def datasets_without_owner(services: Services) -> list[str]:
     return [d.id for d in found if d.user_id in gone]
 
 
-def _withdraw_ownerless(services: Services, dataset_ids: list[str]) -> int:
-    withdrawn, in_use = 0, set[str]()
+def _withdraw_ownerless(services: Services, dataset_ids: list[str]) -> Iterator[int]:
+    in_use = set[str]()
     while dataset_ids:
         with transaction(services.fltr) as tx:
             found = deleted.withdrawable(tx, dataset_ids, _BATCH + len(in_use))
@@ -169,9 +179,8 @@ def _withdraw_ownerless(services: Services, dataset_ids: list[str]) -> int:
             if not some:
                 break
             done = deleted.withdraw(tx, some, _OWNER_GONE)
-        withdrawn += len(done)
         in_use.update(i for i in some if i not in done)
-    return withdrawn
+        yield len(done)
 
 
 def _end(services: Services, page: Page, ownerless: list[str], *, whole: bool) -> _Ended:

@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from datetime import datetime
 
 from sqlalchemy import Connection
 
@@ -15,7 +16,7 @@ from fltr_pipeline.models import Op, Stage, VectorRow
 from fltr_pipeline.pipeline.quarantine import Quarantine
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.stage import Result, grouped
-from fltr_pipeline.pipeline.vector_collections import everywhere, note, remove
+from fltr_pipeline.pipeline.vector_collections import everywhere, note, remove, tell_of
 from fltr_pipeline.pipeline.worker import progressed
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, expired, generations, manifest, moved, plans, texts
@@ -209,21 +210,35 @@ class Embed:
 
 
 def sweep(services: Services, dataset_id: str) -> int:
-    """Delete from Milvus what no generation holds any more, verify its absence, and return how many keys went.
+    """`sweep_datasets` of one; returns how many keys went."""
+    return sum(sweep_datasets(services, [dataset_id]))
+
+
+def sweep_datasets(services: Services, dataset_ids: Iterable[str]) -> Iterator[int]:
+    """Delete from Milvus what no generation holds any more, and verify its absence; yields how many keys went.
 
     In each collection: a document of an earlier model's may be deleted, or made anew in today's.
+
+    Raises:
+        StoreUnavailable: Milvus does not answer; or, behind all the rest, it still shows some, which stay to be swept.
     """
-    swept = 0
-    while True:
-        with transaction(services.fltr) as tx:
-            keys = manifest.retired_keys(tx, dataset_id, _SWEEP)
-        if not keys:
-            return swept
-        for store in everywhere(services):
-            remove(store, list(keys))
-        with transaction(services.fltr) as tx:
-            manifest.forget_retired(tx, keys)
-        swept += len(keys)
+    left: Counter[str] = Counter()
+    for dataset_id in dataset_ids:
+        after = ""
+        while keys := _retired(services, dataset_id, after):
+            *_, after = keys
+            shown = {key for store in everywhere(services) for key in remove(store, list(keys))}
+            gone = {key: named_at for key, named_at in keys.items() if key not in shown}
+            with transaction(services.fltr) as tx:
+                manifest.forget_retired(tx, gone)
+            left[dataset_id] += len(shown)
+            yield len(gone)
+    tell_of(+left)
+
+
+def _retired(services: Services, dataset_id: str, after: str) -> dict[str, datetime]:
+    with transaction(services.fltr) as tx:
+        return manifest.retired_keys(tx, dataset_id, after, _SWEEP)
 
 
 def _slices(chunks: Sequence[FreshChunk], size: Callable[[], int]) -> Iterator[Sequence[FreshChunk]]:

@@ -19,6 +19,7 @@ from psycopg import IsolationLevel
 from fltr_pipeline.credits.holds import Close, CloseState
 from fltr_pipeline.errors import ConfigurationError, DatabaseBusy, RebuildRefused, StoreUnavailable
 from fltr_pipeline.pipeline.billing import hold_of
+from fltr_pipeline.pipeline.reconcile import pages
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.vector_collections import everywhere
 from fltr_pipeline.stores import schema
@@ -135,8 +136,8 @@ def _sweep(services: Services, store: VectorStore) -> int:
     with pooled_transaction(services.fltr) as tx:
         existing = {dataset.id for dataset in datasets.every(tx)}
     gone = stored.keys() - existing
-    for dataset_id in sorted(gone):
-        store.delete(list(store.keys(dataset_id)))
+    for keys in pages(key for key, dataset_id in store.every_key() if dataset_id in gone):
+        store.delete_listed(keys)
     left = sum(n for dataset_id, n in store.rows_by_dataset().items() if dataset_id in gone)
     if left:
         raise StoreUnavailable(f"Milvus still shows {left} vectors of datasets that no longer exist")

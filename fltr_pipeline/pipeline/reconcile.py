@@ -60,11 +60,13 @@ class Published:
 
 
 def check_published(services: Services, dataset_id: str, document_ids: Sequence[str]) -> Published:
-    """Whether every chunk of these documents' live generations is in Milvus: as much work as the run had."""
+    """Whether every chunk of these documents' live generations is in Milvus: as much work as the run had.
+
+    Of those that are still in the dataset: in another one, what moved there is that run's to check.
+    """
     with transaction(services.fltr) as tx:
-        keys = manifest.keys_of(tx, document_ids)
-    missing = keys - services.vectors.present(sorted(keys), dataset_id)
-    return Published(len(document_ids), len(keys), frozenset(missing))
+        keys = manifest.keys_of(tx, dataset_id, document_ids)
+    return Published(len(document_ids), len(keys), frozenset(missing(services, dataset_id, keys)))
 
 
 def compare_all(services: Services) -> dict[str, Drift]:
@@ -120,7 +122,7 @@ def orphan_pages(services: Services, store: VectorStore, listed: Iterable[tuple[
 
     One that was swept between the two looks is no longer in Milvus at the third.
     """
-    for page in _pages(listed):
+    for page in pages(listed):
         with transaction(services.fltr) as tx:
             unnamed = {key for key, _ in page} - manifest.named(tx, [key for key, _ in page])
         yield store.datasets_of(sorted(unnamed)) if unnamed else {}
@@ -146,7 +148,8 @@ def _elsewhere(services: Services) -> tuple[Counter[str], Counter[str]]:
     return gone, moved_to
 
 
-def _pages(listed: Iterable[_T]) -> Iterator[list[_T]]:
+def pages(listed: Iterable[_T]) -> Iterator[list[_T]]:
+    """What is listed, as many at a time as are asked for at a time."""
     rest = iter(listed)
     while page := list(islice(rest, KEYS_PER_PAGE)):
         yield page

@@ -108,7 +108,7 @@ def search(services: Services, dataset_id: str, query: str, *, k: int = 10, mode
 
 
 def _best(services: Services, question: _Question, earlier: Sequence[_Asked]) -> Sequence[list[Hit]]:
-    """The best live chunks of each collection, today's first.
+    """The best live chunks of each collection, today's first, then from the newest of the earlier to the oldest.
 
     Vectors that are no longer, or not yet, in the manifest don't count: documents of which nothing is searchable are
     left out of the next question, and more is fetched to make up for the rest, as much as Milvus gives at once; but
@@ -116,7 +116,7 @@ def _best(services: Services, question: _Question, earlier: Sequence[_Asked]) ->
     """
     today = _Asked(question, services.vectors, lambda: services.model, may_hold_nothing=bool(earlier))
     dataset_id, k = question.dataset_id, question.k
-    wanted = dict.fromkeys((*earlier, today), k)
+    wanted = dict.fromkeys((*reversed(earlier), today), k)
     refused, told, best = set[str](), dict[str, int](), dict[_Asked, list[Hit]]()
     for _ in range(ROUNDS):
         answers = _answers(wanted, today, refused)

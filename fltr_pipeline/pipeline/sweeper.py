@@ -10,8 +10,10 @@ holds that were changed by hand. A document whose row somebody holds locked is a
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, astuple, dataclass, field, replace
+from itertools import chain
 
 from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.pipeline import deletion, embed, expiry, moves, reconcile
@@ -19,7 +21,7 @@ from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.pipeline.deletion import Withdrawn
 from fltr_pipeline.pipeline.expiry import Swept
 from fltr_pipeline.pipeline.services import Services
-from fltr_pipeline.pipeline.vector_collections import drop_empty, everywhere, note, remove
+from fltr_pipeline.pipeline.vector_collections import drop_empty, everywhere, note, remove, tell_of
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import datasets, deleted, manifest, requeue
 from fltr_pipeline.stores.fltr.deleted import Receipt
@@ -31,7 +33,7 @@ _LOOK_SECONDS = 1.0
 _UNFINISHED_SECONDS = 24 * 3600.0
 """Nobody writes a file for so long."""
 _SHORT_PASS_SECONDS = 60.0
-"""While all keys are listed, it is probed as often as without that, and a short pass made for what is seen."""
+"""However long a part takes, leases wait no longer than for the probe; while all keys are listed, it is probed, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,60 +125,92 @@ def _look(services: Services, after: str) -> Probe:
             return Probe("", after, looked)
 
 
-def sweep_all(services: Services, billing: Billing, *, list_keys: bool, after: str = "") -> Report:
-    """One pass. `list_keys`: a full one, which also lists every key on both sides, and reads the whole ledger.
+def sweep_all(services: Services, billing: Billing, *, list_keys: bool, after: str = "") -> Iterator[Report]:
+    """One pass; yields what it ended, part by part, so that it can be told of one that goes no further.
 
-    Without, it costs what there is to end: of the documents, it looks at those behind the id `after`, as the probe did.
+    Args:
+        services: Where it looks, and what it ends.
+        billing: What it closes holds by.
+        list_keys: A full pass, which also lists every key on both sides, and reads the whole ledger. Without, it costs
+            what there is to end.
+        after: Without that: of the documents, it looks at those behind this id, as the probe did.
 
     Raises:
-        StoreUnavailable: a store does not answer; what was ended stays so, the next pass goes on.
+        StoreUnavailable: a store does not answer, or Milvus still shows what was deleted: behind all that does not need
+            it. What was ended stays so, the next pass goes on.
     """
-    if not list_keys:
-        return _end(services, billing, after=after) + _after_withdrawal(services)
-    report = _end(services, billing, whole=True) + _after_withdrawal(services)
-    services.vectors.ensure()
-    with transaction(services.fltr) as tx:
-        note(tx, services)
-    begun = time.monotonic()
-    for found in _listed(services):
-        report += Report(vectors=found)
-        if time.monotonic() - begun > _SHORT_PASS_SECONDS:
-            probed = probe(services, after)
-            report += sweep_all(services, billing, list_keys=False, after=probed.next) if probed.found else Report()
-            begun, after = time.monotonic(), probed.next
-    report += _after_withdrawal(services)
-    drop_empty(services)
-    _remove_unfinished(services)
-    return report
+    failed: list[StoreUnavailable] = []
+    ended = _end(services, billing, whole=list_keys, after="" if list_keys else after)
+    short = chain(ended, _after_withdrawal(services, failed))
+    yield from _minding(short, _leases(services, billing))
+    if list_keys:
+        yield from _minding(_listed(services, failed), _short_passes(services, billing, failed))
+        yield from _after_withdrawal(services, failed)
+        _remove_unfinished(services)
+        drop_empty(services)
+    if failed:
+        raise StoreUnavailable("; ".join(dict.fromkeys(map(str, failed)))) from failed[0]
 
 
-def _end(services: Services, billing: Billing, *, whole: bool = False, after: str = "") -> Report:
-    """The databases first: no credit waits for a file or for Milvus. `whole`: all documents, and the whole ledger."""
-    withdrawn, moved = deletion.withdraw(services, after=after, patience=math.inf if whole else _LOOK_SECONDS)
-    report = Report(expiry.sweep(services, billing, orphans=whole), withdrawn)
+def _minding(parts: Iterator[Report], other: Iterator[Report]) -> Iterator[Report]:
+    """What the parts end, and each minute one of the other, which does not wait for them."""
     begun = time.monotonic()
-    for some in moves.follow(services, moved, put_off=whole):
-        report += Report(withdrawn=Withdrawn(documents_moved=some.documents, files_not_copied=some.held))
+    for part in parts:
+        yield part
         if time.monotonic() - begun > _SHORT_PASS_SECONDS:
-            report += Report(expiry.sweep(services, billing))
+            yield next(other)
             begun = time.monotonic()
+
+
+def _leases(services: Services, billing: Billing) -> Iterator[Report]:
+    while True:
+        yield Report(expiry.sweep(services, billing))
+
+
+def _short_passes(services: Services, billing: Billing, failed: list[StoreUnavailable]) -> Iterator[Report]:
+    """As the probe would launch them, if this one were not at it."""
+    after = ""
+    while True:
+        probed = probe(services, after)
+        after = probed.next
+        short = sweep_all(services, billing, list_keys=False, after=after) if probed.found else iter(())
+        yield sum(_going_on(short, failed), Report())
+
+
+def _going_on(parts: Iterator[Report], failed: list[StoreUnavailable]) -> Iterator[Report]:
+    """What the parts end; where a store keeps them from the rest, that is told at the end of the pass."""
+    try:
+        yield from parts
+    except StoreUnavailable as error:
+        failed.append(error)
+
+
+def _end(services: Services, billing: Billing, *, whole: bool, after: str) -> Iterator[Report]:
+    """The databases first: no credit waits for a file or for Milvus. `whole`: all documents, and the whole ledger."""
+    deletion.datasets_without_owner(services)  # that the ledger is not another deployment's
+    yield Report(expiry.sweep(services, billing))
+    moved = set[str]()
+    for withdrawn, elsewhere in deletion.withdraw(services, after=after, patience=math.inf if whole else _LOOK_SECONDS):
+        moved |= elsewhere
+        yield Report(withdrawn=withdrawn)
+    yield Report(expiry.sweep(services, billing, orphans=whole))  # what attempts at what is gone were charged
+    for some in moves.follow(services, sorted(moved), put_off=whole):
+        yield Report(withdrawn=Withdrawn(documents_moved=some.documents, files_not_copied=some.held))
     if moved:  # what the attempts in the old datasets were charged
-        report += Report(expiry.sweep(services, billing))
-    return report
+        yield Report(expiry.sweep(services, billing))
 
 
-def _after_withdrawal(services: Services) -> Report:
-    retired = _sweep_retired(services)
+def _after_withdrawal(services: Services, failed: list[StoreUnavailable]) -> Iterator[Report]:
+    yield from _going_on(_sweep_retired(services), failed)
     receipts = deletion.receipts(services)
     for r in receipts:
         _LOG.info("%s of document %s: %d vectors verified absent", r.cause, r.document_id, r.vectors)
-    return Report(
-        vectors=Vectors(vectors_retired=retired, documents_repaired=_repair(services)), receipts=tuple(receipts)
-    )
+    yield Report(receipts=tuple(receipts))
+    yield from _repair(services)
 
 
 def _remove_unfinished(services: Services) -> None:
-    """Last, and nothing waits for it: a blob store that refuses ends no pass."""
+    """Nothing waits for it: a blob store that refuses ends no pass."""
     try:
         if removed := services.blobs.remove_unfinished(seconds=_UNFINISHED_SECONDS):
             _LOG.info("removed %d files that their writers left unfinished in the blob store", removed)
@@ -184,37 +218,49 @@ def _remove_unfinished(services: Services) -> None:
         _LOG.warning("unfinished files can't be removed from the blob store: %s", error)
 
 
-def _sweep_retired(services: Services) -> int:
+def _sweep_retired(services: Services) -> Iterator[Report]:
     with transaction(services.fltr) as tx:
         waiting = manifest.datasets_to_sweep(tx)
     if waiting:
         services.vectors.ensure()
-    return sum(embed.sweep(services, dataset_id) for dataset_id in waiting)
+    for swept in embed.sweep_datasets(services, waiting):
+        yield Report(vectors=Vectors(vectors_retired=swept))
 
 
-def _repair(services: Services) -> int:
-    repaired, after = 0, ""
+def _repair(services: Services) -> Iterator[Report]:
+    after = ""
     while True:
         with transaction(services.fltr) as tx:
             found = requeue.lost(tx, after, _BATCH, tried_with=services.tried_with)
         if not found:
-            return repaired
+            return
         with transaction(services.fltr) as tx:
-            repaired += len(requeue.repair(tx, lock_unheld(tx, found)))
+            repaired = len(requeue.repair(tx, lock_unheld(tx, found)))
+        yield Report(vectors=Vectors(documents_repaired=repaired))
         after = found[-1]
 
 
-def _listed(services: Services) -> Iterator[Vectors]:
+def _listed(services: Services, failed: list[StoreUnavailable]) -> Iterator[Report]:
     """Page by page: delete what is in Milvus alone, note what is in the manifest alone."""
-    for store in everywhere(services):
-        for orphans in reconcile.orphan_pages(services, store, store.every_key()):
-            remove(store, sorted(orphans))
-            yield Vectors(vectors_orphaned=len(orphans))
+    services.vectors.ensure()
+    with transaction(services.fltr) as tx:
+        note(tx, services)
+    yield from _going_on(_delete_orphans(services), failed)
     with transaction(services.fltr) as tx:
         ids = [d.id for d in datasets.every(tx)]
     for dataset_id in ids:
         for page in reconcile.live_pages(services, dataset_id):
-            yield Vectors(vectors_missing=_note_missing(services, dataset_id, page.keys))
+            yield Report(vectors=Vectors(vectors_missing=_note_missing(services, dataset_id, page.keys)))
+
+
+def _delete_orphans(services: Services) -> Iterator[Report]:
+    left: Counter[str] = Counter()
+    for store in everywhere(services):
+        for orphans in reconcile.orphan_pages(services, store, store.every_key()):
+            shown = remove(store, sorted(orphans))
+            left.update(shown.values())
+            yield Report(vectors=Vectors(vectors_orphaned=len(orphans) - len(shown)))
+    tell_of(left)
 
 
 def _note_missing(services: Services, dataset_id: str, keys: Collection[str]) -> int:

@@ -8,6 +8,7 @@ forgotten, so none is overlooked that still holds something; one that is not the
 """
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +23,8 @@ from fltr_pipeline.stores.vectors import VectorStore
 from fltr_pipeline.text.model import DEFAULT_MODEL, EmbeddingModel
 
 _LOG = logging.getLogger(__name__)
+_NAMED = 5
+"""Datasets that an error names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +65,36 @@ def elsewhere(services: Services, keys: Collection[str]) -> set[str]:
     return {key for f in former(services) for key in f.store.datasets_of(sorted(keys))}
 
 
-def remove(store: VectorStore, keys: Sequence[str]) -> None:
-    """Delete the keys and read back that they are gone.
+def remove(store: VectorStore, keys: Sequence[str]) -> dict[str, str]:
+    """Delete the keys and read back that they are gone; returns what Milvus still shows of them: key → dataset id.
 
     Raises:
-        StoreUnavailable: Milvus does not answer, or still shows some.
+        StoreUnavailable: Milvus does not answer.
     """
     if not keys:
-        return
+        return {}
     try:
-        store.delete(keys)
-        left = store.datasets_of(keys)
+        store.delete_listed(keys)
+        return store.datasets_of(keys)
     except SchemaDrift:
         if store.exists():
             raise
-        return  # with the collection, as another pass drops it
+        return {}  # with the collection, as another pass drops it
+
+
+def tell_of(left: Counter[str]) -> None:
+    """Behind all that could be swept: tell how many deleted vectors Milvus still shows, by dataset.
+
+    Raises:
+        StoreUnavailable: it shows some.
+    """
     if left:
-        raise StoreUnavailable(f"Milvus still shows {len(left)} deleted vectors; they are swept again by the next pass")
+        of_each = ", ".join(f"dataset {dataset_id}: {n}" for dataset_id, n in left.most_common(_NAMED))
+        more = f", and of {len(left) - _NAMED} other datasets" if len(left) > _NAMED else ""
+        raise StoreUnavailable(
+            f"Milvus still shows {left.total()} of the deleted vectors ({of_each}{more}); all others were swept, and "
+            "these are by the next pass"
+        )
 
 
 def drop_empty(services: Services) -> None:

@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-from fltr_pipeline.pipeline.services import open_model, open_vectors
+from fltr_pipeline.pipeline.services import open_vectors
+from fltr_pipeline.resources.embedder import EmbedderResource
 from fltr_pipeline.settings import Settings
 from fltr_pipeline.stores.vectors import VectorStore
 
@@ -12,5 +13,4 @@ class MilvusResource(dg.ConfigurableResource[VectorStore]):
 
     def vectors(self) -> VectorStore:
         """The shared collection, partitioned by dataset; connects when first used."""
-        settings = Settings()
-        return open_vectors(settings, open_model(settings))
+        return open_vectors(Settings(), EmbedderResource().model())  # the one whose weights are read already

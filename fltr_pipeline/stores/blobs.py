@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from fltr_pipeline.errors import ConfigurationError, FltrError, InvalidValue, NotFound, StoreUnavailable
 from fltr_pipeline.stores.ids import checked_id
@@ -195,7 +196,7 @@ class BlobStore:
     def _opened(self) -> tuple[Any, str]:
         from fsspec.core import url_to_fs  # noqa: PLC0415
 
-        _ = self._password  # checks the address
+        _ = self._secrets  # checks the address
         try:
             filesystem, root = url_to_fs(self.url)
         except (ImportError, TypeError, ValueError) as error:
@@ -205,8 +206,11 @@ class BlobStore:
         return filesystem, root.rstrip("/")
 
     @cached_property
-    def _password(self) -> str:
-        """The URL's. One with a `/` of its own, or behind no scheme, would be read as a path, and so told."""
+    def _secrets(self) -> frozenset[str]:
+        """The URL's password, or its user where that is all: a token. As written, and as drivers read it.
+
+        A password with a `/` of its own, or behind no scheme, would be read as a path, and so told.
+        """
         _, scheme, rest = self.url.partition("://")
         authority, *path = _AUTHORITY_ENDS.split(rest if scheme else self.url, maxsplit=1)
         if ":" in authority and "@" in "".join(path if scheme else [authority, *path]):
@@ -215,12 +219,16 @@ class BlobStore:
                 "with special characters belongs in a variable of the driver, such as AWS_SECRET_ACCESS_KEY or "
                 "FSSPEC_FTP_PASSWORD"
             )
-        return authority.rpartition("@")[0].partition(":")[2]
+        user, _, password = authority.rpartition("@")[0].partition(":")
+        secret = password or (user if scheme else "")
+        return frozenset({secret, unquote(secret)} - {""})
 
     def _words(self, error: Exception) -> str:
         # What is raised with them is raised `from None`: the driver's own error may quote the URL.
         words = f"{type(error).__name__}: {error}"
-        return words.replace(self._password, "***") if self._password else words
+        for secret in self._secrets:
+            words = words.replace(secret, "***")
+        return words
 
     @property
     def _fs(self) -> Any:  # noqa: ANN401

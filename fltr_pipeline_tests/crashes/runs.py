@@ -57,4 +57,4 @@ def upload(hands: Hands, dataset: Dataset, filename: str, data: bytes) -> None:
 
 def reconcile(hands: Hands) -> Report:
     """One pass of the reconciler, all keys listed; what it found and ended."""
-    return sweep_all(hands.services, hands.billing, list_keys=True)
+    return sum(sweep_all(hands.services, hands.billing, list_keys=True), Report())

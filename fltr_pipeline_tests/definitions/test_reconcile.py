@@ -1,5 +1,7 @@
 """The job `reconcile` and its probe, on a real instance and real databases."""
 
+import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
@@ -15,6 +17,7 @@ from fltr_pipeline.pipeline.sweeper import Report
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, leases
+from fltr_pipeline.stores.vectors import VectorStore
 from fltr_pipeline_tests.world import World
 
 
@@ -121,7 +124,7 @@ def test_a_database_that_does_not_answer_is_tried_again(
 ) -> None:
     sweep_all, asked = sweeper.sweep_all, list[bool]()
 
-    def at_the_second_time(*arguments: Any, list_keys: bool, after: str) -> Report:
+    def at_the_second_time(*arguments: Any, list_keys: bool, after: str) -> Iterator[Report]:
         asked.append(list_keys)
         if len(asked) == 1:
             raise StoreUnavailable("fltr does not answer")
@@ -132,6 +135,34 @@ def test_a_database_that_does_not_answer_is_tried_again(
     result = build_defs().resolve_job_def("reconcile").execute_in_process(instance=instance)
     assert result.success
     assert asked == [True, True]
+
+
+def test_what_a_pass_did_before_it_failed_is_told(
+    world: World, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = world.dataset(world.user(credits=20))
+    ids = world.upload(dataset, {"a.txt": b"Some text.", "b.txt": b"Other text."})
+    world.process(dataset)
+    world.change("DELETE FROM documents WHERE id = %s", ids["a.txt"])
+
+    def down(*_: object) -> None:
+        raise StoreUnavailable("Milvus does not answer")
+
+    monkeypatch.setattr(VectorStore, "delete_listed", down)
+    monkeypatch.setattr(op, "_RETRIES", 0)
+    result = build_defs().resolve_job_def("reconcile").execute_in_process(instance=instance, raise_on_error=False)
+    assert not result.success
+    (told,) = [e.user_message for e in instance.all_logs(result.run_id) if "before it failed" in e.user_message]
+    assert "documents_deleted: 1" in told
+    assert "published" not in told
+
+
+def test_the_probe_reads_the_models_weights_once(
+    world: World, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tick(instance)
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("the weights were read again"))
+    tick(instance)
 
 
 def test_a_schema_that_is_not_ours_ends_the_run_at_once(world: World, instance: dg.DagsterInstance) -> None:

@@ -85,6 +85,27 @@ def test_a_driver_that_quotes_its_address_is_told_without_the_password(monkeypat
         assert "hunter2" not in everything_told(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("user", "quoted"),
+    [
+        ("ann:hun%2Fter", "ann:hun/ter"),
+        ("ann:hun%2Fter", "ann:hun%2Fter"),
+        ("hun%2Fter", "hun/ter"),
+        ("hunter", "hunter"),
+    ],
+)
+def test_nor_with_its_decoded_form_nor_with_a_token(monkeypatch: pytest.MonkeyPatch, user: str, quoted: str) -> None:
+    """A user without a password is a token."""
+
+    def quoting(*_: object, **__: object) -> None:
+        raise OSError(f"no answer from {quoted}")
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", quoting)
+    with pytest.raises(StoreUnavailable, match=r"no answer from (ann:)?\*\*\*") as raised:
+        USES["read"](BlobStore(f"memory://{user}@{uuid.uuid4().hex}"))
+    assert "hun" not in everything_told(raised.value)
+
+
 def test_a_blob_that_is_not_there_is_told_without_the_address() -> None:
     with pytest.raises(NotFound) as raised:
         BlobStore(f"memory://ann:hunter2@{uuid.uuid4().hex}").read("ds/doc/a.txt")

@@ -1,10 +1,15 @@
 """`fltr-pipeline reconcile`: what it says, and that the second time it has nothing to say."""
 
+import json
 from datetime import UTC
 
+import pytest
+
+from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.models import Stage
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, leases
+from fltr_pipeline.stores.vectors import VectorStore
 from fltr_pipeline_tests.bills import Desk
 from fltr_pipeline_tests.command_line import fltr_pipeline
 from fltr_pipeline_tests.world import World
@@ -34,6 +39,26 @@ def test_a_charge_whose_row_in_the_ledger_was_changed_is_told(world: World) -> N
     desk.an_hour_passes()
     assert "1 row of the ledger changed by hand" in fltr_pipeline("reconcile").stdout
     assert "nothing to do" in fltr_pipeline("reconcile").stdout
+
+
+@pytest.mark.parametrize("how", ["", "--json"])
+def test_what_was_done_before_a_store_failed_is_told(world: World, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    dataset = world.dataset(world.user(credits=20))
+    world.upload(dataset, {"a.txt": b"Some text."})
+    world.process(dataset)
+    world.change("DELETE FROM documents")
+
+    def down(*_: object) -> None:
+        raise StoreUnavailable("Milvus does not answer")
+
+    monkeypatch.setattr(VectorStore, "delete_listed", down)
+    outcome = fltr_pipeline("reconcile", *filter(None, [how]))
+    assert outcome.exit_code == 1
+    assert "Milvus does not answer" in outcome.words
+    if how:
+        assert json.loads(outcome.stdout)["documents_deleted"] == 1
+    else:
+        assert "1 document deleted: taken out of work" in outcome.stdout
 
 
 def test_what_is_gone_from_milvus_is_told_with_its_receipt(world: World) -> None:

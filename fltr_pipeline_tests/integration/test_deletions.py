@@ -277,7 +277,7 @@ def _dying(call: Callable[..., object], *, after: bool) -> Callable[..., object]
 
 
 WRITES = [
-    (deleted, "forget"), (deleted, "forget_datasets"), (expiry, "sweep"), (VectorStore, "delete"),
+    (deleted, "forget"), (deleted, "forget_datasets"), (expiry, "sweep"), (VectorStore, "delete_listed"),
     (VectorStore, "datasets_of"), (manifest, "forget_retired"), (deleted, "verify"),
 ]  # fmt: skip
 """Of a pass, in their order."""
@@ -328,7 +328,7 @@ def test_without_milvus_the_books_are_closed_all_the_same_and_no_receipt_is_give
         raise StoreUnavailable("Milvus does not answer")
 
     with monkeypatch.context() as patch:
-        patch.setattr(VectorStore, "delete", down)
+        patch.setattr(VectorStore, "delete_listed", down)
         with pytest.raises(StoreUnavailable):
             world.sweep_all()
     assert world.rows("SELECT count(*) FROM pipeline.documents") == [(0,)]

@@ -1,6 +1,7 @@
 """Another embedding model: nothing is left in the old collection, no receipt is too early, all stays searchable."""
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -228,14 +229,14 @@ def test_a_document_that_is_deleted_behind_the_change_has_its_receipt_when_its_v
     world: World, books: Dataset, old: VectorStore, changed: VectorStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.change("DELETE FROM documents WHERE filename = 'treaty.txt'")
-    delete = VectorStore.delete
+    delete = VectorStore.delete_listed
 
     def kept_by_the_old_one(self: VectorStore, keys: Sequence[str]) -> None:
         if self.collection != old.collection:
             delete(self, keys)
 
     with monkeypatch.context() as patch:
-        patch.setattr(VectorStore, "delete", kept_by_the_old_one)
+        patch.setattr(VectorStore, "delete_listed", kept_by_the_old_one)
         with pytest.raises(StoreUnavailable, match="still shows"):
             world.sweep_all(list_keys=False)
     assert world.rows("SELECT verified_at FROM pipeline.deletions") == [(None,)]
@@ -348,6 +349,22 @@ def test_a_collection_is_not_dropped_while_a_worker_may_have_read_back_there_wha
         claims.retry_later(tx, [claim], "put back")
     world.sweep_all()
     assert not old.exists()
+
+
+def test_of_several_earlier_models_the_newer_answers_before_the_older(
+    world: World, books: Dataset, changed: VectorStore, another: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.upload(books, {"treaty.txt": TREATY + b" It was signed in Osnabrueck."})
+    world.process(books)
+    third = shutil.copytree(another, tmp_path / "third", symlinks=True)
+    pooling = third / "1_Pooling/config.json"
+    pooling.write_text(pooling.read_text().replace(str(_SHORT), str(_SHORT // 2)))
+    use(world, monkeypatch, str(third))
+    world.upload(books, {"new.txt": b"Something else."})
+    world.process(books)
+    hits = search(world.services, books.id, "bread")
+    assert [h.place.filename for h in hits] == ["new.txt", "treaty.txt", "bread.txt"]
+    world.services.vectors.drop()
 
 
 def test_behind_an_alias_todays_collection_is_not_taken_for_an_earlier_one(

@@ -10,12 +10,14 @@ from fltr_pipeline.pipeline import deletion, moves, sweeper
 from fltr_pipeline.pipeline.embed import Embed
 from fltr_pipeline.pipeline.extract import Extract
 from fltr_pipeline.pipeline.plan import Plan
-from fltr_pipeline.pipeline.reconcile import Drift, compare_all
+from fltr_pipeline.pipeline.reconcile import Drift, Published, check_published, compare_all
 from fltr_pipeline.pipeline.stage import Result
 from fltr_pipeline.stores.fltr import charges as store
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.datasets import Dataset
+from fltr_pipeline.stores.vectors import VectorStore
+from fltr_pipeline_tests.moments import before
 from fltr_pipeline_tests.money import add_key
 from fltr_pipeline_tests.shelves import TEXTS, Encoded, Shelves, found, is_at_rest, move
 from fltr_pipeline_tests.world import World
@@ -253,6 +255,23 @@ def test_a_failed_document_and_one_that_was_moved_twice_end_where_they_were_move
     assert found(world, third).keys() == {"a.txt"}
     assert found(world, shelves.other) == {}
     assert is_at_rest(world)
+
+
+@pytest.mark.parametrize("when", ["before the check", "in the middle of it"])
+def test_a_run_checks_what_it_published_where_it_still_is_so(
+    world: World, shelves: Shelves, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """A document is moved, and published in its new dataset, or published anew, before the run comes to its check."""
+    ids, chunks = list(shelves.ids.values()), len(world.keys(shelves.books))
+    assert check_published(world.services, shelves.books.id, ids) == Published(2, chunks, frozenset())
+    if when == "before the check":
+        move(world, shelves.ids["a.txt"], shelves.other)
+        world.sweep_all(list_keys=False)
+        world.process(shelves.other)
+    else:
+        world.upload(shelves.books, {"a.txt": b"Another text."})
+        before(monkeypatch, 1, VectorStore, "present", lambda: world.process(shelves.books))
+    assert check_published(world.services, shelves.books.id, ids).missing == frozenset()
 
 
 def its_newer_input_failed(world: World, shelves: Shelves, _: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def live_keys(tx: Connection, dataset: Dataset) -> set[str]:
 
 def retired(fltr: Fltr, dataset: Dataset) -> list[str]:
     with fltr.transaction() as tx:
-        return list(manifest.retired_keys(tx, dataset.id, 100))
+        return list(manifest.retired_keys(tx, dataset.id, "", 100))
 
 
 # --- the plan and its keys --------------------------------------------------------------------------------------------
@@ -173,8 +173,9 @@ def test_publishing_makes_content_status_job_and_manifest_live_at_once(fltr: Flt
     assert fltr.one("SELECT state, text, published_at IS NOT NULL FROM pipeline.generations") == ("live", None, True)
     with fltr.transaction() as tx:
         assert live_keys(tx, dataset) == set(keys(fltr, claim))
-        assert manifest.keys_of(tx, [claim.document_id, UNKNOWN]) == set(keys(fltr, claim))
-        assert manifest.keys_of(tx, []) == set()
+        assert manifest.keys_of(tx, claim.dataset_id, [claim.document_id, UNKNOWN]) == set(keys(fltr, claim))
+        assert manifest.keys_of(tx, UNKNOWN, [claim.document_id]) == set()
+        assert manifest.keys_of(tx, claim.dataset_id, []) == set()
 
 
 def test_what_was_not_decided_is_not_published(fltr: Fltr) -> None:
@@ -285,13 +286,14 @@ def test_retired_keys_are_listed_by_dataset_and_forgotten_by_key(fltr: Fltr) -> 
     for key, dataset in (("c", one), ("a", one), ("b", one), ("z", two)):
         fltr.change("INSERT INTO pipeline.retired_keys VALUES (:k, :d, 'x')", k=key, d=dataset.id)
     with fltr.transaction() as tx:
-        found = manifest.retired_keys(tx, one.id, 2)
+        found = manifest.retired_keys(tx, one.id, "", 2)
         assert list(found) == ["a", "b"]
-        assert manifest.retired_keys(tx, UNKNOWN, 2) == {}
+        assert list(manifest.retired_keys(tx, one.id, "b", 2)) == ["c"]
+        assert manifest.retired_keys(tx, UNKNOWN, "", 2) == {}
         manifest.forget_retired(tx, {})
         manifest.forget_retired(tx, {**found, "unknown": found["a"]})
-        assert list(manifest.retired_keys(tx, one.id, 2)) == ["c"]
-        assert list(manifest.retired_keys(tx, two.id, 2)) == ["z"]
+        assert list(manifest.retired_keys(tx, one.id, "", 2)) == ["c"]
+        assert list(manifest.retired_keys(tx, two.id, "", 2)) == ["z"]
 
 
 def test_a_key_that_a_late_worker_names_anew_is_not_forgotten_by_the_sweep_that_saw_it_before(fltr: Fltr) -> None:
@@ -301,7 +303,7 @@ def test_a_key_that_a_late_worker_names_anew_is_not_forgotten_by_the_sweep_that_
     (claim,) = fltr.claim(dataset, Stage.EMBED)
     assigned(fltr, claim)
     with fltr.transaction() as tx:
-        seen = manifest.retired_keys(tx, dataset.id, 100)
+        seen = manifest.retired_keys(tx, dataset.id, "", 100)
     with fltr.transaction() as tx:
         generations.retire_inert(tx, dataset.id, late[:1])
     with fltr.transaction() as tx:

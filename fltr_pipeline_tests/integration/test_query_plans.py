@@ -165,12 +165,14 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "discard_others": (
         {"chunks_pkey", "generations_pkey"}, discarding
     ),
-    "retired_keys": ({"retired_keys_by_dataset"}, lambda large, tx: manifest.retired_keys(tx, large.dataset.id, 1000)),
+    "retired_keys": (
+        {"retired_keys_by_dataset"}, lambda large, tx: manifest.retired_keys(tx, large.dataset.id, "", 1000)
+    ),
     "retired_keys of a large dataset": (
-        {"retired_keys_by_dataset"}, lambda large, tx: manifest.retired_keys(tx, large.afternoon, 1000)
+        {"retired_keys_by_dataset"}, lambda large, tx: manifest.retired_keys(tx, large.afternoon, "", 1000)
     ),
     "forget_retired": ({"retired_keys_pkey"}, lambda large, tx: manifest.forget_retired(
-        tx, manifest.retired_keys(tx, large.dataset.id, 9)
+        tx, manifest.retired_keys(tx, large.dataset.id, "", 9)
     )),
     "datasets_to_sweep": ({"retired_keys_by_dataset"}, lambda _, tx: manifest.datasets_to_sweep(tx)),
     "live_page": (
@@ -182,7 +184,7 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "still_live": ({"chunks_by_key"}, lambda large, tx: manifest.still_live(tx, large.keys)),
     "named": ({"chunks_by_key", "retired_keys_pkey"}, lambda large, tx: manifest.named(tx, large.keys)),
     "lose": ({"chunks_by_key"}, lambda large, tx: manifest.lose(tx, large.keys, "f")),
-    "keys_of": ({"documents_pkey", "chunks_pkey"}, lambda large, tx: manifest.keys_of(tx, large.ids)),
+    "keys_of": ({"documents_pkey", "chunks_pkey"}, lambda large, tx: manifest.keys_of(tx, large.dataset.id, large.ids)),
     "live_generations": (
         {"documents_pkey"}, lambda large, tx: manifest.live_generations(tx, large.dataset.id, large.ids)
     ),

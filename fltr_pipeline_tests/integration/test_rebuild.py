@@ -4,6 +4,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -314,6 +315,17 @@ def test_vectors_of_datasets_that_exist_stay(world: World, set_scene: Scene) -> 
     assert rebuild.sweep(world.services) >= 1
     assert dict(world.services.vectors.rows_by_dataset()) == {kept.id: 1}
     assert rebuild.sweep(world.services) == 0
+
+
+def test_vectors_of_datasets_that_another_program_named_as_it_liked_go(
+    world: World, set_scene: Scene, milvus: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fltr_pipeline.pipeline.reconcile.KEYS_PER_PAGE", 2)
+    vectors = world.services.vectors
+    rows = [{"key": f"doc/{n}", "dataset_id": 'a/b "c"', "document_id": "x", "text": "text"} for n in range(5)]
+    milvus.insert(vectors.collection, [r | {"vector": [1.0] + [0.0] * 383} for r in rows])
+    assert rebuild.sweep(world.services) >= 5
+    assert vectors.rows_by_dataset().keys() == {set_scene.dataset.id}
 
 
 def test_vectors_of_an_earlier_model_go_too_also_after_a_kill_behind_the_commit(

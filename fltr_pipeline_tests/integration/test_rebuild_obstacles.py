@@ -252,7 +252,7 @@ def test_vectors_that_are_left_are_for_reconcile_since_the_database_is_new(
 ) -> None:
     made = scene(world)
     with monkeypatch.context() as patch:
-        patch.setattr(VectorStore, "delete", lambda *_: None)
+        patch.setattr(VectorStore, "delete_listed", lambda *_: None)
         with pytest.raises(StoreUnavailable, match=r"was rebuilt, only vectors .* left: `fltr-pipeline reconcile`"):
             apply(world, tmp_path)
     assert verify_fltr(world.fltr_admin).conforms

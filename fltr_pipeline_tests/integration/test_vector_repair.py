@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 
@@ -109,6 +110,23 @@ def test_orphans_are_told_and_then_deleted_wherever_they_lie(
     assert found(world, books, "flour and water") == {"bread.txt", "long.txt"}, "search looks in the manifest"
     assert world.sweep_all() == Report(vectors=Vectors(vectors_orphaned=11))
     assert dict(world.services.vectors.every_key()) == dict.fromkeys(live, books.id)
+    assert (compare_all(world.services), world.sweep_all()) == ({}, NOTHING)
+
+
+@ON_EACH_MILVUS
+def test_orphans_that_another_program_named_as_it_liked_are_told_and_deleted(
+    world: World, books: Dataset, milvus: Any
+) -> None:
+    vectors, keys = world.services.vectors, ["doc/1#3", 'say "x"', "back\\slash", "語", "nul\0"]
+    vector = [1.0] + [0.0] * (vectors.dimension - 1)
+    rows = [{"key": key, "dataset_id": "a/b", "document_id": "x", "text": "words", "vector": vector} for key in keys]
+    milvus.insert(vectors.collection, rows)
+    lose(world, keys_of(world, "bread.txt"))
+    assert compare_all(world.services)["a/b"].orphans == set(keys)
+    assert world.sweep_all().vectors == Vectors(
+        vectors_orphaned=len(keys), vectors_missing=1, documents_repaired=1, vectors_retired=1
+    )
+    world.process(books)
     assert (compare_all(world.services), world.sweep_all()) == ({}, NOTHING)
 
 

@@ -98,6 +98,30 @@ def test_hostile_ids_reach_no_expression(store: VectorStore, bad: str) -> None:
     assert list(store.keys("ds")) == ["k"]
 
 
+STRANGE = [
+    "doc/1#3", "a b", "it's", 'say "x"', "back\\slash", "end\\", "\\", "\\n", "two\nlines", "tab\t", "bell\a", "nul\0",
+    "cr\r", "é", "語", "🦊", "\u2028", "%", "{x}", '"] or key in ["', '" or key != "', "..", "a" * 64,
+]  # fmt: skip
+"""Keys that other programs may have given their rows."""
+
+
+def test_what_others_inserted_is_listed_and_deleted_whatever_its_key_is(
+    store: VectorStore, milvus: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fltr_pipeline.stores.vectors.store.PAGE_ROWS", 1)
+    theirs = [
+        {"key": key, "dataset_id": key, "document_id": "x", "text": "text", "vector": [1.0, 0, 0, 0]} for key in STRANGE
+    ]
+    milvus.insert(store.collection, theirs)
+    store.insert([row("ours")])
+    assert sorted(store.every_key()) == sorted([*((key, key) for key in STRANGE), ("ours", "ds")])
+    for key in STRANGE:
+        assert store.datasets_of([key, "never-there"]) == {key: key}
+    store.delete_listed(STRANGE)
+    assert store.datasets_of([*STRANGE, "ours"]) == {"ours": "ds"}
+    assert list(store.every_key()) == [("ours", "ds")]
+
+
 @pytest.mark.parametrize("vector", [(), (1, 0, 0), (1, 0, 0, 0, 0), (math.nan, 0, 0, 0), (math.inf, -math.inf, 0, 0)])
 def test_a_vector_of_another_size_or_not_finite_is_refused(store: VectorStore, vector: tuple[float, ...]) -> None:
     with pytest.raises(InvalidValue):

@@ -164,13 +164,20 @@ _TELL = text("""
 
 # Indexes: pipeline.deletions_unverified, pipeline.retired_keys_by_document. A key is forgotten once it was read back as
 # absent, so a document without any has its receipt. Of several sweeps, one gives it.
+_LOCK_SWEPT = text("""
+    SELECT y.document_id, y.found_at FROM pipeline.deletions y
+    WHERE y.verified_at IS NULL
+      AND NOT EXISTS (SELECT FROM pipeline.retired_keys r WHERE r.document_id = y.document_id)
+    FOR UPDATE OF y SKIP LOCKED
+""")
+
+# The primary key, and pipeline.retired_keys_by_document. The look for keys is made again behind the lock: who names a
+# late one locks the row, too, and had perhaps not committed at the first.
 _VERIFY = text("""
     UPDATE pipeline.deletions x SET verified_at = now()
-    WHERE (x.document_id, x.found_at) IN (
-        SELECT y.document_id, y.found_at FROM pipeline.deletions y
-        WHERE y.verified_at IS NULL
-          AND NOT EXISTS (SELECT FROM pipeline.retired_keys r WHERE r.document_id = y.document_id)
-        FOR UPDATE OF y SKIP LOCKED)
+    FROM unnest(CAST(:ids AS text[]), CAST(:times AS timestamptz[])) AS swept(document_id, found_at)
+    WHERE x.document_id = swept.document_id AND x.found_at = swept.found_at
+      AND NOT EXISTS (SELECT FROM pipeline.retired_keys r WHERE r.document_id = x.document_id)
     RETURNING x.document_id, x.dataset_id, x.cause, x.vectors, x.verified_at
 """)
 
@@ -258,7 +265,11 @@ def _withdraw(tx: Connection, ids: Sequence[str], job_status: str, *, owner_gone
 
 def verify(tx: Connection) -> list[Receipt]:
     """Give the receipts of all deletions whose last key was swept since."""
-    return [Receipt(*row) for row in tx.execute(_VERIFY)]
+    swept = tx.execute(_LOCK_SWEPT).all()
+    if not swept:
+        return []
+    asked = {"ids": [r.document_id for r in swept], "times": [r.found_at for r in swept]}
+    return [Receipt(*row) for row in tx.execute(_VERIFY, asked)]
 
 
 def overdue(tx: Connection, *, age: float) -> bool:

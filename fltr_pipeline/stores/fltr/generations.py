@@ -104,10 +104,13 @@ _RETIRE_INERT = text("""
     ON CONFLICT (key) DO UPDATE SET retired_at = clock_timestamp()
 """)
 
-# Primary key. Its receipt may have been given before the vectors came.
-_TAKE_RECEIPTS_BACK = text("""
-    UPDATE pipeline.deletions SET verified_at = NULL WHERE document_id = ANY(:ids) AND verified_at IS NOT NULL
+# Primary key. Who withdraws such a document has its row locked: behind that, its receipt is there to be taken back.
+_KEEP_FROM_WITHDRAWAL = text("""
+    SELECT FROM pipeline.documents WHERE document_id = ANY(:ids) ORDER BY document_id FOR SHARE
 """)
+
+# Primary key. Its receipt may have been given before the vectors came, or be about to be: so none is left unlocked.
+_TAKE_RECEIPTS_BACK = text("UPDATE pipeline.deletions SET verified_at = NULL WHERE document_id = ANY(:ids)")
 
 _DECIDE = text("""
     UPDATE pipeline.generations g SET state = 'indexed'
@@ -280,9 +283,11 @@ def retire_inert(tx: Connection, dataset_id: str, inserted: Sequence[FreshChunk]
     again when that is gone.
     """
     if inserted:
+        ids = sorted({c.document_id for c in inserted})
         rows = recordset({"key": c.key, "document_id": c.document_id} for c in inserted)
+        tx.execute(_KEEP_FROM_WITHDRAWAL, {"ids": ids})
         tx.execute(_RETIRE_INERT, {"rows": rows, "dataset_id": dataset_id})
-        tx.execute(_TAKE_RECEIPTS_BACK, {"ids": sorted({c.document_id for c in inserted})})
+        tx.execute(_TAKE_RECEIPTS_BACK, {"ids": ids})
 
 
 def decided(tx: Connection, claims: Sequence[Claim]) -> set[str]:

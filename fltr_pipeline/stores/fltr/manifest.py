@@ -41,7 +41,8 @@ class LivePage:
 
 # Index: pipeline.retired_keys_by_dataset.
 _RETIRED = text("""
-    SELECT key, retired_at FROM pipeline.retired_keys WHERE dataset_id = :dataset_id ORDER BY key LIMIT :limit
+    SELECT key, retired_at FROM pipeline.retired_keys
+    WHERE dataset_id = :dataset_id AND key > :after ORDER BY key LIMIT :limit
 """)
 
 # Primary key. One that was named anew meanwhile is not forgotten: its vector may have come after the look.
@@ -114,7 +115,7 @@ _CLEAR_LOST = text("UPDATE pipeline.chunks SET key = NULL, fresh = false WHERE k
 _KEYS_OF = text("""
     SELECT c.key FROM pipeline.documents p
     JOIN pipeline.chunks c ON c.document_id = p.document_id AND c.generation = p.live_generation
-    WHERE p.document_id = ANY(:ids) AND c.key IS NOT NULL
+    WHERE p.document_id = ANY(:ids) AND p.dataset_id = :dataset_id AND c.key IS NOT NULL
 """)
 
 # Primary keys.
@@ -152,9 +153,9 @@ _PLACES = text("""
 """)
 
 
-def retired_keys(tx: Connection, dataset_id: str, limit: int) -> dict[str, datetime]:
-    """Keys that may still lie in Milvus and that nothing holds → when they were named last."""
-    rows = tx.execute(_RETIRED, {"dataset_id": dataset_id, "limit": limit})
+def retired_keys(tx: Connection, dataset_id: str, after: str, limit: int) -> dict[str, datetime]:
+    """The next keys behind that one that may still lie in Milvus and that nothing holds → when they were named last."""
+    rows = tx.execute(_RETIRED, {"dataset_id": dataset_id, "after": after, "limit": limit})
     return {r.key: r.retired_at for r in rows}
 
 
@@ -185,9 +186,9 @@ def named(tx: Connection, keys: Collection[str]) -> set[str]:
     """Those of the keys that are live, in flight or retired.
 
     A key is named before its vector is inserted, and until it was read back as absent. So a vector whose key is not
-    named is nobody's any more.
+    named is nobody's any more. The keys may be anybody's, also such as PostgreSQL can't hold.
     """
-    return set(tx.execute(_NAMED, {"keys": list(keys)}).scalars())
+    return set(tx.execute(_NAMED, {"keys": [key for key in keys if "\0" not in key]}).scalars())
 
 
 def lose(tx: Connection, keys: Collection[str], fingerprint: str) -> int:
@@ -201,9 +202,9 @@ def lose(tx: Connection, keys: Collection[str], fingerprint: str) -> int:
     return len(lost)
 
 
-def keys_of(tx: Connection, document_ids: Sequence[str]) -> set[str]:
-    """Keys of these documents' live generations."""
-    return set(tx.execute(_KEYS_OF, {"ids": list(document_ids)}).scalars())
+def keys_of(tx: Connection, dataset_id: str, document_ids: Sequence[str]) -> set[str]:
+    """Keys of the live generations of those of the documents that are in the dataset."""
+    return set(tx.execute(_KEYS_OF, {"ids": list(document_ids), "dataset_id": dataset_id}).scalars())
 
 
 def live_generations(tx: Connection, dataset_id: str, document_ids: Collection[str]) -> dict[str, int]:

@@ -137,10 +137,11 @@ class VectorStore:
         """Which of the keys are rows of the dataset now."""
         checked_id(dataset_id, "dataset id")
         # The dataset is compared here: asked for nothing but keys, the server looks them up and scans no rows.
-        return {key for key, dataset in self.datasets_of(keys).items() if dataset == dataset_id}
+        ours = [checked_id(key, "key") for key in keys]
+        return {key for key, dataset in self.datasets_of(ours).items() if dataset == dataset_id}
 
     def datasets_of(self, keys: Sequence[str]) -> dict[str, str]:
-        """The dataset of each of the keys that is a row now, whichever it is."""
+        """The dataset of each of the keys that is a row now, whichever it is. They may be any that Milvus listed."""
         found = self._look(keys)
         # Milvus Lite overlooks rows that leave its write buffer while it looks; they are on disk when asked again.
         return found | self._look([key for key in keys if key not in found])
@@ -148,7 +149,7 @@ class VectorStore:
     def _look(self, keys: Sequence[str]) -> dict[str, str]:
         found: dict[str, str] = {}
         for some in _slices(keys, KEYS_PER_CALL):
-            rows = self._query(filters.with_keys(some), ["key", "dataset_id"])
+            rows = self._query(filters.with_listed_keys(some), ["key", "dataset_id"])
             found.update((row["key"], row["dataset_id"]) for row in rows)
         return found
 
@@ -162,8 +163,12 @@ class VectorStore:
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove the rows with these keys; keys without a row are fine."""
+        self.delete_listed([checked_id(key, "key") for key in keys])
+
+    def delete_listed(self, keys: Sequence[str]) -> None:
+        """The same, by keys that Milvus itself listed: who put the rows there may have named them as they liked."""
         for some in _slices(keys, KEYS_PER_CALL):
-            self._server.call("delete", self.collection, ids=[checked_id(key, "key") for key in some])
+            self._server.call("delete", self.collection, filter=filters.with_listed_keys(some))
 
     def keys(self, dataset_id: str) -> Iterator[str]:
         """All keys of a dataset, in their own order. (Counts of Milvus can be wrong after deletions; this is not.)"""
@@ -273,7 +278,7 @@ class VectorStore:
         )
 
     def _rows(self, expression: str, *output: str) -> Iterator[dict[str, Any]]:
-        """All rows, page by page."""
+        """All rows, page by page, with their keys at least."""
         pages = self._server.call(
             "query_iterator",
             self.collection,
@@ -285,6 +290,8 @@ class VectorStore:
         try:
             while page := self._server.guard("query_iterator", pages.next):
                 yield from page
+                # pymilvus puts the last key into its next question as it is, quotes and all.
+                pages._next_id = filters.escaped(page[-1]["key"])
         finally:
             pages.close()
 
