@@ -64,9 +64,13 @@ def check_published(services: Services, dataset_id: str, document_ids: Sequence[
 
     Of those that are still in the dataset: in another one, what moved there is that run's to check.
     """
-    with transaction(services.fltr) as tx:
-        keys = manifest.keys_of(tx, dataset_id, document_ids)
-    return Published(len(document_ids), len(keys), frozenset(missing(services, dataset_id, keys)))
+    chunks, absent = 0, set[str]()
+    for start in range(0, len(document_ids), DOCUMENTS_PER_PAGE):
+        with transaction(services.fltr) as tx:
+            keys = manifest.keys_of(tx, dataset_id, document_ids[start : start + DOCUMENTS_PER_PAGE])
+        chunks += len(keys)
+        absent |= missing(services, dataset_id, keys)
+    return Published(len(document_ids), chunks, frozenset(absent))
 
 
 def compare_all(services: Services) -> dict[str, Drift]:

@@ -1,15 +1,17 @@
 """Only so much text is in memory at a time, whatever waits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
 from fltr_pipeline.models import ReprocessMode
-from fltr_pipeline.pipeline import embed, plan
+from fltr_pipeline.pipeline import embed, plan, reconcile
 from fltr_pipeline.pipeline.embed import Embed
 from fltr_pipeline.pipeline.plan import Plan
-from fltr_pipeline.stores.fltr import texts
+from fltr_pipeline.pipeline.reconcile import Published, check_published
+from fltr_pipeline.stores.fltr import manifest, texts
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline_tests.integration.test_pipeline_again import long_text
 from fltr_pipeline_tests.world import World
@@ -73,3 +75,24 @@ def test_planning_counts_the_live_texts_too(
     assert bool(sum(former)) == another_configuration
     world.process(books, ReprocessMode.pending)
     assert set(world.statuses(books).values()) == {"ready"}
+
+
+def test_the_check_behind_a_run_looks_at_a_page_of_documents_at_a_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = world.dataset(world.user())
+    ids = list(world.upload(dataset, {f"{n}.txt": f"Text number {n}.".encode() for n in range(5)}).values())
+    world.process(dataset)
+    lost = min(world.keys(dataset))
+    world.services.vectors.delete([lost])
+    monkeypatch.setattr(reconcile, "DOCUMENTS_PER_PAGE", 2)
+    pages: list[int] = []
+    keys_of = manifest.keys_of
+
+    def watching(tx: Connection, dataset_id: str, document_ids: Sequence[str]) -> set[str]:
+        pages.append(len(document_ids))
+        return keys_of(tx, dataset_id, document_ids)
+
+    monkeypatch.setattr(manifest, "keys_of", watching)
+    assert check_published(world.services, dataset.id, ids) == Published(5, 5, frozenset({lost}))
+    assert pages == [2, 2, 1]
