@@ -14,6 +14,7 @@ from fltr_pipeline.errors import FltrError, SchemaDrift, TransientError
 from fltr_pipeline.failures import advice
 from fltr_pipeline.models import ReprocessMode
 from fltr_pipeline.pipeline.billing import Billing
+from fltr_pipeline.pipeline.moves import follow_departures
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.setup import ground
 from fltr_pipeline.pipeline.stage import StageRun, StageWork
@@ -67,11 +68,14 @@ def run_stage(
     context: dg.AssetExecutionContext, services: Services, billing: Billing, work: StageWork, max_documents: int
 ) -> Report:
     """Work on the partition's dataset at one stage, through reserve and settle."""
-    return StageRun(
+    report = StageRun(
         fltr=services.fltr, billing=billing, work=work, worker=worker_of(context, services),
         ground=partial(ground, services, context.partition_key), batch_size=services.settings.batch_size,
         max_attempts=services.settings.max_attempts, charge_user_errors=services.settings.charge_user_errors,
     ).run(max_documents)  # fmt: skip
+    if report.expected and not report.claimed:
+        follow_departures(services, context.partition_key)  # what was moved would have run after run launched here
+    return report
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from fltr_pipeline.stores.fltr.moved import Move
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 16
+_LOOK = 2_000
 _PUT_OFF_SECONDS = 300.0
 _PATIENCE_SECONDS = 10.0
 """A blob store that refuses says so at once."""
@@ -81,6 +82,19 @@ def follow(services: Services, document_ids: Sequence[str], *, put_off: bool = F
         yield Followed(documents, len(left))
         if silent:
             break
+
+
+def follow_departures(services: Services, dataset_id: str) -> None:
+    """Follow what waits at a step of a dataset and was moved out of it: no run can take it there.
+
+    It looks at all that waits: for a run that found nothing it could take.
+    """
+    with transaction(services.fltr) as tx:
+        waiting = moved.waiting(tx, dataset_id)
+    for start in range(0, len(waiting), _LOOK):
+        departed = [m.document_id for m in found(services, waiting[start : start + _LOOK])]
+        for _ in follow(services, departed):
+            pass
 
 
 def follow_arrivals(services: Services, dataset_id: str) -> None:

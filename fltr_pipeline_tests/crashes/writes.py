@@ -3,6 +3,7 @@
 Belongs here: making each a step of the probe, in the process that dies. Does not: what a step or a point is (points).
 """
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,9 @@ from fltr_pipeline_tests.crashes.engine import ParserHere
 from fltr_pipeline_tests.crashes.hands import Hands
 from fltr_pipeline_tests.crashes.points import Moment, Probe, write_name
 
-_ROWS = {"insert": "data", "upsert": "data", "delete": "ids"}
-"""Calls of Milvus that take rows, and the argument that has them."""
+_ROWS = {"insert": "data", "upsert": "data", "delete": "filter"}
+"""Calls of Milvus that take rows, and the argument that has them, or their keys as an expression."""
+_KEYS = "key in "
 
 _CHANGES = {"create_collection", "create_index", "drop_collection", "release_collection", "create_alias", "alter_alias"}
 
@@ -47,10 +49,13 @@ def _calls(probe: Probe, call: Callable[..., Any]) -> Callable[..., Any]:
         if method not in _ROWS:
             write = call if method not in _CHANGES else _step(probe, "milvus", method, call)
             return write(server, method, collection, **arguments)
-        rows = arguments[_ROWS[method]]
+        given = arguments[_ROWS[method]]
+        rows = json.loads(given.removeprefix(_KEYS)) if method == "delete" else given
         probe.begin("milvus", f"{method} {len(rows)}")
         if probe.at(Moment.HALF):
-            call(server, method, collection, **arguments | {_ROWS[method]: rows[: len(rows) // 2]})
+            half = rows[: len(rows) // 2]
+            half = _KEYS + json.dumps(half) if method == "delete" else half
+            call(server, method, collection, **arguments | {_ROWS[method]: half})
             probe.reach(Moment.HALF)
         result = call(server, method, collection, **arguments)
         if probe.at(Moment.LOST):

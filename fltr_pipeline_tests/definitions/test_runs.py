@@ -16,6 +16,7 @@ from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderReso
 from fltr_pipeline.stores.fltr import requeue
 from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline_tests.pdfs import pdf
+from fltr_pipeline_tests.shelves import move
 from fltr_pipeline_tests.world import World
 
 ASSETS = ["datasets", "documents", "processing_jobs", "document_embeddings"]
@@ -74,6 +75,22 @@ def test_one_run_takes_a_dataset_from_upload_to_search(world: World, instance: d
         "published_chunks_are_in_milvus": True,
     }
     assert world.statuses(dataset) == {"a.txt": "ready", "b.md": "ready", "c.pdf": "failed", "d.txt": "failed"}
+
+
+def test_a_run_that_can_take_nothing_follows_what_was_moved_elsewhere(
+    world: World, instance: dg.DagsterInstance
+) -> None:
+    """Else the sensor, which sees it wait here, would launch run after run, until a pass has come to it."""
+    payer = world.user(credits=10)
+    before, now = world.dataset(payer), world.dataset(payer)
+    ids = world.upload(before, {"a.txt": b"Alpha and omega."})
+    world.extract(before)
+    move(world, ids["a.txt"], now)
+    assert world.launchable().keys() == {before.id}
+    assert run(instance, "ingest", before).success
+    assert world.launchable().keys() == {now.id}
+    assert run(instance, "ingest", now).success
+    assert world.statuses(now) == {"a.txt": "ready"}
 
 
 def test_an_asset_may_be_materialised_alone_and_the_rest_later(world: World, instance: dg.DagsterInstance) -> None:

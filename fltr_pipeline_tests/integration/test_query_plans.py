@@ -295,6 +295,7 @@ DELETED: dict[str, tuple[set[str], Call]] = {
     "verify": ({"retired_keys_by_document"}, lambda large, tx: (withdrawing(large, tx), deleted.verify(tx))),
     "deleted.overdue": ({"retired_keys_by_age"}, lambda _, tx: deleted.overdue(tx, age=60)),
     "among": ({"documents_pkey"}, lambda large, tx: moved.among(tx, large.ids)),
+    "waiting": ({"documents_by_stage"}, lambda large, tx: moved.waiting(tx, large.dataset.id)),
     "arrived": (
         {"documents_waiting_idx", "documents_pkey"}, lambda large, tx: moved.arrived(tx, large.afternoon)
     ),

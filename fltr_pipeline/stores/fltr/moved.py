@@ -61,6 +61,12 @@ _AMONG = text("""
 # Primary key.
 _NOW = text("SELECT dataset_id::text FROM public.documents WHERE id = ANY(:ids)")
 
+# Index: pipeline.documents_by_stage.
+_WAITING = text("""
+    SELECT document_id FROM pipeline.documents
+    WHERE dataset_id = :dataset_id AND stage IS NOT NULL AND (lease_until IS NULL OR lease_until < now())
+""")
+
 # Index: documents_waiting_idx, then the primary key, for each one: they are few beside all documents.
 _ARRIVED = text("""
     SELECT d.id::text FROM public.documents d
@@ -187,6 +193,11 @@ def upload_keys(tx: Connection, moves: Sequence[Move]) -> list[tuple[str, str, s
     ids = [m.document_id for m in moves]
     found = tx.execute(_KEYS, {"ids": id_array(ids), "ids_text": ids})
     return [(r.document_id, r.api_key_id, r.owner) for r in found]
+
+
+def waiting(tx: Connection, dataset_id: str) -> list[str]:
+    """Documents that wait at a step of a dataset, also where they were moved since."""
+    return list(tx.execute(_WAITING, {"dataset_id": dataset_id}).scalars())
 
 
 def put_off(tx: Connection, moves: Mapping[Move, str | None], *, seconds: float) -> None:
