@@ -6,7 +6,6 @@ Belongs here: what is printed. Does not: what is ended, and how (`pipeline.sweep
 from dataclasses import asdict
 
 from fltr_pipeline.cli.output import AsJson, counted, out, print_json, read_settings
-from fltr_pipeline.errors import FltrError
 from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.pipeline.services import open_services
 from fltr_pipeline.pipeline.sweeper import Report, sweep_all
@@ -41,7 +40,7 @@ def reconcile(as_json: AsJson = False) -> None:
     try:
         for ended in sweep_all(services, billing, list_keys=True):
             report += ended
-    except FltrError:
+    except Exception:
         if not report.nothing:
             _tell(report, as_json=as_json)
         raise

@@ -74,7 +74,7 @@ def run_stage(
         max_attempts=services.settings.max_attempts, charge_user_errors=services.settings.charge_user_errors,
     ).run(max_documents)  # fmt: skip
     if report.expected and not report.claimed:
-        follow_departures(services, context.partition_key)  # what was moved would have run after run launched here
+        follow_departures(services, context.partition_key, max_documents)  # for them, run after run would be launched
     return report
 
 

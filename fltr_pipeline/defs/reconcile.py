@@ -10,7 +10,6 @@ import dagster as dg
 from fltr_pipeline.defs.coordinator import RECONCILE
 from fltr_pipeline.defs.op import services_of, table, typed_failures
 from fltr_pipeline.defs.pauses import paused
-from fltr_pipeline.errors import FltrError
 from fltr_pipeline.pipeline import sweeper
 from fltr_pipeline.pipeline.sweeper import Report
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
@@ -53,8 +52,10 @@ def sweep_all(
         try:
             for ended in sweeper.sweep_all(services, billing, list_keys=config.list_keys, after=config.after):
                 report += ended
-        except FltrError:  # a step that fails has no metadata
+        except Exception as error:  # a step that fails has no metadata
             context.log.warning("what the pass ended before it failed: %s", _in_words(report))
+            if isinstance(error, sweeper.NotAllEnded):
+                raise dg.Failure(description=str(error), allow_retries=False) from error
             raise
     context.add_output_metadata({**report.figures, **_receipts(report)})
 

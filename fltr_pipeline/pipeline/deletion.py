@@ -92,11 +92,13 @@ def withdraw(
     found_at = time.monotonic()
     for some in pages(services, after):
         ended = _end(services, some, ownerless, whole=whole)
-        yield ended.withdrawn, ended.moved
         if ended.found:
             found_at = time.monotonic()
         elif time.monotonic() - found_at >= patience:
             break
+        looked_at = time.monotonic()
+        yield ended.withdrawn, ended.moved
+        found_at += time.monotonic() - looked_at
     with transaction(services.fltr) as tx:
         datasets_gone = deleted.forget_datasets(tx, emptied)
     yield Withdrawn(datasets_deleted=datasets_gone), frozenset()

@@ -30,7 +30,7 @@ _FIRST_SLICE = 16  # and at least: a slow model, too, is to finish one well with
 _INSERTS = 2  # at a time: the next slice is embedded, and put into a request, while Milvus works on the one before
 _GROUP_SECONDS = 10  # of work between two publishes, and of a slice, at the pace of what was before
 _GROUP_TOKENS = 20_000  # of the first group, and at least: some ten seconds of a small model on two cores
-_GROUP_CHARACTERS = 4_000_000
+_GROUP_BYTES = 4_000_000
 _SWEEP = 1000  # keys deleted from Milvus at a time
 
 
@@ -55,9 +55,9 @@ class Embed:
         claimed = self._planned_here(claimed)
         with transaction(self._services.fltr) as tx:
             tokens = generations.tokens_to_embed(tx, claimed)
-            characters = texts.staged_sizes(tx, claimed)
+            sizes = texts.staged_sizes(tx, claimed)
         for group in grouped(claimed, tokens, lambda: self._group_tokens):
-            yield from grouped(group, characters, lambda: _GROUP_CHARACTERS)
+            yield from grouped(group, sizes, lambda: _GROUP_BYTES)
 
     def quote(self, claimed: Sequence[Claim]) -> Mapping[str, int]:
         """By the tokens of what is new, known exactly; a vector that was lost is made anew free of charge."""

@@ -14,6 +14,8 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
+from sqlalchemy.exc import DBAPIError
+
 from fltr_pipeline.credits import pricing
 from fltr_pipeline.credits.holds import Close, CloseState, Hold, HoldState
 from fltr_pipeline.errors import CreditError, InvalidValue, LedgerConflict
@@ -30,6 +32,8 @@ from fltr_pipeline.stores.fltr.locks import lock_unheld
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 100
+_REFUSED = (InvalidValue, DBAPIError)
+"""By the database, for what one row holds: what all rows would meet has other types."""
 _T = TypeVar("_T")
 
 
@@ -120,45 +124,45 @@ def _is_owed(charge: Charge) -> bool:
 
 
 def _each_if_need_be(
-    end: Callable[[Sequence[_T]], Swept],
-    found: Sequence[_T],
-    set_aside: Callable[[_T, CreditError | InvalidValue], None],
+    end: Callable[[Sequence[_T]], Swept], found: Sequence[_T], set_aside: Callable[[_T, Exception], Swept]
 ) -> Swept:
-    """End them together. Where the ledger's row of one was changed by hand, that one is set aside for people, alone.
-
-    So is one whose text the database refuses: an index of the application can't hold it.
-    """
+    """End them together; where that is refused, each alone, and set aside the one for which it is."""
     try:
         return end(found)
-    except (CreditError, InvalidValue) as error:
+    except (CreditError, *_REFUSED) as error:
         if len(found) == 1:
-            set_aside(found[0], error)
-            return Swept(conflicts=1) if isinstance(error, CreditError) else Swept(documents=1)
+            return set_aside(found[0], error)
         return sum((_each_if_need_be(end, [one], set_aside) for one in found), Swept())
 
 
-def _set_aside(billing: Billing, found: Sequence[Charge], error: CreditError | InvalidValue) -> None:
-    if isinstance(error, CreditError):
-        billing.set_aside([c for c in found if c.state == "open"], error)
+def _set_aside(billing: Billing, found: Sequence[Charge], error: Exception) -> Swept:
+    """Where the ledger's row was changed by hand: that is for people."""
+    if not isinstance(error, CreditError):
+        raise error
+    billing.set_aside([c for c in found if c.state == "open"], error)
+    return Swept(conflicts=1)
 
 
 def _set_document_aside(
-    services: Services, billing: Billing, found: tuple[Taken, Sequence[Charge]], error: CreditError | InvalidValue
-) -> None:
+    services: Services, billing: Billing, found: tuple[Taken, Sequence[Charge]], error: Exception
+) -> Swept:
     """One that was decided can only go forward, and not unpaid: it fails, and what it was charged goes back.
 
-    Where somebody holds its row, it stays in the sweep's hands, for the pass behind its lease.
+    So does one whose text the database refuses to publish: a constraint or an index of the application's. Where
+    somebody holds its row, it stays in the sweep's hands, for the pass behind its lease.
     """
     taken, mine = found
-    _set_aside(billing, mine, error)
+    refused = taken.decided and isinstance(error, _REFUSED)
+    swept = Swept(documents=1) if refused else _set_aside(billing, mine, error)
     with transaction(services.fltr) as tx:
         if not taken.decided:
             expired.park(tx, [taken.claim])
         elif lock_unheld(tx, [taken.claim.document_id]):
-            code = LedgerConflict.code if isinstance(error, CreditError) else "internal_error"
-            ended = claims.fail(tx, [Failure(taken.claim, code, str(error))])
+            code, why = ("internal_error", "it can't be published: ") if refused else (LedgerConflict.code, "")
+            ended = claims.fail(tx, [Failure(taken.claim, code, f"{why}{error}")])
             charges.mark_refunding(tx, [(i, taken.claim.generation) for i in ended])
             generations.discard_others(tx, list(ended))
+    return swept
 
 
 def _settle(services: Services, billing: Billing, owed: Sequence[Charge], fences: Mapping[str, int]) -> Settled:
@@ -217,7 +221,12 @@ def _orphans(services: Services, billing: Billing) -> Swept:
     late = [c for c in found if c.state == "open" and (c.subject_id, c.generation) in refused]
     known = {c.key: c for c in found if c not in late}
     closes = [c for h in holds if (c := _orphan(h, known.get((h.subject_id, h.op, h.generation)))) is not None]
-    return _each_if_need_be(partial(_close_orphans, billing), closes, lambda _, error: _LOG.error("%s", error))
+    return _each_if_need_be(partial(_close_orphans, billing), closes, _tell_orphan)
+
+
+def _tell_orphan(_: Close, error: Exception) -> Swept:
+    _LOG.error("%s", error)
+    return Swept(conflicts=1)
 
 
 def _close_orphans(billing: Billing, closes: Sequence[Close]) -> Swept:

@@ -84,17 +84,20 @@ def follow(services: Services, document_ids: Sequence[str], *, put_off: bool = F
             break
 
 
-def follow_departures(services: Services, dataset_id: str) -> None:
-    """Follow what waits at a step of a dataset and was moved out of it: no run can take it there.
+def follow_departures(services: Services, dataset_id: str, limit: int) -> None:
+    """Follow up to `limit` of what waits at a step of a dataset and was moved out of it: no run can take it there.
 
     It looks at all that waits: for a run that found nothing it could take.
     """
     with transaction(services.fltr) as tx:
         waiting = moved.waiting(tx, dataset_id)
+    departed = list[str]()
     for start in range(0, len(waiting), _LOOK):
-        departed = [m.document_id for m in found(services, waiting[start : start + _LOOK])]
-        for _ in follow(services, departed):
-            pass
+        departed += [m.document_id for m in found(services, waiting[start : start + _LOOK])]
+        if len(departed) >= limit:
+            break
+    for _ in follow(services, departed[:limit]):
+        pass
 
 
 def follow_arrivals(services: Services, dataset_id: str) -> None:

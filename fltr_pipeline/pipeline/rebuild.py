@@ -136,6 +136,8 @@ def _sweep(services: Services, store: VectorStore) -> int:
     with pooled_transaction(services.fltr) as tx:
         existing = {dataset.id for dataset in datasets.every(tx)}
     gone = stored.keys() - existing
+    if not gone:
+        return 0
     for keys in pages(key for key, dataset_id in store.every_key() if dataset_id in gone):
         store.delete_listed(keys)
     left = sum(n for dataset_id, n in store.rows_by_dataset().items() if dataset_id in gone)

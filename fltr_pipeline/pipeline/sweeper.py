@@ -36,6 +36,10 @@ _SHORT_PASS_SECONDS = 60.0
 """However long a part takes, leases wait no longer than for the probe; while all keys are listed, it is probed, too."""
 
 
+class NotAllEnded(StoreUnavailable):
+    """A pass came to its end, and a store kept it from a part: what it did is not to be done again for that."""
+
+
 @dataclass(frozen=True, slots=True)
 class Vectors:
     """What was done in Milvus, and because of it."""
@@ -94,7 +98,8 @@ class Probe:
 def probe(services: Services, after: str) -> Probe:
     """Whether a short pass would find something, ledger aside; of the documents it looks at those next behind `after`.
 
-    Indexed reads of both databases, and none of Milvus; of the documents, for a second or two.
+    Indexed reads of both databases, and none of Milvus; of the documents, for a second or two. It changes nothing: what
+    is found it locks as a pass would, to leave what that would leave, and lets it go at once.
     """
     looked = _look(services, after)
     return replace(looked, found=found) if (found := _overdue(services)) else looked
@@ -136,20 +141,21 @@ def sweep_all(services: Services, billing: Billing, *, list_keys: bool, after: s
         after: Without that: of the documents, it looks at those behind this id, as the probe did.
 
     Raises:
-        StoreUnavailable: a store does not answer, or Milvus still shows what was deleted: behind all that does not need
-            it. What was ended stays so, the next pass goes on.
+        NotAllEnded: Milvus does not answer, or still shows what was deleted: behind all that does not need it.
+        StoreUnavailable: a database does not answer. What was ended stays so, the next pass goes on.
     """
     failed: list[StoreUnavailable] = []
+    leases = _leases(services, billing)
     ended = _end(services, billing, whole=list_keys, after="" if list_keys else after)
     short = chain(ended, _after_withdrawal(services, failed))
-    yield from _minding(short, _leases(services, billing))
+    yield from _minding(short, leases)
     if list_keys:
-        yield from _minding(_listed(services, failed), _short_passes(services, billing, failed))
-        yield from _after_withdrawal(services, failed)
         _remove_unfinished(services)
-        drop_empty(services)
+        yield from _minding(_going_on(_listed(services, failed), failed), _short_passes(services, billing, failed))
+        yield from _minding(_after_withdrawal(services, failed), leases)
+        yield from _going_on(_drop_empty(services), failed)
     if failed:
-        raise StoreUnavailable("; ".join(dict.fromkeys(map(str, failed)))) from failed[0]
+        raise NotAllEnded("; ".join(dict.fromkeys(map(str, failed)))) from failed[0]
 
 
 def _minding(parts: Iterator[Report], other: Iterator[Report]) -> Iterator[Report]:
@@ -207,6 +213,11 @@ def _after_withdrawal(services: Services, failed: list[StoreUnavailable]) -> Ite
         _LOG.info("%s of document %s: %d vectors verified absent", r.cause, r.document_id, r.vectors)
     yield Report(receipts=tuple(receipts))
     yield from _repair(services)
+
+
+def _drop_empty(services: Services) -> Iterator[Report]:
+    drop_empty(services)
+    yield Report()
 
 
 def _remove_unfinished(services: Services) -> None:

@@ -149,10 +149,10 @@ def test_what_a_pass_did_before_it_failed_is_told(
         raise StoreUnavailable("Milvus does not answer")
 
     monkeypatch.setattr(VectorStore, "delete_listed", down)
-    monkeypatch.setattr(op, "_RETRIES", 0)
     result = build_defs().resolve_job_def("reconcile").execute_in_process(instance=instance, raise_on_error=False)
     assert not result.success
     (told,) = [e.user_message for e in instance.all_logs(result.run_id) if "before it failed" in e.user_message]
+    assert not [event for event in result.all_events if event.is_step_up_for_retry], "it came to its end"
     assert "documents_deleted: 1" in told
     assert "published" not in told
 

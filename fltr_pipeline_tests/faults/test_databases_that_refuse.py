@@ -83,12 +83,15 @@ def test_a_text_that_an_index_of_the_application_cannot_hold_fails_alone(world: 
     assert compare(world.services, dataset.id).none
 
 
+@pytest.mark.parametrize(
+    "refusing", [_BY_CONTENT, "ALTER TABLE documents ADD CONSTRAINT short CHECK (length(content) < 15000)"]
+)
 def test_where_the_worker_died_behind_the_decision_a_sweep_fails_that_one_alone(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, refusing: str
 ) -> None:
     payer = world.user(credits=50)
     dataset = world.dataset(payer)
-    world.change(_BY_CONTENT)
+    world.change(refusing)
     world.upload(dataset, {"a.txt": TREATY, "large.txt": LARGE, "b.txt": BREAD})
     world.extract(dataset)
     world.stage(Plan(world.services), dataset)

@@ -83,7 +83,7 @@ def test_the_others_of_its_batch_go_on_and_it_fails_at_last_by_itself(
     for tried in range(1, Inaccessible.tries):
         assert state(world, ids["bad.txt"]) == ("extract", "inaccessible", tried)
         ((waited,),) = world.rows(waits)
-        assert 0.5 <= waited / min(600, 5 * 2 ** (tried - 1)) <= 1.5
+        assert 1 <= waited / min(600, 5 * 2 ** (tried - 1)) <= 1.5
         wait_is_over(world)
         report = world.extract(dataset)
     (failure,) = report.failures

@@ -49,7 +49,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, *functions: Callable[..., dict[str,
 def test_embedding_loads_as_much_as_fits_however_little_of_it_is_new(
     world: World, books: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed, "_GROUP_CHARACTERS", ROOM)
+    monkeypatch.setattr(embed, "_GROUP_BYTES", ROOM)
     world.extract(books)
     world.stage(Plan(world.services), books)
     loaded = watched(monkeypatch, texts.staged_texts)

@@ -70,7 +70,7 @@ def test_backoff_doubles_up_to_ten_minutes(fltr: Fltr, retries: int, seconds: in
     columns = "stage, lease_until, retries, error_code, error_message, extract(epoch FROM retry_at - error_at)::float"
     *state, waits = fltr.state(claimed[0].document_id, columns)
     assert state == ["extract", None, retries + 1, "transient", "no answer"]
-    assert 0.5 * seconds <= waits <= 1.5 * seconds
+    assert seconds <= waits <= 1.5 * seconds
 
 
 def test_what_failed_together_does_not_come_back_together(fltr: Fltr) -> None:
@@ -92,7 +92,7 @@ def test_what_is_put_back_for_a_reason_of_its_own_counts_only_its_like(fltr: Flt
         with fltr.transaction() as tx:
             tries.append(set(claims.put_back(tx, failures[::-1]).values()))
     assert tries == [{1}, {2}, {1}, {2}, {1}]
-    columns = "error_message, extract(epoch FROM retry_at - error_at) BETWEEN 2.5 AND 7.5"
+    columns = "error_message, extract(epoch FROM retry_at - error_at) BETWEEN 5 AND 7.5"
     waits = fltr.rows(f"SELECT {columns} FROM pipeline.documents ORDER BY 1")
     assert waits == [("a waits", True), ("b waits", True)]
 

@@ -201,7 +201,7 @@ _RETRIES = f"CASE WHEN {_IS_REPAIR} OR p.error_code = r.code THEN p.retries ELSE
 _RETRY = text(f"""
     UPDATE pipeline.documents p
     SET lease_until = NULL, retries = 1 + {_RETRIES}, {_TOLD},
-        retry_at = now() + (0.5 + random()) * {BACKOFF.format(failures=_RETRIES)}
+        retry_at = now() + (1 + random() / 2) * {BACKOFF.format(failures=_RETRIES)}
     FROM {_ENDED}
     WHERE p.document_id = r.document_id AND p.lease_until IS NOT NULL
       AND (p.fence = r.fence OR (p.fence > r.fence AND p.run_id = :run_id))

@@ -164,7 +164,7 @@ _STAGED_TEXTS = text("""
 """)
 
 _STAGED_SIZES = text("""
-    SELECT g.document_id, length(g.text) AS characters FROM pipeline.generations g
+    SELECT g.document_id, octet_length(g.text) AS bytes FROM pipeline.generations g
     JOIN json_to_recordset(:rows) AS r(document_id text, generation int) USING (document_id, generation)
     WHERE g.text IS NOT NULL
 """)
@@ -246,8 +246,8 @@ def staged_texts(tx: Connection, claims: Sequence[Claim]) -> dict[str, str]:
 
 
 def staged_sizes(tx: Connection, claims: Sequence[Claim]) -> dict[str, int]:
-    """How long the staged texts are, in characters."""
-    return {r.document_id: r.characters for r in tx.execute(_STAGED_SIZES, {"rows": _generations(claims)})}
+    """How long the staged texts are, in bytes, which takes no look into them."""
+    return {r.document_id: r.bytes for r in tx.execute(_STAGED_SIZES, {"rows": _generations(claims)})}
 
 
 def former_texts(tx: Connection, document_ids: Sequence[str], fingerprint: str) -> dict[str, str]:
