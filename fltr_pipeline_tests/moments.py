@@ -17,7 +17,7 @@ def dies(*_: object, **__: object) -> None:
 
 
 def wait_for(it: Callable[[], bool]) -> None:
-    """Until it is so; fails after a minute."""
+    """Until it is so, in another thread, process or server; fails after a minute."""
     deadline = time.monotonic() + 60
     while not it():
         assert time.monotonic() < deadline

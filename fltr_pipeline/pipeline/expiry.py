@@ -225,6 +225,8 @@ def _orphans(services: Services, billing: Billing) -> Swept:
 
 
 def _tell_orphan(_: Close, error: Exception) -> Swept:
+    if not isinstance(error, CreditError):
+        raise error
     _LOG.error("%s", error)
     return Swept(conflicts=1)
 

@@ -1,6 +1,7 @@
 """What a worker of another configuration planned is planned anew before it is embedded."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -67,8 +68,8 @@ def test_what_an_attempt_reserved_and_inserted_before_is_used_and_swept(
 ) -> None:
     old, insert = world.services.vectors, VectorStore.insert
 
-    def lost(*arguments: object) -> None:
-        insert(*arguments)  # type: ignore[arg-type]
+    def lost(*arguments: Any) -> None:
+        insert(*arguments)
         raise StoreUnavailable("no answer")
 
     with monkeypatch.context() as patch:

@@ -1,6 +1,5 @@
 """A receipt and a worker that names, at that very moment, what it inserted too late: whoever is first."""
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from fltr_pipeline.pipeline import deletion, embed
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import deleted, generations
 from fltr_pipeline.stores.fltr.generations import FreshChunk
+from fltr_pipeline_tests.moments import wait_for
 from fltr_pipeline_tests.shelves import Shelves
 from fltr_pipeline_tests.world import World
 
@@ -78,8 +78,7 @@ def test_a_receipt_that_is_being_given_is_taken_back_by_who_names_a_late_vector(
         with transaction(world.services.fltr) as tx:
             assert len(deleted.verify(tx)) == 1
             late = threads.submit(worker)
-            while not (late.done() or world.rows(_WAITING)):
-                time.sleep(0.05)
+            wait_for(lambda: late.done() or bool(world.rows(_WAITING)))
         late.result()
     assert is_told_only_when_the_late_vector_is_gone(world, shelves, document_id)
 

@@ -1,6 +1,7 @@
 """Vectors that Milvus does not delete, or a collection that it does not give: told at the end, in nobody's way."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -141,10 +142,10 @@ def test_an_earlier_collection_that_does_not_answer_keeps_todays_from_nothing_bu
         for name in ("_query", "_rows"):
             real = getattr(VectorStore, name)
 
-            def refused(self: VectorStore, *args: object, real: object = real, **options: object) -> object:
+            def refused(self: VectorStore, *args: Any, real: Callable[..., Any] = real, **options: Any) -> Any:
                 if self.collection == former.collection:
                     raise StoreUnavailable("it can't be loaded")
-                return real(self, *args, **options)  # type: ignore[operator]
+                return real(self, *args, **options)
 
             patch.setattr(VectorStore, name, refused)
         report, ended = done_by_a_pass(world)

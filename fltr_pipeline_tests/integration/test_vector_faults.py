@@ -2,9 +2,9 @@
 
 import socket
 import threading
-import time
 import traceback
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from fltr_pipeline.errors import ConfigurationError, FltrError, StoreUnavailable
 from fltr_pipeline.stores.vectors import VectorStore
 from fltr_pipeline_tests.milvus_lite import MilvusLite, free_port
+from fltr_pipeline_tests.moments import wait_for
 from fltr_pipeline_tests.vectors import DIMENSION, dense, new_name, row
 
 
@@ -42,7 +43,7 @@ def test_a_killed_server_loses_nothing_and_the_same_store_goes_on(tmp_path: Path
 
 def test_a_server_that_comes_back_loses_nothing_of_writers_that_never_paused(tmp_path: Path) -> None:
     """With threads, Milvus Lite opens a collection for each of the first calls, and keeps the rows of one of them."""
-    writers, over = 6, threading.Event()
+    writers, over, rounds = 6, threading.Event(), Counter[int]()
     with MilvusLite(tmp_path / "milvus") as server:
         stores = [
             VectorStore(server.uri, None, collection="c", dimension=DIMENSION, timeout=30) for _ in range(writers)
@@ -57,15 +58,20 @@ def test_a_server_that_comes_back_loses_nothing_of_writers_that_never_paused(tmp
                 with suppress(StoreUnavailable):
                     stores[writer].insert([row(key) for key in keys])
                     kept += stores[writer].present(keys, "ds")
+                    rounds[writer] += 1
             return kept
+
+        def all_have_written() -> None:
+            before = dict(rounds)
+            wait_for(lambda: all(rounds[writer] > before.get(writer, 0) + 2 for writer in range(writers)))
 
         with ThreadPoolExecutor(writers) as pool:
             at_work = [pool.submit(write, writer) for writer in range(writers)]
             for _ in range(2):
-                time.sleep(0.5)
+                all_have_written()
                 server.stop(SIGKILL)
                 server.start()
-            time.sleep(1.5)
+            all_have_written()
             over.set()
         written = {key for writer in at_work for key in writer.result()}
         assert len(written) > writers
