@@ -26,7 +26,7 @@ def test_a_staged_text_is_read_back_and_content_stays_as_it_was(fltr: Fltr) -> N
     assert fltr.stage_text(claim, content, pages=2) == {claim.document_id}
     with fltr.transaction() as tx:
         assert texts.staged_texts(tx, [claim, other]) == {claim.document_id: content}
-        assert texts.staged_sizes(tx, [claim, other]) == {claim.document_id: len(content)}
+        assert texts.staged_sizes(tx, [claim, other]) == {claim.document_id: len(content.encode())}
         assert texts.staged_texts(tx, []) == {}
         assert texts.staged_sizes(tx, []) == {}
     columns = "state, kind, engine, source_bytes, pages, blank_pages, fingerprint, chunks"
