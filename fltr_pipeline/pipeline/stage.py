@@ -34,7 +34,7 @@ from fltr_pipeline.pipeline.billing import Billing, Quote, Refusal, Settlement
 from fltr_pipeline.pipeline.quarantine import GAVE_UP, Quarantine
 from fltr_pipeline.pipeline.setup import Ground
 from fltr_pipeline.pipeline.worker import Report, Worker, progressed
-from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.database import reason, transaction
 from fltr_pipeline.stores.fltr import claims, datasets, generations, leases
 from fltr_pipeline.stores.fltr.charges import Charge, mark_refunding
 from fltr_pipeline.stores.fltr.claims import Claim, Failure, Wait
@@ -169,7 +169,7 @@ class StageRun:
                 self._fail_for_our_fault([Failure(group[0], error.code, f"{group[0].filename}: {error}")], report)
             elif len(group) == 1:
                 _LOG.exception("%s of %s broke", self.work.op, group[0].filename)
-                message = f"{group[0].filename}: {self.work.op} broke with {type(error).__name__}: {error}"
+                message = f"{group[0].filename}: {self.work.op} broke with {type(error).__name__}: {reason(error)}"
                 self._fail_for_our_fault([Failure(group[0], "internal_error", message)], report)
             else:
                 with transaction(self.fltr) as tx:

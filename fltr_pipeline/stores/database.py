@@ -130,6 +130,7 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     except PoolTimeout as error:
         raise _outage(error, engine.url.database) from error
     except DBAPIError as error:
+        _withhold_details(error)
         if (meaning := _meaning(error, engine.url.database)) is None:
             raise
         raise meaning from error
@@ -144,30 +145,43 @@ def _meaning(error: DBAPIError, name: str | None) -> FltrError | None:
     match (getattr(error.orig, "sqlstate", None) or "")[:2]:
         case "" if not (isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated):
             return None  # the driver itself refuses what it was given
-        case "21" | "22" | "23" | "44" | "P0":  # cardinality, data, constraint, check of a view, raised by a trigger
+        case "21" | "22" | "23" | "44":  # cardinality, data, constraint, check of a view
+            return None
+        case "P0" | "27" | "2F" | "38" | "39":  # a trigger refuses, or breaks
             return None
         case "54":  # a limit of the program, which another try would meet, too
             return InvalidValue(
-                f"database {name} can't hold a value of that size ({_reason(error)}): if an index of the application "
+                f"database {name} can't hold a value of that size ({reason(error)}): if an index of the application "
                 "is in its way, make it one on md5(...) or left(...) of the column"
             )
         case "3F" | "42":  # no such schema; no such table, column, function or index, or not for this role
             return SchemaDrift(
-                f"database {name} is not as specified ({_reason(error)}): "
+                f"database {name} is not as specified ({reason(error)}): "
                 "`fltr-pipeline db verify` lists the differences, `db init` creates what is absent"
             )
         case _:  # class 40 (deadlock, serialization) means that the server is well; the caller may simply run it again
             return _outage(error, name)
 
 
+def _withhold_details(error: DBAPIError) -> None:
+    """PostgreSQL's DETAIL quotes the row that it refuses, a customer's text with it: no message and no log has that."""
+    for told in (error, error.orig):
+        if told is not None and told.args:
+            told.args = (_first_line(told.args[0]),)
+
+
 def _outage(error: DBAPIError | PoolTimeout, name: str | None) -> StoreUnavailable:
-    return StoreUnavailable(f"database {name} did not complete a transaction ({_reason(error)})")
+    return StoreUnavailable(f"database {name} did not complete a transaction ({reason(error)})")
 
 
-def _reason(error: Exception) -> str:
-    """The first line of the driver's message: never the SQL's parameters."""
+def reason(error: Exception) -> str:
+    """The first line of what it says, of a database's error of what the driver says: neither SQL nor its parameters."""
     origin = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    return str(origin).strip().splitlines()[0] if str(origin).strip() else type(origin).__name__
+    return _first_line(origin) or type(origin).__name__
+
+
+def _first_line(message: object) -> str:
+    return next(iter(str(message).strip().splitlines()), "")
 
 
 def id_array(ids: Iterable[str]) -> str:

@@ -22,7 +22,6 @@ OUTAGES = {
     "25P03": "idle-in-transaction timeout",
     "26000": "no such prepared statement",
     "28000": "not let in",
-    "38000": "a function's host failed",
     "40P01": "deadlock",
     "53100": "disk full",
     "55P03": "lock not had",
@@ -41,7 +40,8 @@ DRIFTS = {
 }  # fmt: skip
 OF_A_ROW = {
     "21000": "two rows for one", "22003": "out of range", "23514": "a check", "44000": "a view's check",
-    "P0001": "a trigger says no",
+    "P0001": "a trigger says no", "27000": "a trigger changed the row before", "38000": "a trigger's host failed",
+    "39P01": "a trigger's answer is none",
 }  # fmt: skip
 STORABLE = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"))
 
