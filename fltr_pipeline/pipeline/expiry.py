@@ -23,7 +23,7 @@ from fltr_pipeline.models import Op
 from fltr_pipeline.pipeline.billing import Billing, Settled, Settlement
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.settings import Prices
-from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.database import reason, transaction
 from fltr_pipeline.stores.fltr import charges, claims, expired, generations
 from fltr_pipeline.stores.fltr.charges import Abandoned, Charge
 from fltr_pipeline.stores.fltr.claims import Failure, Wait
@@ -52,6 +52,8 @@ class Swept:
     credits_returned: int = 0
     conflicts: int = 0
     """Rows of the ledger that were changed by hand: what they stand for is left to people, the audit names them."""
+    refused: int = 0
+    """Rows that a database lets nobody change, for a trigger as it may be: left as they are, and tried again."""
 
     def __add__(self, other: "Swept") -> "Swept":
         return Swept(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -78,6 +80,8 @@ def sweep(services: Services, billing: Billing, *, orphans: bool = False) -> Swe
     for part in (_documents, _charges, _refunds):
         while (batch := part(services, billing)) is not None:
             swept += batch
+            if batch.refused:
+                break  # it were found again at once
     return swept + _orphans(services, billing) if orphans else swept
 
 
@@ -138,9 +142,14 @@ def _each_if_need_be(
 def _set_aside(billing: Billing, found: Sequence[Charge], error: Exception) -> Swept:
     """Where the ledger's row was changed by hand: that is for people."""
     if not isinstance(error, CreditError):
-        raise error
+        return _leave(found[0].subject_id, error)
     billing.set_aside([c for c in found if c.state == "open"], error)
     return Swept(conflicts=1)
+
+
+def _leave(subject_id: str, error: Exception) -> Swept:
+    _LOG.error("what a dead worker left of %s can't be ended: %s; it is tried again", subject_id, reason(error))
+    return Swept(refused=1)
 
 
 def _set_document_aside(
@@ -149,19 +158,25 @@ def _set_document_aside(
     """One that was decided can only go forward, and not unpaid: it fails, and what it was charged goes back.
 
     So does one whose text the database refuses to publish: a constraint or an index of the application's. Where
-    somebody holds its row, it stays in the sweep's hands, for the pass behind its lease.
+    somebody holds its row, or a database refuses that, too, it stays in the sweep's hands, for the pass behind its
+    lease.
     """
     taken, mine = found
-    refused = taken.decided and isinstance(error, _REFUSED)
+    refused = isinstance(error, _REFUSED)
+    if refused and not taken.decided:
+        return _leave(taken.claim.document_id, error)
     swept = Swept(documents=1) if refused else _set_aside(billing, mine, error)
-    with transaction(services.fltr) as tx:
-        if not taken.decided:
-            expired.park(tx, [taken.claim])
-        elif lock_unheld(tx, [taken.claim.document_id]):
-            code, why = ("internal_error", "it can't be published: ") if refused else (LedgerConflict.code, "")
-            ended = claims.fail(tx, [Failure(taken.claim, code, f"{why}{error}")])
-            charges.mark_refunding(tx, [(i, taken.claim.generation) for i in ended])
-            generations.discard_others(tx, list(ended))
+    try:
+        with transaction(services.fltr) as tx:
+            if not taken.decided:
+                expired.park(tx, [taken.claim])
+            elif lock_unheld(tx, [taken.claim.document_id]):
+                code, why = ("internal_error", "it can't be published: ") if refused else (LedgerConflict.code, "")
+                ended = claims.fail(tx, [Failure(taken.claim, code, f"{why}{reason(error)}")])
+                charges.mark_refunding(tx, [(i, taken.claim.generation) for i in ended])
+                generations.discard_others(tx, list(ended))
+    except _REFUSED as again:
+        return _leave(taken.claim.document_id, again)
     return swept
 
 
@@ -204,6 +219,10 @@ def _refunds(services: Services, billing: Billing) -> Swept | None:
         found = charges.refunding_charges(tx, _BATCH)
     if not found:
         return None
+    return _each_if_need_be(partial(_give_back, billing), found, lambda bad, error: _leave(bad.subject_id, error))
+
+
+def _give_back(billing: Billing, found: Sequence[Charge]) -> Swept:
     returned, conflicts = billing.give_back(found, "gave_up")
     return Swept(charges=len(found) - conflicts, credits_returned=returned, conflicts=conflicts)
 
@@ -224,9 +243,9 @@ def _orphans(services: Services, billing: Billing) -> Swept:
     return _each_if_need_be(partial(_close_orphans, billing), closes, _tell_orphan)
 
 
-def _tell_orphan(_: Close, error: Exception) -> Swept:
+def _tell_orphan(close: Close, error: Exception) -> Swept:
     if not isinstance(error, CreditError):
-        raise error
+        return _leave(close.hold.subject_id, error)
     _LOG.error("%s", error)
     return Swept(conflicts=1)
 

@@ -11,11 +11,11 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from itertools import chain
 
-from fltr_pipeline.errors import StoreUnavailable
+from fltr_pipeline.errors import ConfigurationError, StoreUnavailable
 from fltr_pipeline.pipeline import deletion, embed, expiry, moves, reconcile
 from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.pipeline.deletion import Withdrawn
@@ -141,21 +141,30 @@ def sweep_all(services: Services, billing: Billing, *, list_keys: bool, after: s
         after: Without that: of the documents, it looks at those behind this id, as the probe did.
 
     Raises:
-        NotAllEnded: Milvus does not answer, or still shows what was deleted: behind all that does not need it.
-        StoreUnavailable: a database does not answer. What was ended stays so, the next pass goes on.
+        NotAllEnded: Milvus did not answer a short pass, or still shows what was deleted; or a database refuses to have
+            a row ended. All else was done.
+        StoreUnavailable: a database does not answer, or Milvus did not while keys were listed. What was ended stays
+            so, the next pass goes on.
     """
-    failed: list[StoreUnavailable] = []
-    leases = _leases(services, billing)
-    ended = _end(services, billing, whole=list_keys, after="" if list_keys else after)
-    short = chain(ended, _after_withdrawal(services, failed))
-    yield from _minding(short, leases)
+    failed, unswept, cut = list[StoreUnavailable](), list[StoreUnavailable](), list[StoreUnavailable]()
+    leases = _leases(services, billing, failed)
+    ended = _end(services, billing, failed, whole=list_keys, after="" if list_keys else after)
+    yield from _minding(chain(ended, _after_withdrawal(services, unswept)), leases)
     if list_keys:
+        listed = _going_on(_listed(services, failed, cut), cut)
+        yield from _minding(listed, _short_passes(services, billing, unswept))
+        unswept.clear()  # all of it is swept again
+        yield from _minding(_after_withdrawal(services, unswept), leases)
+        yield from _going_on(_drop_empty(services), unswept)
         _remove_unfinished(services)
-        yield from _minding(_going_on(_listed(services, failed), failed), _short_passes(services, billing, failed))
-        yield from _minding(_after_withdrawal(services, failed), leases)
-        yield from _going_on(_drop_empty(services), failed)
-    if failed:
-        raise NotAllEnded("; ".join(dict.fromkeys(map(str, failed)))) from failed[0]
+    if cut:
+        raise StoreUnavailable(_said(cut)) from cut[0]
+    if failed := failed + unswept:
+        raise NotAllEnded(_said(failed)) from failed[0]
+
+
+def _said(failed: Sequence[StoreUnavailable]) -> str:
+    return "; ".join(dict.fromkeys(map(str, failed)))
 
 
 def _minding(parts: Iterator[Report], other: Iterator[Report]) -> Iterator[Report]:
@@ -168,9 +177,16 @@ def _minding(parts: Iterator[Report], other: Iterator[Report]) -> Iterator[Repor
             begun = time.monotonic()
 
 
-def _leases(services: Services, billing: Billing) -> Iterator[Report]:
+def _leases(services: Services, billing: Billing, failed: list[StoreUnavailable]) -> Iterator[Report]:
     while True:
-        yield Report(expiry.sweep(services, billing))
+        yield _expired(services, billing, failed)
+
+
+def _expired(services: Services, billing: Billing, failed: list[StoreUnavailable], *, orphans: bool = False) -> Report:
+    swept = expiry.sweep(services, billing, orphans=orphans)
+    if swept.refused:
+        failed.append(StoreUnavailable("a database refuses to have all ended that dead workers left: the log names it"))
+    return Report(swept)
 
 
 def _short_passes(services: Services, billing: Billing, failed: list[StoreUnavailable]) -> Iterator[Report]:
@@ -191,19 +207,21 @@ def _going_on(parts: Iterator[Report], failed: list[StoreUnavailable]) -> Iterat
         failed.append(error)
 
 
-def _end(services: Services, billing: Billing, *, whole: bool, after: str) -> Iterator[Report]:
+def _end(
+    services: Services, billing: Billing, failed: list[StoreUnavailable], *, whole: bool, after: str
+) -> Iterator[Report]:
     """The databases first: no credit waits for a file or for Milvus. `whole`: all documents, and the whole ledger."""
     deletion.datasets_without_owner(services)  # that the ledger is not another deployment's
-    yield Report(expiry.sweep(services, billing))
+    yield _expired(services, billing, failed)
     moved = set[str]()
     for withdrawn, elsewhere in deletion.withdraw(services, after=after, patience=math.inf if whole else _LOOK_SECONDS):
         moved |= elsewhere
         yield Report(withdrawn=withdrawn)
-    yield Report(expiry.sweep(services, billing, orphans=whole))  # what attempts at what is gone were charged
+    yield _expired(services, billing, failed, orphans=whole)  # what attempts at what is gone were charged
     for some in moves.follow(services, sorted(moved), put_off=whole):
         yield Report(withdrawn=Withdrawn(documents_moved=some.documents, files_not_copied=some.held))
     if moved:  # what the attempts in the old datasets were charged
-        yield Report(expiry.sweep(services, billing))
+        yield _expired(services, billing, failed)
 
 
 def _after_withdrawal(services: Services, failed: list[StoreUnavailable]) -> Iterator[Report]:
@@ -221,11 +239,11 @@ def _drop_empty(services: Services) -> Iterator[Report]:
 
 
 def _remove_unfinished(services: Services) -> None:
-    """Nothing waits for it: a blob store that refuses ends no pass."""
+    """Nothing waits for it: a blob store that refuses, or can't be opened here, ends no pass."""
     try:
         if removed := services.blobs.remove_unfinished(seconds=_UNFINISHED_SECONDS):
             _LOG.info("removed %d files that their writers left unfinished in the blob store", removed)
-    except StoreUnavailable as error:
+    except (StoreUnavailable, ConfigurationError) as error:
         _LOG.warning("unfinished files can't be removed from the blob store: %s", error)
 
 
@@ -251,12 +269,15 @@ def _repair(services: Services) -> Iterator[Report]:
         after = found[-1]
 
 
-def _listed(services: Services, failed: list[StoreUnavailable]) -> Iterator[Report]:
-    """Page by page: delete what is in Milvus alone, note what is in the manifest alone."""
+def _listed(services: Services, failed: list[StoreUnavailable], cut: list[StoreUnavailable]) -> Iterator[Report]:
+    """Page by page: delete what is in Milvus alone, note what is in the manifest alone.
+
+    `failed` gets what Milvus does not delete, `cut` what keeps us from looking at all keys.
+    """
     services.vectors.ensure()
     with transaction(services.fltr) as tx:
         note(tx, services)
-    yield from _going_on(_delete_orphans(services), failed)
+    yield from _going_on(_delete_orphans(services, failed), cut)
     with transaction(services.fltr) as tx:
         ids = [d.id for d in datasets.every(tx)]
     for dataset_id in ids:
@@ -264,14 +285,17 @@ def _listed(services: Services, failed: list[StoreUnavailable]) -> Iterator[Repo
             yield Report(vectors=Vectors(vectors_missing=_note_missing(services, dataset_id, page.keys)))
 
 
-def _delete_orphans(services: Services) -> Iterator[Report]:
+def _delete_orphans(services: Services, failed: list[StoreUnavailable]) -> Iterator[Report]:
     left: Counter[str] = Counter()
     for store in everywhere(services):
         for orphans in reconcile.orphan_pages(services, store, store.every_key()):
             shown = remove(store, sorted(orphans))
             left.update(shown.values())
             yield Report(vectors=Vectors(vectors_orphaned=len(orphans) - len(shown)))
-    tell_of(left)
+    try:
+        tell_of(left)
+    except StoreUnavailable as error:
+        failed.append(error)
 
 
 def _note_missing(services: Services, dataset_id: str, keys: Collection[str]) -> int:

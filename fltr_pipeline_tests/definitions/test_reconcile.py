@@ -1,7 +1,7 @@
 """The job `reconcile` and its probe, on a real instance and real databases."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import dagster as dg
@@ -12,7 +12,9 @@ from fltr_pipeline.defs import op
 from fltr_pipeline.defs.reconcile import overdue_work
 from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.models import Stage
+from fltr_pipeline.pipeline import reconcile as pipeline_reconcile
 from fltr_pipeline.pipeline import sweeper
+from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.sweeper import Report
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 from fltr_pipeline.stores.database import transaction
@@ -155,6 +157,29 @@ def test_what_a_pass_did_before_it_failed_is_told(
     assert not [event for event in result.all_events if event.is_step_up_for_retry], "it came to its end"
     assert "documents_deleted: 1" in told
     assert "published" not in told
+
+
+def test_a_listing_that_was_cut_short_is_tried_again(
+    world: World, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = world.dataset(world.user(credits=20))
+    ids = world.upload(dataset, {"a.txt": b"Some text."})
+    world.process(dataset)
+    world.services.vectors.delete(sorted(world.keys(dataset)))
+    missing, asked = pipeline_reconcile.missing, list[str]()
+
+    def at_the_second_time(services: Services, dataset_id: str, keys: Collection[str]) -> set[str]:
+        asked.append(dataset_id)
+        if len(asked) == 1:
+            raise StoreUnavailable("Milvus does not answer")
+        return missing(services, dataset_id, keys)
+
+    monkeypatch.setattr(pipeline_reconcile, "missing", at_the_second_time)
+    monkeypatch.setattr(op, "_FIRST_RETRY_SECONDS", 0)
+    result = build_defs().resolve_job_def("reconcile").execute_in_process(instance=instance)
+    assert [event for event in result.all_events if event.is_step_up_for_retry]
+    assert asked == [dataset.id] * 2
+    assert world.rows("SELECT document_id, stage FROM pipeline.documents") == [(ids["a.txt"], "plan")]
 
 
 def test_the_probe_reads_the_models_weights_once(

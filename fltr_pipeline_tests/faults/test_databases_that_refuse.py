@@ -9,10 +9,12 @@ import pytest
 
 from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.models import ReprocessMode
+from fltr_pipeline.pipeline import sweeper
 from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.pipeline.embed import Embed
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import compare
+from fltr_pipeline.pipeline.sweeper import NotAllEnded, Report
 from fltr_pipeline.text.model import EmbeddingModel
 from fltr_pipeline_tests.bills import Desk
 from fltr_pipeline_tests.moments import Killed, dies
@@ -21,6 +23,12 @@ from fltr_pipeline_tests.world import BREAD, TREATY, World
 _NOISE = random.Random(1)
 LARGE = " ".join(f"{_NOISE.getrandbits(64):016x}" for _ in range(1_200)).encode()
 _BY_CONTENT = "CREATE INDEX by_content ON documents (content)"
+_NO_LONG_ONE = "ALTER TABLE documents ADD CONSTRAINT short CHECK (length(content) < 15000)"
+_FROZEN = """
+    CREATE FUNCTION frozen() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'it is archived'; END $$;
+    CREATE TRIGGER frozen BEFORE UPDATE ON documents
+    FOR EACH ROW WHEN (OLD.filename = 'large.txt') EXECUTE FUNCTION frozen()
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +70,26 @@ def test_a_database_that_takes_no_writes_costs_no_document_and_no_credit(world: 
     assert compare(world.services, dataset.id).none
 
 
+def says_nothing_of_the_text(world: World) -> bool:
+    """What is stored of the failure has neither a customer's text nor our SQL."""
+    ((told,),) = world.rows("SELECT error_message FROM pipeline.documents WHERE error_message IS NOT NULL")
+    return not any(part in told for part in (LARGE[:30].decode(), "DETAIL", "Failing row", "UPDATE"))
+
+
+def test_a_text_that_a_constraint_of_the_application_refuses_is_nowhere_told(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = world.dataset(world.user(credits=50))
+    world.change(_NO_LONG_ONE)
+    world.upload(dataset, {"a.txt": TREATY, "large.txt": LARGE})
+    *_, embedded = world.process(dataset)
+    (failure,) = embedded.failures
+    assert "violates check constraint" in failure.message
+    assert says_nothing_of_the_text(world)
+    assert "violates check constraint" in caplog.text
+    assert LARGE[:30].decode() not in caplog.text + failure.message
+
+
 def test_a_text_that_an_index_of_the_application_cannot_hold_fails_alone(world: World) -> None:
     payer = world.user(credits=50)
     dataset = world.dataset(payer)
@@ -74,6 +102,7 @@ def test_a_text_that_an_index_of_the_application_cannot_hold_fails_alone(world: 
     assert failure.message.startswith("large.txt: ")
     for said in ("index row requires", "can't hold a value of that size", "md5("):
         assert said in failure.message
+    assert says_nothing_of_the_text(world)
     statement = world.statement(payer)
     assert (statement.charged, statement.held) == (4, 0), "what fails by our fault is given back"
 
@@ -83,9 +112,7 @@ def test_a_text_that_an_index_of_the_application_cannot_hold_fails_alone(world: 
     assert compare(world.services, dataset.id).none
 
 
-@pytest.mark.parametrize(
-    "refusing", [_BY_CONTENT, "ALTER TABLE documents ADD CONSTRAINT short CHECK (length(content) < 15000)"]
-)
+@pytest.mark.parametrize("refusing", [_BY_CONTENT, _NO_LONG_ONE])
 def test_where_the_worker_died_behind_the_decision_a_sweep_fails_that_one_alone(
     world: World, monkeypatch: pytest.MonkeyPatch, refusing: str
 ) -> None:
@@ -105,5 +132,44 @@ def test_where_the_worker_died_behind_the_decision_a_sweep_fails_that_one_alone(
     assert world.statuses(dataset) == {"a.txt": "ready", "large.txt": "failed", "b.txt": "ready"}
     statement = world.statement(payer)
     assert (statement.charged, statement.held) == (4, 0)
+    assert says_nothing_of_the_text(world)
     assert world.sweep_all(list_keys=False).nothing
+    assert compare(world.services, dataset.id).none
+
+
+def test_a_row_that_can_neither_be_published_nor_failed_keeps_a_pass_from_nothing_else(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    payer = world.user(credits=50)
+    dataset = world.dataset(payer)
+    ids = world.upload(dataset, {"gone.txt": BREAD + b"!"})
+    world.process(dataset)
+    world.upload(dataset, {"a.txt": TREATY, "large.txt": LARGE, "b.txt": BREAD})
+    world.extract(dataset)
+    world.stage(Plan(world.services), dataset)
+    with monkeypatch.context() as patch:
+        patch.setattr(Billing, "settle", dies)
+        with pytest.raises(Killed):
+            world.stage(Embed(world.services), dataset)
+    world.change(_FROZEN)
+    world.change("DELETE FROM documents WHERE id = %s", ids["gone.txt"])
+    Desk(world, payer, dataset).an_hour_passes()
+    total = Report()
+
+    def a_full_pass() -> None:
+        nonlocal total
+        for ended in sweeper.sweep_all(world.services, world.billing, list_keys=True):
+            total += ended
+
+    with pytest.raises(NotAllEnded, match="refuses"):
+        a_full_pass()
+    assert (total.swept.published, total.swept.refused, len(total.receipts)) == (2, 1, 1)
+    assert world.statuses(dataset) == {"a.txt": "ready", "large.txt": "processing", "b.txt": "ready"}
+    assert "it is archived" in caplog.text
+    assert world.sweep_all(list_keys=False).nothing, "until the sweep's own lease has run out"
+
+    world.change("DROP TRIGGER frozen ON documents")
+    Desk(world, payer, dataset).an_hour_passes()
+    assert world.sweep_all(list_keys=False).swept.published == 1
+    assert set(world.statuses(dataset).values()) == {"ready"}
     assert compare(world.services, dataset.id).none

@@ -24,7 +24,7 @@ def test_what_a_dead_worker_left_is_ended_and_told(world: World) -> None:
     assert "2 documents taken from dead workers" in fltr_pipeline("reconcile").stdout
     assert "nothing to do" in fltr_pipeline("reconcile").stdout
     assert fltr_pipeline("reconcile", "--json").document == {
-        "documents": 0, "published": 0, "charges": 0, "holds": 0, "credits_returned": 0, "conflicts": 0,
+        "documents": 0, "published": 0, "charges": 0, "holds": 0, "credits_returned": 0, "conflicts": 0, "refused": 0,
         "documents_deleted": 0, "datasets_deleted": 0, "documents_ownerless": 0, "documents_restored": 0,
         "documents_moved": 0, "files_not_copied": 0,
         "vectors_retired": 0, "vectors_orphaned": 0, "vectors_missing": 0, "documents_repaired": 0, "receipts": [],

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from fltr_pipeline.credits.holds import Payer
-from fltr_pipeline.errors import StoreUnavailable
+from fltr_pipeline.errors import ConfigurationError, StoreUnavailable
 from fltr_pipeline.models import Stage
 from fltr_pipeline.pipeline import deletion, expiry, sweeper
 from fltr_pipeline.pipeline.deletion import Withdrawn
@@ -18,6 +18,7 @@ from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import compare, compare_all
 from fltr_pipeline.pipeline.search import search
 from fltr_pipeline.pipeline.sweeper import Report
+from fltr_pipeline.stores.blobs import BlobStore
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import claims, deleted, leases, manifest
 from fltr_pipeline.stores.fltr.datasets import Dataset
@@ -334,6 +335,17 @@ def test_without_milvus_the_books_are_closed_all_the_same_and_no_receipt_is_give
     assert world.rows("SELECT count(*) FROM pipeline.documents") == [(0,)]
     assert unverified(world) == 2
     assert len(world.sweep_all().receipts) == 2
+
+
+def test_a_pass_is_not_ended_by_a_blob_store_that_cannot_be_opened(
+    world: World, books: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: object, **__: object) -> None:
+        raise ConfigurationError("there is no driver for it here")
+
+    world.change("DELETE FROM documents WHERE id = %s", document(world, "treaty.txt"))
+    monkeypatch.setattr(BlobStore, "remove_unfinished", cannot)
+    assert len(world.sweep_all().receipts) == 1
 
 
 @pytest.mark.parametrize("refused", [False, True])
