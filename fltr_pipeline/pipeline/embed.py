@@ -8,8 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 
-from sqlalchemy import Connection
-
 from fltr_pipeline.credits import pricing
 from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.models import Op, Stage, VectorRow
@@ -88,7 +86,7 @@ class Embed:
             missing = self._embed(claimed, fresh, given) if fresh else set()
         except Exception:  # a part may have been inserted
             with suppress(StoreUnavailable), transaction(self._services.fltr) as tx:
-                self._still_ours(tx, claimed, fresh)
+                generations.held_behind_inserts(tx, claimed, fresh)
             raise
         held = self._decide(claimed, fresh, missing)
         tokens: Counter[str] = Counter()
@@ -135,7 +133,7 @@ class Embed:
     def _decide(self, claimed: Sequence[Claim], fresh: Sequence[FreshChunk], missing: set[str]) -> set[str]:
         """What a newer upload replaces is let go, and not charged."""
         with transaction(self._services.fltr) as tx:
-            ours = self._still_ours(tx, claimed, fresh)
+            ours = generations.held_behind_inserts(tx, claimed, fresh)
             unread = [c for c in fresh if c.document_id in ours and c.key in missing]
             lost = generations.without_keys(tx, [c for c in claimed if c.document_id in ours])
             wanted = expired.deliverable(tx, [c for c in claimed if c.document_id in ours])
@@ -155,12 +153,6 @@ class Embed:
             with transaction(self._services.fltr) as tx:
                 generations.publish(tx, overtaken)  # ends them
         return held
-
-    def _still_ours(self, tx: Connection, claimed: Sequence[Claim], fresh: Sequence[FreshChunk]) -> set[str]:
-        """The documents that nobody took over; what may have been inserted for the others is named for the sweep."""
-        ours = generations.held(tx, claimed)
-        generations.retire_inert(tx, claimed[0].dataset_id, [c for c in fresh if c.document_id not in ours])
-        return ours
 
     def _given(self, sources: Mapping[str, str]) -> dict[str, list[float]]:
         """Vectors of the same texts from the dataset that their document was moved from, where Milvus has them."""

@@ -1,11 +1,12 @@
 """Generations and the manifest: what a version is made of, and when it is the live one."""
 
+import threading
 import uuid
 from dataclasses import replace
 from hashlib import md5, sha256
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
 from fltr_pipeline.models import Stage
@@ -15,6 +16,7 @@ from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.stores.fltr.generations import FreshChunk
 from fltr_pipeline.stores.fltr.manifest import LivePage, Place
 from fltr_pipeline.stores.fltr.plans import PlannedChunk
+from fltr_pipeline_tests.moments import wait_for
 from fltr_pipeline_tests.queries import FINGERPRINT, Fltr, claimed, published, steal, words
 
 UNKNOWN = str(uuid.uuid4())
@@ -305,10 +307,34 @@ def test_a_key_that_a_late_worker_names_anew_is_not_forgotten_by_the_sweep_that_
     with fltr.transaction() as tx:
         seen = manifest.retired_keys(tx, dataset.id, "", 100)
     with fltr.transaction() as tx:
-        generations.retire_inert(tx, dataset.id, late[:1])
+        assert generations.held_behind_inserts(tx, [dead], late[:1]) == set()
     with fltr.transaction() as tx:
         manifest.forget_retired(tx, seen)
     assert retired(fltr, dataset) == [late[0].key]
+
+
+def test_a_worker_that_was_partly_replaced_locks_its_documents_in_their_order(fltr: Fltr) -> None:
+    """It waits for the first one with the second one free, as whoever has the first and wants the second needs it."""
+    _, one = planned(fltr, "alpha beta")
+    _, two = planned(fltr, "alpha beta")
+    lost, kept = sorted((one, two), key=lambda c: c.document_id)
+    inserted = assigned(fltr, lost)
+    steal(fltr, lost)
+    found: list[set[str]] = []
+
+    def worker() -> None:
+        with fltr.transaction() as tx:
+            found.append(generations.held_behind_inserts(tx, [lost, kept], inserted))
+
+    thread = threading.Thread(target=worker)
+    lock = "SELECT FROM pipeline.documents WHERE document_id = :id FOR UPDATE NOWAIT"
+    with fltr.transaction() as tx:
+        tx.execute(text(lock), {"id": lost.document_id})
+        thread.start()
+        wait_for(lambda: fltr.rows("SELECT FROM pg_locks WHERE NOT granted") != [])
+        tx.execute(text(lock), {"id": kept.document_id})
+    thread.join()
+    assert found == [{kept.document_id}]
 
 
 def test_keys_in_flight_and_retired_are_named_without_being_live(fltr: Fltr) -> None:

@@ -7,6 +7,7 @@ its plan, with the very parameters and, as for a driver that prepares what runs 
 import inspect
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
@@ -155,10 +156,12 @@ GENERATIONS: dict[str, tuple[set[str], Call]] = {
     "undelivered": ({"documents_pkey", "generations_pkey"}, lambda large, tx: generations.undelivered(tx, large.ids)),
     "assign_keys": ({"chunks_pkey"}, lambda large, tx: generations.assign_keys(tx, large.claims(2))),
     "held": ({"documents_pkey"}, lambda large, tx: generations.held(tx, large.claims(2))),
-    "retire_inert": (
-        {"chunks_by_key", "deletions_pkey"},
-        lambda large, tx: generations.retire_inert(
-            tx, large.dataset.id, [FreshChunk(large.ids[0], f"k{n}", 0, 1, 1) for n in range(9)]
+    "held_behind_inserts": (
+        {"documents_pkey", "chunks_by_key", "deletions_pkey"},
+        lambda large, tx: generations.held_behind_inserts(
+            tx,
+            [replace(c, fence=-1) for c in large.claims(2)],
+            [FreshChunk(large.ids[0], f"k{n}", 0, 1, 1) for n in range(9)],
         ),
     ),
     "decided": ({"generations_pkey"}, lambda large, tx: generations.decided(tx, large.claims(2))),

@@ -11,6 +11,7 @@ from fltr_pipeline.models import VectorRow
 from fltr_pipeline.pipeline import deletion, embed
 from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import deleted, generations
+from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.generations import FreshChunk
 from fltr_pipeline_tests.moments import wait_for
 from fltr_pipeline_tests.shelves import Shelves
@@ -32,7 +33,8 @@ def document_id(world: World, shelves: Shelves) -> str:
 
 def name(tx: Connection, shelves: Shelves, document_id: str) -> None:
     """What the worker does when it finds itself replaced."""
-    generations.retire_inert(tx, shelves.books.id, [FreshChunk(document_id, LATE, 0, 1, 1)])
+    replaced = Claim(document_id, shelves.books.id, "a.txt", 1, None, -1, "", billable=True, attempts=0)
+    generations.held_behind_inserts(tx, [replaced], [FreshChunk(document_id, LATE, 0, 1, 1)])
 
 
 @contextmanager

@@ -106,9 +106,13 @@ _RETIRE_INERT = text("""
     ON CONFLICT (key) DO UPDATE SET retired_at = clock_timestamp()
 """)
 
-# Primary key. Who withdraws such a document has its row locked: behind that, its receipt is there to be taken back.
-_KEEP_FROM_WITHDRAWAL = text("""
-    SELECT FROM pipeline.documents WHERE document_id = ANY(:ids) ORDER BY document_id FOR SHARE
+# Primary key. Also what others took over, all in one order: who withdraws such a document has its row locked, and
+# behind that its receipt is there to be taken back.
+_LOCK_WHOSEVER = text("""
+    SELECT p.document_id, p.fence = r.fence AS is_ours FROM pipeline.documents p
+    JOIN json_to_recordset(:rows) AS r(document_id text, fence bigint) ON p.document_id = r.document_id
+    ORDER BY p.document_id
+    FOR UPDATE OF p
 """)
 
 # Primary key. Its receipt may have been given before the vectors came, or be about to be: so none is left unlocked.
@@ -278,18 +282,18 @@ def held(tx: Connection, claims: Sequence[Claim]) -> set[str]:
     return _lock_fenced(tx, claims)
 
 
-def retire_inert(tx: Connection, dataset_id: str, inserted: Sequence[FreshChunk]) -> None:
-    """Name for the sweep what a worker inserted for documents that others took over meanwhile.
+def held_behind_inserts(tx: Connection, claims: Sequence[Claim], inserted: Sequence[FreshChunk]) -> set[str]:
+    """`held`, and what was inserted for documents that others took over meanwhile is named for the sweep.
 
     They named it, too, but may have swept it before it was there. The receipt of a document that was deleted is given
     again when that is gone.
     """
-    if inserted:
-        ids = sorted({c.document_id for c in inserted})
-        rows = recordset({"key": c.key, "document_id": c.document_id} for c in inserted)
-        tx.execute(_KEEP_FROM_WITHDRAWAL, {"ids": ids})
-        tx.execute(_RETIRE_INERT, {"rows": rows, "dataset_id": dataset_id})
-        tx.execute(_TAKE_RECEIPTS_BACK, {"ids": ids})
+    ours = {r.document_id for r in tx.execute(_LOCK_WHOSEVER, {"rows": keyed(claims)}) if r.is_ours}
+    if inert := [c for c in inserted if c.document_id not in ours]:
+        rows = recordset({"key": c.key, "document_id": c.document_id} for c in inert)
+        tx.execute(_RETIRE_INERT, {"rows": rows, "dataset_id": claims[0].dataset_id})
+        tx.execute(_TAKE_RECEIPTS_BACK, {"ids": sorted({c.document_id for c in inert})})
+    return ours
 
 
 def decided(tx: Connection, claims: Sequence[Claim]) -> set[str]:
