@@ -51,9 +51,15 @@ def found(services: Services, document_ids: Sequence[str], *, put_off: bool = Fa
 
     `put_off`: also those that were put off and are not yet due.
     """
+    return [m for m, is_free in _moved(services, document_ids, put_off=put_off) if is_free]
+
+
+def _moved(services: Services, document_ids: Sequence[str], *, put_off: bool) -> list[tuple[Move, bool]]:
+    """Those of them that were moved and not followed yet, each with whether nobody holds its row."""
     with transaction(services.fltr) as tx:
         due = {m.document_id: m for m in moved.among(tx, document_ids) if m.due or put_off}
-        return [due[i] for i in lock_unheld(tx, list(due))] if due else []
+        free = set(lock_unheld(tx, list(due))) if due else set[str]()
+    return [(m, i in free) for i, m in due.items()]
 
 
 def follow(services: Services, document_ids: Sequence[str], *, put_off: bool = False) -> Iterator[Followed]:
@@ -61,11 +67,13 @@ def follow(services: Services, document_ids: Sequence[str], *, put_off: bool = F
 
     The files first: a worker there looks for them under its id. A document whose file can't be copied is told of and
     put off; when that was refused too often, it follows without. Where it takes long to find that of a whole batch,
-    the blob store does not answer, and the rest is put off, too.
+    the blob store does not answer, and the rest is put off, too. So is a document whose row somebody holds: run after
+    run would be launched for it.
     """
     for start in range(0, len(document_ids), _BATCH):
         begun = time.monotonic()
-        some = found(services, document_ids[start : start + _BATCH], put_off=put_off)
+        batch = _moved(services, document_ids[start : start + _BATCH], put_off=put_off)
+        some, in_use = [m for m, is_free in batch if is_free], [m for m, is_free in batch if not is_free]
         held = {m: h for m, h in zip(some, at_once(lambda m: _copy_file(services, m), some), strict=True) if h}
         lost = {m: h.why for m, h in held.items() if h.answers and m.refusals + 1 >= Inaccessible.tries}
         left = {m: h.why if h.answers else None for m, h in held.items() if m not in lost}
@@ -77,8 +85,8 @@ def follow(services: Services, document_ids: Sequence[str], *, put_off: bool = F
         with transaction(services.fltr) as tx:
             here = [m for m in some if m not in left]
             documents = moved.follow(tx, here, without_file=lost, without_key=useless)
-            if left:
-                moved.put_off(tx, left, seconds=_PUT_OFF_SECONDS)
+            if left or in_use:
+                moved.put_off(tx, left | dict.fromkeys(in_use), seconds=_PUT_OFF_SECONDS)
         yield Followed(documents, len(left))
         if silent:
             break
@@ -93,7 +101,7 @@ def follow_departures(services: Services, dataset_id: str, limit: int) -> None:
         waiting = moved.waiting(tx, dataset_id)
     departed = list[str]()
     for start in range(0, len(waiting), _LOOK):
-        departed += [m.document_id for m in found(services, waiting[start : start + _LOOK])]
+        departed += [m.document_id for m, _ in _moved(services, waiting[start : start + _LOOK], put_off=False)]
         if len(departed) >= limit:
             break
     for _ in follow(services, departed[:limit]):

@@ -12,7 +12,9 @@ from fltr_pipeline.pipeline.extract import Extract
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import Drift, Published, check_published, compare_all
 from fltr_pipeline.pipeline.stage import Result
+from fltr_pipeline.stores.database import transaction
 from fltr_pipeline.stores.fltr import charges as store
+from fltr_pipeline.stores.fltr import datasets, locks
 from fltr_pipeline.stores.fltr.charges import Charge
 from fltr_pipeline.stores.fltr.claims import Claim
 from fltr_pipeline.stores.fltr.datasets import Dataset
@@ -211,6 +213,27 @@ def test_what_a_worker_has_brought_to_its_next_step_is_not_taken_up_where_it_was
     assert (world.statement(shelves.payer).charged, world.statement(shelves.payer).held) == (spent, 0)
     assert world.statement(shelves.other_payer).charged == 2
     assert is_at_rest(world)
+
+
+def test_no_run_is_launched_for_what_was_moved_while_somebody_holds_its_row(world: World, shelves: Shelves) -> None:
+    ids = world.upload(shelves.books, {"c.txt": b"A third text."})
+    world.extract(shelves.books)
+    world.upload(shelves.books, {"c.txt": b"A third text, mended."})
+    move(world, ids["c.txt"], shelves.other)
+
+    def waiting() -> list[str]:
+        with transaction(world.services.fltr) as tx:
+            return [b.dataset_id for b in datasets.backlog(tx)]
+
+    with transaction(world.services.fltr) as application:
+        locks.lock_documents(application, [ids["c.txt"]])
+        assert shelves.other.id in waiting()
+        moves.follow_arrivals(world.services, shelves.other.id)
+        assert waiting() == []
+    world.change("UPDATE pipeline.documents SET retry_at = now()")  # five minutes pass
+    moves.follow_arrivals(world.services, shelves.other.id)
+    world.process(shelves.other)
+    assert world.statuses(shelves.other)["c.txt"] == "ready"
 
 
 def dies(*_: object) -> None:

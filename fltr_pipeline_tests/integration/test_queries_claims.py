@@ -293,6 +293,18 @@ def test_what_was_moved_to_another_dataset_is_left_to_be_followed_and_hides_noth
     assert [fltr.state(document, "stage, lease_until, fence, run_id") for document in moved] == before
 
 
+def test_of_what_was_moved_a_claim_holds_no_more_than_a_few_pages(fltr: Fltr) -> None:
+    """Until it ends, nobody can follow what it holds."""
+    here, there = fltr.dataset(), fltr.dataset("there")
+    moved = [c.document_id for c in parked(fltr, here, *(f"{n:02}" for n in range(30)))]
+    for document in moved:
+        fltr.change("UPDATE documents SET dataset_id = :d WHERE id = :i", d=there.id, i=document)
+    with fltr.transaction() as tx, fltr.transaction() as other:
+        claimed = claims.claim(tx, dataset_id=here.id, stage=Stage.PLAN, run_id="r", limit=2, lease_seconds=60)
+        assert claimed == []
+        assert len(locks.lock_unheld(other, moved)) == 10
+
+
 def test_what_somebody_writes_in_hides_nothing(fltr: Fltr) -> None:
     dataset = fltr.dataset()
     *written, free = sorted(c.document_id for c in parked(fltr, dataset, *"abcde"))

@@ -16,6 +16,8 @@ from fltr_pipeline.stores.fltr.jobs import close_jobs, insert_jobs, start_jobs
 from fltr_pipeline.stores.fltr.leases import BACKOFF
 from fltr_pipeline.stores.fltr.locks import existing, lock_documents, lock_free
 
+_PAGES = 10
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -256,17 +258,14 @@ def claim(
 
 
 def _claim_uploaded(tx: Connection, dataset_id: str, run_id: str, limit: int, lease: float) -> list[Claim]:
-    rows = {
-        r["document_id"]: r for r in tx.execute(_LOCK_UPLOADED, {"dataset_id": dataset_id, "limit": limit}).mappings()
-    }
+    found = tx.execute(_LOCK_UPLOADED, {"dataset_id": dataset_id, "limit": limit}).mappings()
+    rows = {r["document_id"]: r for r in found}
     if not rows:
         return []
     inputs = [{"document_id": i, "input_version": r["input_version"]} for i, r in rows.items()]
     tx.execute(_WAIT_FOR_KNOWN, {"ids": list(rows)})
-    taken = tx.execute(
-        _TAKE_UPLOADED,
-        {"dataset_id": dataset_id, "run_id": run_id, "lease": lease, "rows": recordset(inputs), "ids": list(rows)},
-    ).mappings()
+    parameters = {"dataset_id": dataset_id, "run_id": run_id, "lease": lease, "ids": list(rows)}
+    taken = tx.execute(_TAKE_UPLOADED, parameters | {"rows": recordset(inputs)}).mappings()
     states = {r["document_id"]: r for r in taken}
     close_jobs(tx, [r["job_id"] for r in states.values() if r["job_id"]], "canceled")
     jobs = insert_jobs(tx, list(states), "running")
@@ -280,9 +279,12 @@ def _lock_parked(
     """What waits at a stage and nobody holds: id → whether its worker died, and id → filename, both rows locked.
 
     What was moved to another dataset is left to be followed there (`moved`): here it may be that nobody pays any more.
+    No more of it is locked than in so many pages: a run that claims nothing has it followed.
     """
     rank, after = -1, ""
-    while found := tx.execute(parked, {**parameters, "rank": rank, "after": after}).all():
+    for _ in range(_PAGES):
+        if not (found := tx.execute(parked, {**parameters, "rank": rank, "after": after}).all()):
+            break
         waiting = {r.document_id: r.taken_over for r in found}
         free = lock_free(tx, list(waiting))
         known = existing(tx, list(waiting)) if len(free) < len(waiting) else free.keys()
@@ -389,10 +391,8 @@ def wait_for_credits(tx: Connection, waits: Sequence[Wait]) -> set[str]:
     """Park the documents until their pot can pay. A `ready` document that is being redone stays so."""
     lock_documents(tx, [w.claim.document_id for w in waits])
     rows = recordset(
-        {
-            "document_id": w.claim.document_id, "fence": w.claim.fence,
-            "credits_needed": w.credits_needed, "pot_kind": w.pot_kind, "pot_id": w.pot_id,
-        }
+        {"document_id": w.claim.document_id, "fence": w.claim.fence,
+         "credits_needed": w.credits_needed, "pot_kind": w.pot_kind, "pot_id": w.pot_id}
         for w in waits
     )  # fmt: skip
     done = set(tx.execute(_WAIT, {"rows": rows}).scalars())
