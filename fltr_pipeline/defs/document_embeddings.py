@@ -7,9 +7,11 @@ import dagster as dg
 from fltr_pipeline.defs.op import WorkConfig, ingesting, metadata_of, run_stage, services_of
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.defs.processing_jobs import processing_jobs
-from fltr_pipeline.pipeline.embed import Embed, sweep
+from fltr_pipeline.errors import StoreUnavailable
+from fltr_pipeline.pipeline.embed import Embed, sweep_datasets
 from fltr_pipeline.pipeline.reconcile import Published, check_published
 from fltr_pipeline.pipeline.reprocess import remaining
+from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 
 PUBLISHED_CHECK = "published_chunks_are_in_milvus"
@@ -44,13 +46,24 @@ def document_embeddings(
         billing = credits.billing(services.fltr)
         services.vectors.ensure()
         report = run_stage(context, services, billing, Embed(services), config.max_documents)
-        swept = sweep(services, context.partition_key)
         published = check_published(services, context.partition_key, report.finished)
+        swept = _sweep(context, services)
         left = remaining(services, context.partition_key)
     yield dg.MaterializeResult(
         metadata=metadata_of(report, chunks_deleted=swept, documents_remaining=left),
         check_results=[_check(published)],
     )
+
+
+def _sweep(context: dg.AssetExecutionContext, services: Services) -> int:
+    """What Milvus keeps fails no work: it is still named, and the probe by the minute has `reconcile` go on with it."""
+    swept = 0
+    try:
+        for gone in sweep_datasets(services, [context.partition_key]):
+            swept += gone
+    except StoreUnavailable as error:
+        context.log.warning("retired vectors are left for `reconcile`: %s", error)
+    return swept
 
 
 def _check(published: Published) -> dg.AssetCheckResult:

@@ -6,6 +6,7 @@ import dagster as dg
 import pytest
 
 from fltr_pipeline.definitions import build_defs
+from fltr_pipeline.defs.document_embeddings import PUBLISHED_CHECK
 from fltr_pipeline.defs.op import run_stage
 from fltr_pipeline.defs.partitions import DATASET_PARTITIONS
 from fltr_pipeline.defs.schedules import nightly_backfill
@@ -15,6 +16,7 @@ from fltr_pipeline.pipeline.worker import Report
 from fltr_pipeline.resources import BlobsResource, CreditsResource, EmbedderResource, FltrResource, MilvusResource
 from fltr_pipeline.stores.fltr import requeue
 from fltr_pipeline.stores.fltr.datasets import Dataset
+from fltr_pipeline.stores.vectors import VectorStore
 from fltr_pipeline_tests.pdfs import pdf
 from fltr_pipeline_tests.shelves import move
 from fltr_pipeline_tests.world import World
@@ -49,6 +51,28 @@ def run(
 def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, object]:
     (event,) = result.asset_materializations_for_node(asset)
     return {name: value.value for name, value in event.metadata.items()}
+
+
+def test_what_milvus_keeps_of_what_is_retired_fails_no_run(
+    world: World, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its documents are published and checked by then; the sweep is repeated by `reconcile`."""
+    dataset = world.dataset(world.user(credits=10))
+    world.upload(dataset, {"a.txt": b"Alpha and omega."})
+    world.change("INSERT INTO pipeline.retired_keys VALUES ('old', %s, 'x')", dataset.id)
+
+    def down(*_: object) -> None:
+        raise StoreUnavailable("Milvus does not answer")
+
+    monkeypatch.setattr(VectorStore, "delete_listed", down)
+    result = run(instance, "ingest", dataset)
+    assert result.success
+    assert not [event for event in result.all_events if event.is_step_up_for_retry]
+    (published,) = [c for c in result.get_asset_check_evaluations() if c.check_name == PUBLISHED_CHECK]
+    assert (published.passed, published.metadata["documents"].value) == (True, 1)
+    assert metadata(result, "document_embeddings")["documents_done"] == 1
+    assert world.rows("SELECT key FROM pipeline.retired_keys") == [("old",)]
+    assert [e for e in instance.all_logs(result.run_id) if "left for `reconcile`" in e.user_message]
 
 
 def test_one_run_takes_a_dataset_from_upload_to_search(world: World, instance: dg.DagsterInstance) -> None:
