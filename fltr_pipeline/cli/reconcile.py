@@ -17,7 +17,7 @@ _FOUND = {
     "holds": "{} ended that no charge stood for",
     "credits_returned": "{} given back",
     "conflicts": "{} of the ledger changed by hand, which is left to people: see `fltr-pipeline credits audit`",
-    "refused": "{} that a database lets nobody change: the log says which and why, a later pass tries again",
+    "refused": "{} to end what a dead worker left, which a database refused: the log says which and why",
     "documents_deleted": "{} deleted: taken out of work and of the manifest",
     "datasets_deleted": "{} deleted",
     "documents_ownerless": "{} taken out of search: the dataset's owner is gone",
@@ -29,7 +29,7 @@ _FOUND = {
     "vectors_missing": "{} of searchable documents missing in Milvus",
     "documents_repaired": "{} queued to have lost vectors made anew, free of charge",
 }
-_NOUNS = {"published": "document", "conflicts": "row", "refused": "row"}
+_NOUNS = {"published": "document", "conflicts": "row", "refused": "attempt"}
 
 
 def reconcile(as_json: AsJson = False) -> None:

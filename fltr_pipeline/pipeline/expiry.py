@@ -32,7 +32,7 @@ from fltr_pipeline.stores.fltr.locks import lock_unheld
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 100
-_REFUSED = (InvalidValue, DBAPIError)
+REFUSED = (InvalidValue, DBAPIError)
 """By the database, for what one row holds: what all rows would meet has other types."""
 _T = TypeVar("_T")
 
@@ -53,7 +53,7 @@ class Swept:
     conflicts: int = 0
     """Rows of the ledger that were changed by hand: what they stand for is left to people, the audit names them."""
     refused: int = 0
-    """Rows that a database lets nobody change, for a trigger as it may be: left as they are, and tried again."""
+    """Times that a database refused to have something ended, for a trigger as it may be: it is tried again."""
 
     def __add__(self, other: "Swept") -> "Swept":
         return Swept(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -77,11 +77,14 @@ def sweep(services: Services, billing: Billing, *, orphans: bool = False) -> Swe
         StoreUnavailable: a database does not answer; what was ended stays so, the next sweep goes on.
     """
     swept = Swept()
-    for part in (_documents, _charges, _refunds):
-        while (batch := part(services, billing)) is not None:
+    while (batch := _documents(services, billing)) is not None:
+        swept += batch
+    for part in (_charges, _refunds):
+        after = ""
+        while (found := part(services, billing, after)) is not None:
+            batch, last = found
             swept += batch
-            if batch.refused:
-                break  # it were found again at once
+            after = last if batch.refused else after  # what is refused were found again at once
     return swept + _orphans(services, billing) if orphans else swept
 
 
@@ -133,7 +136,7 @@ def _each_if_need_be(
     """End them together; where that is refused, each alone, and set aside the one for which it is."""
     try:
         return end(found)
-    except (CreditError, *_REFUSED) as error:
+    except (CreditError, *REFUSED) as error:
         if len(found) == 1:
             return set_aside(found[0], error)
         return sum((_each_if_need_be(end, [one], set_aside) for one in found), Swept())
@@ -162,7 +165,7 @@ def _set_document_aside(
     lease.
     """
     taken, mine = found
-    refused = isinstance(error, _REFUSED)
+    refused = isinstance(error, REFUSED)
     if refused and not taken.decided:
         return _leave(taken.claim.document_id, error)
     swept = Swept(documents=1) if refused else _set_aside(billing, mine, error)
@@ -175,7 +178,7 @@ def _set_document_aside(
                 ended = claims.fail(tx, [Failure(taken.claim, code, f"{why}{reason(error)}")])
                 charges.mark_refunding(tx, [(i, taken.claim.generation) for i in ended])
                 generations.discard_others(tx, list(ended))
-    except _REFUSED as again:
+    except REFUSED as again:
         return _leave(taken.claim.document_id, again)
     return swept
 
@@ -193,14 +196,16 @@ def _settle(services: Services, billing: Billing, owed: Sequence[Charge], fences
     return settled
 
 
-def _charges(services: Services, billing: Billing) -> Swept | None:
+def _charges(services: Services, billing: Billing, after: str) -> tuple[Swept, str] | None:
+    """Ends a batch behind that id; returns the batch's last one, too."""
     with transaction(services.fltr) as tx:
-        found = charges.abandoned_charges(tx, age=services.settings.lease_seconds, limit=_BATCH)
+        found = charges.abandoned_charges(tx, age=services.settings.lease_seconds, limit=_BATCH, after=after)
     if not found:
         return None
-    return _each_if_need_be(
+    swept = _each_if_need_be(
         partial(_end_charges, services, billing), found, lambda bad, error: _set_aside(billing, [bad.charge], error)
     )
+    return swept, found[-1].charge.subject_id
 
 
 def _end_charges(services: Services, billing: Billing, found: Sequence[Abandoned]) -> Swept:
@@ -213,13 +218,14 @@ def _end_charges(services: Services, billing: Billing, found: Sequence[Abandoned
     return Swept(charges=len(found), credits_returned=returned)
 
 
-def _refunds(services: Services, billing: Billing) -> Swept | None:
-    """What was to be given back when its worker died."""
+def _refunds(services: Services, billing: Billing, after: str) -> tuple[Swept, str] | None:
+    """What was to be given back when its worker died; as above."""
     with transaction(services.fltr) as tx:
-        found = charges.refunding_charges(tx, _BATCH)
+        found = charges.refunding_charges(tx, _BATCH, after)
     if not found:
         return None
-    return _each_if_need_be(partial(_give_back, billing), found, lambda bad, error: _leave(bad.subject_id, error))
+    swept = _each_if_need_be(partial(_give_back, billing), found, lambda bad, error: _leave(bad.subject_id, error))
+    return swept, found[-1].subject_id
 
 
 def _give_back(billing: Billing, found: Sequence[Charge]) -> Swept:

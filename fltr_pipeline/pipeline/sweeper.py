@@ -22,7 +22,7 @@ from fltr_pipeline.pipeline.deletion import Withdrawn
 from fltr_pipeline.pipeline.expiry import Swept
 from fltr_pipeline.pipeline.services import Services
 from fltr_pipeline.pipeline.vector_collections import drop_empty, everywhere, note, remove, tell_of
-from fltr_pipeline.stores.database import transaction
+from fltr_pipeline.stores.database import reason, transaction
 from fltr_pipeline.stores.fltr import datasets, deleted, manifest, requeue
 from fltr_pipeline.stores.fltr.deleted import Receipt
 from fltr_pipeline.stores.fltr.locks import lock_unheld
@@ -32,6 +32,7 @@ _BATCH = 100
 _LOOK_SECONDS = 1.0
 _UNFINISHED_SECONDS = 24 * 3600.0
 """Nobody writes a file for so long."""
+_REFUSED = "a database refuses to have all ended that is to be: the log says what, and why"
 _SHORT_PASS_SECONDS = 60.0
 """However long a part takes, leases wait no longer than for the probe; while all keys are listed, it is probed, too."""
 
@@ -149,12 +150,12 @@ def sweep_all(services: Services, billing: Billing, *, list_keys: bool, after: s
     failed, unswept, cut = list[StoreUnavailable](), list[StoreUnavailable](), list[StoreUnavailable]()
     leases = _leases(services, billing, failed)
     ended = _end(services, billing, failed, whole=list_keys, after="" if list_keys else after)
-    yield from _minding(chain(ended, _after_withdrawal(services, unswept)), leases)
+    yield from _minding(chain(ended, _after_withdrawal(services, failed, unswept)), leases)
     if list_keys:
         listed = _going_on(_listed(services, failed, cut), cut)
-        yield from _minding(listed, _short_passes(services, billing, unswept))
+        yield from _minding(listed, _short_passes(services, billing, failed, unswept))
         unswept.clear()  # all of it is swept again
-        yield from _minding(_after_withdrawal(services, unswept), leases)
+        yield from _minding(_after_withdrawal(services, failed, unswept), leases)
         yield from _going_on(_drop_empty(services), unswept)
         _remove_unfinished(services)
     if cut:
@@ -185,18 +186,23 @@ def _leases(services: Services, billing: Billing, failed: list[StoreUnavailable]
 def _expired(services: Services, billing: Billing, failed: list[StoreUnavailable], *, orphans: bool = False) -> Report:
     swept = expiry.sweep(services, billing, orphans=orphans)
     if swept.refused:
-        failed.append(StoreUnavailable("a database refuses to have all ended that dead workers left: the log names it"))
+        failed.append(StoreUnavailable(_REFUSED))
     return Report(swept)
 
 
-def _short_passes(services: Services, billing: Billing, failed: list[StoreUnavailable]) -> Iterator[Report]:
+def _short_passes(
+    services: Services, billing: Billing, failed: list[StoreUnavailable], unswept: list[StoreUnavailable]
+) -> Iterator[Report]:
     """As the probe would launch them, if this one were not at it."""
     after = ""
     while True:
         probed = probe(services, after)
         after = probed.next
         short = sweep_all(services, billing, list_keys=False, after=after) if probed.found else iter(())
-        yield sum(_going_on(short, failed), Report())
+        report = sum(_going_on(short, unswept), Report())
+        if report.swept.refused:
+            failed.append(StoreUnavailable(_REFUSED))
+        yield report
 
 
 def _going_on(parts: Iterator[Report], failed: list[StoreUnavailable]) -> Iterator[Report]:
@@ -207,6 +213,15 @@ def _going_on(parts: Iterator[Report], failed: list[StoreUnavailable]) -> Iterat
         failed.append(error)
 
 
+def _despite_refusals(parts: Iterator[Report], failed: list[StoreUnavailable]) -> Iterator[Report]:
+    """What the parts end; where a database refuses a row, the next part does not wait for that."""
+    try:
+        yield from parts
+    except expiry.REFUSED as error:
+        _LOG.error("what is deleted, moved or lost can't all be ended: %s; a later pass tries again", reason(error))
+        failed.append(StoreUnavailable(_REFUSED))
+
+
 def _end(
     services: Services, billing: Billing, failed: list[StoreUnavailable], *, whole: bool, after: str
 ) -> Iterator[Report]:
@@ -214,23 +229,34 @@ def _end(
     deletion.datasets_without_owner(services)  # that the ledger is not another deployment's
     yield _expired(services, billing, failed)
     moved = set[str]()
-    for withdrawn, elsewhere in deletion.withdraw(services, after=after, patience=math.inf if whole else _LOOK_SECONDS):
-        moved |= elsewhere
-        yield Report(withdrawn=withdrawn)
+    yield from _despite_refusals(_withdrawn(services, moved, whole=whole, after=after), failed)
     yield _expired(services, billing, failed, orphans=whole)  # what attempts at what is gone were charged
-    for some in moves.follow(services, sorted(moved), put_off=whole):
-        yield Report(withdrawn=Withdrawn(documents_moved=some.documents, files_not_copied=some.held))
+    yield from _despite_refusals(_followed(services, moved, whole=whole), failed)
     if moved:  # what the attempts in the old datasets were charged
         yield _expired(services, billing, failed)
 
 
-def _after_withdrawal(services: Services, failed: list[StoreUnavailable]) -> Iterator[Report]:
-    yield from _going_on(_sweep_retired(services), failed)
+def _withdrawn(services: Services, moved: set[str], *, whole: bool, after: str) -> Iterator[Report]:
+    """What is gone; `moved` gets what is found elsewhere."""
+    for withdrawn, elsewhere in deletion.withdraw(services, after=after, patience=math.inf if whole else _LOOK_SECONDS):
+        moved |= elsewhere
+        yield Report(withdrawn=withdrawn)
+
+
+def _followed(services: Services, moved: Collection[str], *, whole: bool) -> Iterator[Report]:
+    for some in moves.follow(services, sorted(moved), put_off=whole):
+        yield Report(withdrawn=Withdrawn(documents_moved=some.documents, files_not_copied=some.held))
+
+
+def _after_withdrawal(
+    services: Services, failed: list[StoreUnavailable], unswept: list[StoreUnavailable]
+) -> Iterator[Report]:
+    yield from _going_on(_sweep_retired(services), unswept)
     receipts = deletion.receipts(services)
     for r in receipts:
         _LOG.info("%s of document %s: %d vectors verified absent", r.cause, r.document_id, r.vectors)
     yield Report(receipts=tuple(receipts))
-    yield from _repair(services)
+    yield from _despite_refusals(_repair(services), failed)
 
 
 def _drop_empty(services: Services) -> Iterator[Report]:

@@ -9,7 +9,7 @@ import pytest
 
 from fltr_pipeline.errors import StoreUnavailable
 from fltr_pipeline.models import ReprocessMode
-from fltr_pipeline.pipeline import sweeper
+from fltr_pipeline.pipeline import expiry, sweeper
 from fltr_pipeline.pipeline.billing import Billing
 from fltr_pipeline.pipeline.embed import Embed
 from fltr_pipeline.pipeline.plan import Plan
@@ -173,3 +173,47 @@ def test_a_row_that_can_neither_be_published_nor_failed_keeps_a_pass_from_nothin
     assert world.sweep_all(list_keys=False).swept.published == 1
     assert set(world.statuses(dataset).values()) == {"ready"}
     assert compare(world.services, dataset.id).none
+
+
+def test_what_a_pass_is_refused_among_the_deleted_keeps_the_rest_from_nothing(world: World) -> None:
+    frozen = world.dataset(leaving := world.user(credits=50))
+    world.upload(frozen, {"large.txt": LARGE})
+    world.extract(frozen)
+    other = world.dataset(world.user(credits=50))
+    world.change(_FROZEN)
+    world.change("INSERT INTO pipeline.retired_keys VALUES ('old', %s, 'x')", other.id)
+    world.change_auth("DELETE FROM users WHERE id = %s", leaving.user_id)
+    with pytest.raises(NotAllEnded, match="refuses"):
+        world.sweep_all()
+    assert world.rows("SELECT key FROM pipeline.retired_keys") == []
+    assert world.statuses(frozen) == {"large.txt": "processing"}
+
+    world.change("DROP TRIGGER frozen ON documents")
+    assert world.sweep_all().withdrawn.documents_ownerless == 1
+
+
+@pytest.mark.parametrize("end", ["abandoned", "refunding"])
+def test_an_account_that_is_frozen_keeps_nobody_elses_credits(
+    world: World, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(expiry, "_BATCH", 1)
+    desks = [Desk.of(world) for _ in range(2)]
+    held = sorted((desk.hold(desk.claim("a")[0]).subject_id, desk.payer.user_id, desk) for desk in desks)
+    (_, poor, _), (*_, free) = held
+    world.change("DELETE FROM documents")
+    world.change("DELETE FROM pipeline.documents")
+    if end == "refunding":
+        world.change("UPDATE pipeline.charges SET state = 'refunding', closed_at = now()")
+    world.change_auth(f"""
+        CREATE FUNCTION frozen() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'frozen'; END $$;
+        CREATE TRIGGER frozen BEFORE UPDATE ON user_credits
+        FOR EACH ROW WHEN (OLD.user_id = '{poor}') EXECUTE FUNCTION frozen()
+    """)
+    swept = expiry.sweep(world.services, world.billing)
+    assert (swept.charges, swept.refused, swept.credits_returned) == (1, 1, 3)
+    assert [world.statement(desk.payer).held for *_, desk in held] == [3, 0]
+    assert free.totals()[1] == 0
+
+    world.change_auth("DROP TRIGGER frozen ON user_credits")
+    assert expiry.sweep(world.services, world.billing).credits_returned == 3
+    assert expiry.sweep(world.services, world.billing).nothing

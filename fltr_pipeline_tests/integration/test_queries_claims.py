@@ -293,8 +293,9 @@ def test_what_was_moved_to_another_dataset_is_left_to_be_followed_and_hides_noth
     assert [fltr.state(document, "stage, lease_until, fence, run_id") for document in moved] == before
 
 
-def test_of_what_was_moved_a_claim_holds_no_more_than_a_few_pages(fltr: Fltr) -> None:
+def test_of_what_was_moved_a_claim_holds_a_part_at_most(fltr: Fltr, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until it ends, nobody can follow what it holds."""
+    monkeypatch.setattr(claims, "_MOVED", 20)
     here, there = fltr.dataset(), fltr.dataset("there")
     moved = [c.document_id for c in parked(fltr, here, *(f"{n:02}" for n in range(30)))]
     for document in moved:

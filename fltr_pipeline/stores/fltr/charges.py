@@ -119,7 +119,7 @@ _ABANDONED = text("""
     FROM pipeline.charges c
     LEFT JOIN pipeline.documents p ON p.document_id = c.subject_id
     LEFT JOIN pipeline.datasets s ON s.dataset_id = c.subject_id
-    WHERE c.state = 'open' AND CASE c.op
+    WHERE c.state = 'open' AND c.subject_id > :after AND CASE c.op
         WHEN 'dataset_setup' THEN c.created_at < now() - make_interval(secs => :age)
         ELSE p.document_id IS NULL OR p.stage IS NULL OR p.generation <> c.generation END
     ORDER BY c.subject_id, c.op, c.generation
@@ -145,7 +145,7 @@ _MARK_REFUNDING = text("""
 
 # Index: pipeline.charges_refunding.
 _REFUNDING = text("""
-    SELECT c.* FROM pipeline.charges c WHERE c.state = 'refunding'
+    SELECT c.* FROM pipeline.charges c WHERE c.state = 'refunding' AND c.subject_id > :after
     ORDER BY c.subject_id, c.op, c.generation LIMIT :limit
 """)
 
@@ -214,9 +214,9 @@ def mark_refunding(tx: Connection, generations: Sequence[tuple[str, int]]) -> No
     tx.execute(_MARK_REFUNDING, {"rows": rows})
 
 
-def refunding_charges(tx: Connection, limit: int | None = None) -> list[Charge]:
-    """Charges that are to be given back; all, or the first `limit`."""
-    return [_charge(dict(r)) for r in tx.execute(_REFUNDING, {"limit": limit}).mappings()]
+def refunding_charges(tx: Connection, limit: int | None = None, after: str = "") -> list[Charge]:
+    """Charges that are to be given back, of what is behind that id; all, or the first `limit`."""
+    return [_charge(dict(r)) for r in tx.execute(_REFUNDING, {"limit": limit, "after": after}).mappings()]
 
 
 def charges_of(tx: Connection, generations: Sequence[tuple[str, int]]) -> list[Charge]:
@@ -233,9 +233,12 @@ class Abandoned:
     delivered: bool
 
 
-def abandoned_charges(tx: Connection, *, age: float, limit: int) -> list[Abandoned]:
-    """Open charges of documents that are gone or moved on, and of set-ups begun more than `age` seconds ago."""
-    found = tx.execute(_ABANDONED, {"age": age, "limit": limit}).mappings()
+def abandoned_charges(tx: Connection, *, age: float, limit: int, after: str = "") -> list[Abandoned]:
+    """Open charges of documents that are gone or moved on, and of set-ups begun more than `age` seconds ago.
+
+    `after`: only of what is behind that id.
+    """
+    found = tx.execute(_ABANDONED, {"age": age, "limit": limit, "after": after}).mappings()
     return [Abandoned(_charge(dict(r)), r["delivered"]) for r in found]
 
 

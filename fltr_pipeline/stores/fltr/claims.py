@@ -16,7 +16,7 @@ from fltr_pipeline.stores.fltr.jobs import close_jobs, insert_jobs, start_jobs
 from fltr_pipeline.stores.fltr.leases import BACKOFF
 from fltr_pipeline.stores.fltr.locks import existing, lock_documents, lock_free
 
-_PAGES = 10
+_MOVED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,12 +279,10 @@ def _lock_parked(
     """What waits at a stage and nobody holds: id → whether its worker died, and id → filename, both rows locked.
 
     What was moved to another dataset is left to be followed there (`moved`): here it may be that nobody pays any more.
-    No more of it is locked than in so many pages: a run that claims nothing has it followed.
+    Where that is much, no more of it is locked: a run that claims nothing has it followed.
     """
-    rank, after = -1, ""
-    for _ in range(_PAGES):
-        if not (found := tx.execute(parked, {**parameters, "rank": rank, "after": after}).all()):
-            break
+    rank, after, moved = -1, "", 0
+    while moved < _MOVED and (found := tx.execute(parked, {**parameters, "rank": rank, "after": after}).all()):
         waiting = {r.document_id: r.taken_over for r in found}
         free = lock_free(tx, list(waiting))
         known = existing(tx, list(waiting)) if len(free) < len(waiting) else free.keys()
@@ -296,7 +294,7 @@ def _lock_parked(
         here = [i for i, d in free.items() if d.dataset_id == parameters["dataset_id"]]
         if names := {i: free[i].filename for i in here if i not in uploaded}:
             return waiting, names
-        rank, after = found[-1].rank, found[-1].document_id
+        rank, after, moved = found[-1].rank, found[-1].document_id, moved + len(free) - len(here)
     return {}, {}
 
 
