@@ -15,6 +15,7 @@ from fltr_pipeline.pipeline.embed import Embed
 from fltr_pipeline.pipeline.plan import Plan
 from fltr_pipeline.pipeline.reconcile import compare
 from fltr_pipeline.pipeline.sweeper import NotAllEnded, Report
+from fltr_pipeline.stores.fltr.datasets import Dataset
 from fltr_pipeline.text.model import EmbeddingModel
 from fltr_pipeline_tests.bills import Desk
 from fltr_pipeline_tests.moments import Killed, dies
@@ -112,13 +113,7 @@ def test_a_text_that_an_index_of_the_application_cannot_hold_fails_alone(world: 
     assert compare(world.services, dataset.id).none
 
 
-@pytest.mark.parametrize("refusing", [_BY_CONTENT, _NO_LONG_ONE])
-def test_where_the_worker_died_behind_the_decision_a_sweep_fails_that_one_alone(
-    world: World, monkeypatch: pytest.MonkeyPatch, refusing: str
-) -> None:
-    payer = world.user(credits=50)
-    dataset = world.dataset(payer)
-    world.change(refusing)
+def a_worker_dies_behind_the_decision(world: World, monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
     world.upload(dataset, {"a.txt": TREATY, "large.txt": LARGE, "b.txt": BREAD})
     world.extract(dataset)
     world.stage(Plan(world.services), dataset)
@@ -126,6 +121,16 @@ def test_where_the_worker_died_behind_the_decision_a_sweep_fails_that_one_alone(
         patch.setattr(Billing, "settle", dies)
         with pytest.raises(Killed):
             world.stage(Embed(world.services), dataset)
+
+
+@pytest.mark.parametrize("refusing", [_BY_CONTENT, _NO_LONG_ONE])
+def test_where_the_worker_died_behind_the_decision_a_sweep_fails_that_one_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch, refusing: str
+) -> None:
+    payer = world.user(credits=50)
+    dataset = world.dataset(payer)
+    world.change(refusing)
+    a_worker_dies_behind_the_decision(world, monkeypatch, dataset)
     Desk(world, payer, dataset).an_hour_passes()
     swept = world.sweep_all(list_keys=False).swept
     assert (swept.documents, swept.published, swept.conflicts) == (3, 2, 0)
@@ -144,13 +149,7 @@ def test_a_row_that_can_neither_be_published_nor_failed_keeps_a_pass_from_nothin
     dataset = world.dataset(payer)
     ids = world.upload(dataset, {"gone.txt": BREAD + b"!"})
     world.process(dataset)
-    world.upload(dataset, {"a.txt": TREATY, "large.txt": LARGE, "b.txt": BREAD})
-    world.extract(dataset)
-    world.stage(Plan(world.services), dataset)
-    with monkeypatch.context() as patch:
-        patch.setattr(Billing, "settle", dies)
-        with pytest.raises(Killed):
-            world.stage(Embed(world.services), dataset)
+    a_worker_dies_behind_the_decision(world, monkeypatch, dataset)
     world.change(_FROZEN)
     world.change("DELETE FROM documents WHERE id = %s", ids["gone.txt"])
     Desk(world, payer, dataset).an_hour_passes()

@@ -17,6 +17,7 @@ from fltr_pipeline.stores.fltr.leases import BACKOFF
 from fltr_pipeline.stores.fltr.locks import existing, lock_documents, lock_free
 
 _MOVED = 100
+"""Documents that are elsewhere by now and are locked in passing, at most, but for a page."""
 
 
 @dataclass(frozen=True, slots=True)
